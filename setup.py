@@ -1,0 +1,39 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+
+# What each floor and ceiling is for: transformers 5.19 has `loss_is_scaled_for_ga`; TRL keeps its trainer bases private,
+# so 2.0 may move them.
+INSTALL = [
+    "torch>=2.6",
+    "transformers>=5.19,<6",
+    "trl>=1.16,<2",
+    "peft>=0.18",
+    "accelerate>=1.10.1",
+    "datasets>=4.7",
+    "evaluate>=0.4.6",
+    "huggingface_hub>=1.31,<3",
+    "rouge_score>=0.1.2",
+    "safetensors>=0.8",
+    "numpy",
+    "pyyaml>=6.0.1",
+    "jinja2",
+    "rich",
+    "tqdm",
+]
+
+setup(
+    name="tokforget",
+    version="0.1.0",
+    description="Learn which tokens of a prompt a language model can do without, and restore them",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["tokforget*"]), "tokforget.hub_cards"],
+    package_dir={"tokforget.hub_cards": "hub_cards"},
+    package_data={"tokforget": ["embedded_model/*"], "tokforget.hub_cards": ["*.md"]},
+    install_requires=INSTALL,
+    extras_require={"test": ["pytest>=8", "hypothesis"], "quality": ["ruff"]},
+)

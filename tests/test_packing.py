@@ -1,0 +1,33 @@
+"""Rows against a slow construction by hand."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokforget.packing import cut_blocks, kept_tokens, prefix_rows
+
+
+@given(st.lists(st.integers(0, 9), max_size=50), st.integers(1, 20))
+def test_blocks_lose_nothing(ids, length):
+    blocks = list(cut_blocks(ids, length))
+    assert [i for block in blocks for i in block] == ids
+    assert all(len(block) == length for block in blocks[:-1])
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 100_000), st.integers(1, 4), st.integers(1, 12))
+def test_rows_are_kept_separator_original(seed, batch_size, num_tokens):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, 50, (batch_size, num_tokens), generator=generator)
+    lengths = torch.randint(1, num_tokens + 1, (batch_size,), generator=generator)
+    valid = torch.arange(num_tokens) < lengths[:, None]
+    keep = (torch.rand(batch_size, num_tokens, generator=generator) < 0.5) & valid
+    rows = prefix_rows(ids, keep, valid, sep_token_id=77, pad_token_id=0)
+    for b in range(batch_size):
+        kept = ids[b][keep[b]].tolist()
+        expected = [*kept, 77, *ids[b][valid[b]].tolist()]
+        assert rows.input_ids[b, : len(expected)].tolist() == expected
+        assert rows.attention_mask[b].tolist() == [1] * len(expected) + [0] * (rows.input_ids.shape[1] - len(expected))
+        assert int(rows.original_start[b]) == len(kept) + 1
+        compressed = kept_tokens(ids, keep, pad_token_id=0)[b].tolist()
+        assert compressed[: len(kept)] == kept and set(compressed[len(kept) :]) <= {0}

@@ -1,0 +1,23 @@
+"""tokforget: learn which tokens of a prompt a language model can do without, and restore them."""
+
+from importlib import import_module
+
+
+__version__ = "0.1.0"
+
+# Names are imported when used: `import tokforget` stays fast and touches nothing.
+_EXPORTS = {
+    "ForgetConfig": "config",
+    "ForgetModel": "modeling",
+    "ForgetModelConfig": "modeling",
+    "ForgetTrainer": "trainer",
+    "KeepMaskPolicy": "policy",
+    "Reconstructor": "reconstructor",
+}
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str):
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'tokforget' has no attribute {name!r}")
+    return getattr(import_module(f"tokforget.{_EXPORTS[name]}"), name)

@@ -1,0 +1,344 @@
+"""
+Arguments of a run: fields, help, checks; and the one parser of all recipes.
+
+No `from __future__ import annotations` here: the host's parser reads the annotations as types.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from tokforget._trl import _BaseConfig
+from tokforget.masking import check_rate
+
+
+# Names that people know from scripts of this kind, and the fields that do the same.
+ALIASES = {
+    "data_path": "dataset_name",
+    "reconstructor_path": "reconstructor_name_or_path",
+    "max_epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "learning_rate_policy": "policy_learning_rate",
+    "learning_rate_reconstructor": "reconstructor_learning_rate",
+    "reward_type": "reward_funcs",
+}
+DEVICES = {"cpu": "true", "cuda": "false", "gpu": "false"}
+
+
+@dataclass
+class DataArguments:
+    """Where the texts come from, and how they are cut."""
+
+    dataset_name: str = field(
+        metadata={
+            "help": "Hub id such as `Salesforce/wikitext`, a .txt/.json/.jsonl/.csv/.parquet file, a folder of them, or "
+            "`embedded` for the documentation that Python carries."
+        }
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
+    max_length: int = field(
+        default=128, metadata={"help": "Tokens per block; documents are cut into blocks, the last may be shorter."}
+    )
+    min_length: int = field(
+        default=16, metadata={"help": "Blocks of fewer tokens are left out of training and evaluation, and counted."}
+    )
+    max_train_texts: int | None = field(
+        default=None, metadata={"help": "Blocks to train on, drawn at random; all by default."}
+    )
+    max_eval_texts: int = field(default=64, metadata={"help": "Validation blocks during training, drawn at random."})
+    max_test_texts: int = field(
+        default=128, metadata={"help": "Test blocks of the closing comparison with the baselines; 0 leaves it out."}
+    )
+
+    def __post_init__(self):
+        for name, least in (("max_length", 2), ("min_length", 1), ("max_eval_texts", 1), ("max_test_texts", 0)):
+            _at_least(self, name, least)
+        if self.min_length > self.max_length:
+            raise ValueError(
+                f"`min_length` ({self.min_length}) exceeds `max_length` ({self.max_length}): no block is left."
+            )
+
+
+@dataclass
+class ModelArguments:
+    """The reconstructor to start from, and the shape of the policy."""
+
+    reconstructor_name_or_path: str = field(
+        metadata={
+            "help": "Causal language model (Hub id or folder), a folder with a LoRA adapter to go on from, or `embedded` for "
+            "the small GPT-2 that the package carries."
+        }
+    )
+    reconstructor_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
+    layout: str = field(
+        default="prefix",
+        metadata={
+            "help": "`prefix` ([kept] <sep> [original], causal) or `infill` (gaps filled in one pass). LOG.md compares."
+        },
+    )
+    lora_rank: int = field(default=16, metadata={"help": "Rank of the adapter."})
+    lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapter; alpha / rank multiplies its output."})
+    policy_hidden_size: int = field(default=128, metadata={"help": "Width of the policy's trunk."})
+    policy_dilations: list[int] = field(
+        default_factory=lambda: [1, 2, 4, 8, 1], metadata={"help": "Dilation of each convolution block of the policy."}
+    )
+    window: int = field(
+        default=32, metadata={"help": "Tokens per decision; a text of T tokens takes ceil(T / window)."}
+    )
+    logit_bound: float = field(
+        default=8.0, metadata={"help": "Keep logits lie within +-this before the budget's bias."}
+    )
+    ngram_buckets: int = field(
+        default=2**18,
+        metadata={"help": "Size of the policy's hashed count tables, a power of two; 0 leaves them out."},
+    )
+
+    def __post_init__(self):
+        if self.layout not in ("prefix", "infill"):
+            raise ValueError(f"`layout` must be 'prefix' or 'infill', got {self.layout!r}.")
+        for name in ("lora_rank", "lora_alpha", "policy_hidden_size", "window"):
+            _at_least(self, name, 1)
+        if self.logit_bound <= 0:
+            raise ValueError(f"`logit_bound` must be positive, got {self.logit_bound}.")
+        if self.ngram_buckets < 0 or self.ngram_buckets & (self.ngram_buckets - 1):
+            raise ValueError(f"`ngram_buckets` must be 0 or a power of two, got {self.ngram_buckets}.")
+
+
+@dataclass
+class ForgetConfig(_BaseConfig):
+    """Training arguments of [`ForgetTrainer`]: those of the host's `TrainingArguments`, and the fields below."""
+
+    _VALID_DICT_FIELDS = _BaseConfig._VALID_DICT_FIELDS
+
+    # Host defaults that differ here
+    bf16: bool | None = field(
+        default=None, metadata={"help": "bfloat16 autocast; by default on where a GPU supports it, off on CPU."}
+    )
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Trade compute for memory in the reconstructor."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator takes the columns it needs."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of both learning rates."})
+    warmup_steps: float = field(default=20, metadata={"help": "Steps over which both learning rates rise."})
+    hub_strategy: str = field(
+        default="end", metadata={"help": "When to push; the host's `every_save` would leave the adapter folder out."}
+    )
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Every parameter is used."})
+    metric_for_best_model: str | None = field(default="bits_lost", metadata={"help": "Lower is better for bits."})
+
+    # Learning rates
+    policy_learning_rate: float = field(
+        default=3e-3, metadata={"help": "Of the policy, per step of its own schedule (LOG.md, learning rates)."}
+    )
+    reconstructor_learning_rate: float = field(
+        default=2e-3, metadata={"help": "Of the adapter; small models take 2e-3, GPT-2 takes 2e-4 to 1e-3."}
+    )
+
+    # Episodes
+    num_masks: int = field(default=4, metadata={"help": "Keep masks drawn per text and step, at least 2."})
+    min_rate: float = field(default=0.2, metadata={"help": "Lowest requested rate in training, in (0, 1)."})
+    max_rate: float = field(default=0.8, metadata={"help": "Highest requested rate in training, in (0, 1)."})
+
+    # Rewards and credit
+    reward_funcs: list[str] = field(
+        default_factory=lambda: ["information_theoretic"],
+        metadata={"help": "`information_theoretic`, `simple`, or import paths such as `my_package.rewards:name`."},
+    )
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "One weight per reward; 1 each by default."}
+    )
+    keep_price: float | None = field(
+        default=None, metadata={"help": "Bits charged per kept token; by default each text's marginal price."}
+    )
+    credit_decay: float = field(
+        default=0.3,
+        metadata={
+            "help": "Share of a neighbour's reward credited to a token, per token of distance; 1 is the whole text."
+        },
+    )
+    gamma: float = field(
+        default=0.0, metadata={"help": "Discount per decision of the rewards of later windows, in [0, 1]."}
+    )
+
+    # Loss
+    entropy_coef: float = field(default=0.05, metadata={"help": "Weight of the policy's entropy, bits per nat."})
+    reconstructor_coef: float = field(
+        default=1.0, metadata={"help": "Weight of the reconstruction loss; 0 freezes the adapter."}
+    )
+    random_mask_share: float = field(
+        default=0.2,
+        metadata={
+            "help": "Share of random keep masks in the reconstructor's batch, in [0, 1): keeps it from colluding."
+        },
+    )
+
+    # Evaluation
+    eval_rates: list[float] = field(
+        default_factory=lambda: [0.3, 0.5, 0.7], metadata={"help": "Rates at which evaluation compresses."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Evaluations without a better `metric_for_best_model` before training stops."}
+    )
+
+    def __post_init__(self):
+        if self.learning_rate not in (TrainingArguments.learning_rate, self.reconstructor_learning_rate):
+            raise ValueError(
+                f"`learning_rate` ({self.learning_rate}) is ambiguous here: set `policy_learning_rate` and "
+                "`reconstructor_learning_rate`."
+            )
+        self.learning_rate = self.reconstructor_learning_rate
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and not self.use_cpu and _gpu_has_bf16()
+        if self.metric_for_best_model is not None and self.greater_is_better is None:
+            self.greater_is_better = (
+                "bits" not in self.metric_for_best_model and "loss" not in self.metric_for_best_model
+            )
+        super().__post_init__()
+        _at_least(self, "num_masks", 2)
+        for name in ("min_rate", "max_rate"):
+            check_rate(getattr(self, name))
+        if not self.min_rate <= self.max_rate < 1:
+            raise ValueError(f"Needed is `min_rate` <= `max_rate` < 1, got {self.min_rate} and {self.max_rate}.")
+        if not self.eval_rates:
+            raise ValueError("`eval_rates` is empty; pass at least one rate.")
+        for rate in self.eval_rates:
+            check_rate(rate)
+        for name, high in (("credit_decay", 1.0), ("gamma", 1.0)):
+            if not 0 <= getattr(self, name) <= high:
+                raise ValueError(f"`{name}` must lie in [0, {high:g}], got {getattr(self, name)}.")
+        if not 0 <= self.random_mask_share < 1:
+            raise ValueError(f"`random_mask_share` must lie in [0, 1), got {self.random_mask_share}.")
+        for name in ("policy_learning_rate", "reconstructor_learning_rate", "entropy_coef", "reconstructor_coef"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+        if self.reward_weights is not None and len(self.reward_weights) != len(self.reward_funcs):
+            raise ValueError(
+                f"`reward_weights` has {len(self.reward_weights)} entries for {len(self.reward_funcs)} `reward_funcs`."
+            )
+        if self.early_stopping_patience is not None and not self.load_best_model_at_end:
+            raise ValueError(
+                "`early_stopping_patience` needs `load_best_model_at_end: true` and evaluations to compare."
+            )
+        if self.gradient_checkpointing:
+            raise ValueError("`gradient_checkpointing` is not supported: policy and adapter fit without it.")
+        if self.label_smoothing_factor:
+            raise ValueError("`label_smoothing_factor` would smooth the bits that are the reward; leave it at 0.")
+
+
+def _at_least(arguments, name: str, least: int) -> None:
+    if getattr(arguments, name) < least:
+        raise ValueError(f"`{name}` must be at least {least}, got {getattr(arguments, name)}.")
+
+
+def _gpu_has_bf16() -> bool:
+    import torch
+
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+# -- parsing -----------------------------------------------------------------------------------------------------------
+class _OneLineParser(HfArgumentParser):
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def parse_arguments(
+    dataclass_types: Sequence[type], argv: Sequence[str] | None = None, description: str | None = None
+) -> tuple:
+    """
+    Arguments of a recipe: defaults, then `--config file.yaml`, then the command line, the later winning.
+
+    A YAML value goes through the same conversion as a word on the command line, so that a wrong type is an error in both.
+    An unknown key, a wrong type or an impossible combination prints one line and exits with 2.
+
+    Returns:
+        `tuple`: One instance of each dataclass.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _OneLineParser(dataclass_types, description=description, allow_abbrev=False,
+                            formatter_class=argparse.ArgumentDefaultsHelpFormatter)  # fmt: skip
+    parser.add_argument("--config", metavar="FILE.yaml", help="Run file: any of the keys below.")
+    parser.add_argument("--device", metavar="cpu|cuda", help="The same as `use_cpu`.")
+    for alias, name in ALIASES.items():
+        if f"--{name}" in parser._option_string_actions:
+            parser.add_argument(f"--{alias}", metavar="...", help=f"The same as `{name}`.")
+    words = _without_aliases(_with_config(argv, parser), parser)
+    known = set(parser._option_string_actions)
+    for word in words:
+        if word.startswith("--") and word.split("=")[0] not in known:
+            parser.error(f"unknown key `{word.split('=')[0].lstrip('-')}`; `--help` lists the keys that exist.")
+    try:
+        # Behind the dataclasses comes what is left: --config and --device, both dealt with.
+        return parser.parse_args_into_dataclasses(words, look_for_args_file=False)[: len(dataclass_types)]
+    except (ValueError, TypeError) as error:
+        parser.error(str(error))
+
+
+def _with_config(argv: list[str], parser: argparse.ArgumentParser) -> list[str]:
+    """Put the keys of `--config FILE` in front of the command line, as words."""
+    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    if "--config" not in argv:
+        return argv
+    at = argv.index("--config")
+    if at + 1 >= len(argv):
+        parser.error("`--config` needs the path of a YAML file.")
+    path = Path(argv[at + 1])
+    try:
+        keys = yaml.safe_load(path.read_text())
+    except OSError as error:
+        parser.error(f"the run file {path} cannot be read: {error.strerror}.")
+    except yaml.YAMLError as error:
+        parser.error(f"the run file {path} is not YAML: {error}")
+    if not isinstance(keys, dict):
+        parser.error(f"the run file {path} must be a mapping of keys to values.")
+    words: list[str] = []
+    for key, value in keys.items():
+        if f"--{key}" not in parser._option_string_actions:
+            parser.error(f"unknown key `{key}` in {path}; `--help` lists the keys that exist.")
+        words += _as_words(key, value, path, parser)
+    return words + argv[:at] + argv[at + 2 :]
+
+
+def _as_words(key: str, value: object, path: Path, parser: argparse.ArgumentParser) -> list[str]:
+    if value is None:
+        if parser.get_default(ALIASES.get(key, key)) is not None:
+            parser.error(f"the key `{key}` in {path} has no value.")
+        return []
+    if isinstance(value, list):
+        return [f"--{key}", *map(str, value)]
+    if isinstance(value, dict):
+        return [f"--{key}", json.dumps(value)]
+    return [f"--{key}", str(value)]
+
+
+def _without_aliases(words: list[str], parser: argparse.ArgumentParser) -> list[str]:
+    out = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name.startswith("--") and name[2:].replace("-", "_") in ALIASES:
+            name = f"--{ALIASES[name[2:].replace('-', '_')]}"
+        out += [name, value] if equals and name.startswith("--") else [word if equals else name]
+    while "--device" in out:
+        at = out.index("--device")
+        device = out[at + 1] if at + 1 < len(out) else ""
+        if device not in DEVICES:
+            parser.error(f"`--device` must be cpu or cuda, got {device!r}.")
+        out[at : at + 2] = ["--use_cpu", DEVICES[device]]
+    return out
+
+
+def as_record(*arguments) -> dict:
+    """Every resolved argument, ready for JSON; secrets are left out."""
+    record = {}
+    for group in arguments:
+        values = group.to_dict() if isinstance(group, TrainingArguments) else dataclasses.asdict(group)
+        record.update({k: v for k, v in values.items() if "token" not in k or k == "max_tokens"})
+    return json.loads(json.dumps(record, default=str))

@@ -1,0 +1,138 @@
+r"""
+The typed episode batch; from rewards to returns to advantages.
+
+One text under one keep mask is an episode, decided in `S` windows. Rewards come per token `(N, T)` or per decision
+`(N, S)`, in bits, higher is better. With `d(t, u)` the distance of two tokens and `s(t)` the window of a token,
+
+    token return      C_t = sum_u w(t, u) r_u,   w(t, u) = max(decay ** d(t, u), gamma ** (s(u) - s(t)) if s(u) > s(t))
+    decision return   G_s = sum_{s' >= s} gamma ** (s' - s) R_s'
+    advantage         A_t = (C_t + G_s(t)) - mean of the same over the other masks of the text
+
+A kept token tells the reconstructor something about its neighbours on *both* sides, earlier windows included, hence the
+two-sided kernel. `decay = 1` gives every token the whole text's reward: unbiased, and drowned in noise on long texts.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class EpisodeBatch:
+    """
+    Episodes, those of one text side by side: `N = texts * num_masks`.
+
+    Args:
+        input_ids (`torch.LongTensor` of shape `(N, T)`), valid (`torch.BoolTensor` of shape `(N, T)`): The texts.
+        rate (`torch.FloatTensor` of shape `(N,)`): Requested rate.
+        keep_mask (`torch.BoolTensor` of shape `(N, T)`): What was kept.
+        keep_probability (`torch.FloatTensor` of shape `(N, T)`): Of the policy, detached.
+        token_nll (`torch.FloatTensor` of shape `(N, T)`): Bits, detached; 0 for kept tokens and padding.
+        token_correct (`torch.BoolTensor` of shape `(N, T)`): Dropped tokens that were the model's first choice.
+        window (`int`): Tokens per decision.
+        num_masks (`int`): Episodes per text.
+        keep_price (`float`, *optional*): Bits per kept token; `None` has each reward estimate the marginal price.
+    """
+
+    input_ids: torch.Tensor
+    valid: torch.Tensor
+    rate: torch.Tensor
+    keep_mask: torch.Tensor
+    keep_probability: torch.Tensor
+    token_nll: torch.Tensor
+    token_correct: torch.Tensor
+    window: int
+    num_masks: int
+    keep_price: float | None = None
+
+    @property
+    def num_decisions(self) -> int:
+        """`S`: decisions of the longest text."""
+        return -(-self.input_ids.shape[1] // self.window)
+
+    @property
+    def decisions_per_episode(self) -> torch.Tensor:
+        """Decisions that each text really has, `(N,)`."""
+        return -(-self.valid.sum(1) // self.window)
+
+    @property
+    def dropped(self) -> torch.Tensor:
+        return ~self.keep_mask & self.valid  # (N, T)
+
+    def price(self, distortion: torch.Tensor) -> torch.Tensor:
+        r"""
+        Lagrange price of a kept token, `(N,)`, in the unit of `distortion` `(N, T)`.
+
+        The budget is met by the policy's own bias, so the multiplier need not be searched for: it is the mean distortion
+        of the tokens at the margin, `sum p (1 - p) distortion / sum p (1 - p)` over the tokens dropped from a text under
+        any of its masks. With the count fixed in expectation a constant price does not move the exact gradient; it takes
+        the noise of the count out of it.
+        """
+        if self.keep_price is not None:
+            return distortion.new_full((len(distortion),), self.keep_price)
+        margin = self.keep_probability * (1 - self.keep_probability) * self.dropped
+        by_text = torch.stack([(margin * distortion).sum(1), margin.sum(1)]).view(2, -1, self.num_masks).sum(2)
+        return (by_text[0] / by_text[1].clamp(min=1e-6)).repeat_interleave(self.num_masks)
+
+    def per_decision(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum `(N, T)` over each window: `(N, S)`."""
+        padded = torch.nn.functional.pad(values, (0, self.num_decisions * self.window - values.shape[1]))
+        return padded.view(len(values), self.num_decisions, self.window).sum(2)
+
+    def per_token(self, values: torch.Tensor) -> torch.Tensor:
+        """Repeat a value per decision `(N, S)` for each token of its window: `(N, T)`."""
+        return values.repeat_interleave(self.window, 1)[:, : self.input_ids.shape[1]]
+
+
+def token_returns(rewards: torch.Tensor, window: int, decay: float, gamma: float) -> torch.Tensor:
+    """Token returns `C` `(N, T)` of token rewards `(N, T)`: the sum above, as one product with the `(T, T)` weights."""
+    position = torch.arange(rewards.shape[1], device=rewards.device)
+    distance = (position[:, None] - position[None, :]).abs()
+    later = (position[None, :] // window - position[:, None] // window).clamp(min=0)
+    weight = torch.maximum(
+        torch.as_tensor(decay, dtype=rewards.dtype) ** distance,
+        torch.where(later > 0, torch.as_tensor(gamma, dtype=rewards.dtype) ** later, 0.0),
+    )
+    return rewards @ weight.T.to(rewards)  # (N, T)
+
+
+def decision_returns(rewards: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Discounted sum `G` `(N, S)` of the decision rewards `(N, S)` from each decision on."""
+    decision = torch.arange(rewards.shape[1], device=rewards.device)
+    ahead = decision[None, :] - decision[:, None]
+    weight = torch.where(ahead >= 0, torch.as_tensor(gamma, dtype=rewards.dtype) ** ahead.clamp(min=0), 0.0)
+    return rewards @ weight.T.to(rewards)
+
+
+def leave_one_out_advantages(returns: torch.Tensor, num_masks: int) -> torch.Tensor:
+    r"""
+    Advantage of each keep mask over the mean return of the other masks drawn for the same text, place by place.
+
+    Args:
+        returns (`torch.FloatTensor` of shape `(num_texts * num_masks, places)`):
+            Returns in bits, higher is better; a text's masks stand side by side. `nan` anywhere in a row marks an
+            episode that could not be scored.
+        num_masks (`int`): Masks per text.
+
+    Returns:
+        `torch.FloatTensor` of the same shape and unit, detached: sums to zero over a text's scored masks; zero for an
+        episode that could not be scored or has no scored other to be compared with.
+
+    Raises:
+        `ValueError`: If `num_masks` is below 2, for one mask has no others to be compared with.
+
+    Source: Ahmadian et al. 2024, arXiv 2402.14740 (RLOO). Differs: one baseline per place; unscored episodes leave it.
+
+    >>> leave_one_out_advantages(torch.tensor([[1.0], [0.0], [0.0]]), num_masks=3).squeeze(1)
+    tensor([ 1.0000, -0.5000, -0.5000])
+    """
+    if num_masks < 2:
+        raise ValueError(
+            f"`num_masks` must be at least 2, got {num_masks}: a mask is compared with the text's others."
+        )
+    returns = returns.detach().view(-1, num_masks, returns.shape[-1])
+    scored = ~torch.isnan(returns).any(2, keepdim=True)  # (texts, masks, 1)
+    known = torch.where(scored, returns, 0.0)
+    others = scored.sum(1, keepdim=True) - 1
+    baseline = (known.sum(1, keepdim=True) - known) / others.clamp(min=1)
+    return torch.where(scored & (others > 0), known - baseline, 0.0).flatten(0, 1)

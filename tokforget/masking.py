@@ -1,0 +1,72 @@
+"""
+Keep-mask algebra: how many tokens a budget allows, and which ones the scores select. The only place that rounds.
+
+A keep mask is boolean, True is kept; padding is never kept. A compression rate is kept / original.
+"""
+
+import torch
+
+
+# 0.29 * 100 is 28.999999999999996 in floating point; a budget that is met on paper must be met here.
+_ROUNDING_SLACK = 1e-6
+
+
+def check_rate(rate: float) -> float:
+    """Return `rate` if it is a compression rate in (0, 1], else raise `ValueError`."""
+    if not 0.0 < float(rate) <= 1.0:
+        raise ValueError(
+            f"`compression_rate` must lie in (0, 1], got {rate}. It is the fraction of tokens kept; for four times "
+            "smaller pass 0.25."
+        )
+    return float(rate)
+
+
+def keep_count(num_tokens: torch.Tensor, rate: torch.Tensor | float) -> torch.Tensor:
+    """
+    Number of tokens that a rate allows: the largest count that does not exceed `rate * num_tokens`, but at least 1.
+
+    Args:
+        num_tokens (`torch.LongTensor` of shape `(batch_size,)`): Tokens of each text, padding excluded.
+        rate (`float` or `torch.FloatTensor` of shape `(batch_size,)`): Fraction to keep, in (0, 1].
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size,)`: 0 for an empty text, else in `[1, num_tokens]`, monotone in `rate`.
+
+    >>> keep_count(torch.tensor([10, 3, 1, 0]), 0.5)
+    tensor([5, 1, 1, 0])
+    """
+    rate = torch.as_tensor(rate, dtype=torch.float64, device=num_tokens.device)
+    # A rate that arrives in float32 (0.3 -> 0.30000001) is the decimal that was asked for.
+    allowed = torch.floor(num_tokens.double() * rate + _ROUNDING_SLACK * num_tokens.double().clamp(min=1)).long()
+    return torch.minimum(allowed.clamp(min=1), num_tokens)
+
+
+def top_k_mask(scores: torch.Tensor, counts: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """
+    Keep exactly `counts` tokens of each text, those with the highest scores; ties go to the earlier token.
+
+    Args:
+        scores (`torch.FloatTensor` of shape `(batch_size, num_tokens)`):
+            Higher is kept first; `inf` marks a protected token. `nan` is an error.
+        counts (`torch.LongTensor` of shape `(batch_size,)`): Tokens to keep, at most the valid ones.
+        valid (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): False for padding.
+
+    Returns:
+        `torch.BoolTensor` of shape `(batch_size, num_tokens)`: The keep mask.
+    """
+    if torch.isnan(scores).any():
+        raise ValueError("Scores contain nan: a token without a score can be neither kept nor dropped.")
+    scores = scores.masked_fill(~valid, -torch.inf)
+    # Sorting by (valid, score): a score of -inf on a real token must still win over padding.
+    order = torch.argsort(scores, dim=1, descending=True, stable=True)
+    order = order.gather(1, torch.argsort(valid.gather(1, order).int(), dim=1, descending=True, stable=True))
+    ranks = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
+    return (ranks < counts[:, None]) & valid  # (B, T)
+
+
+def random_keep_mask(counts: torch.Tensor, valid: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Keep exactly `counts` `(B,)` tokens of each text, chosen uniformly without replacement; `(B, T)` bool."""
+    noise = torch.rand(valid.shape, generator=generator).to(valid.device)
+    return top_k_mask(noise, counts, valid)

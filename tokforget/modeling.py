@@ -1,0 +1,380 @@
+"""
+Policy and reconstructor as one `PreTrainedModel`: one forward for the trainer, and one folder on disk.
+
+    config.json, model.safetensors (the policy alone), adapter/ (PEFT), tokenizer files, README.md, training_config.json
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from peft import set_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import ModelOutput
+
+from tokforget.masking import keep_count
+from tokforget.policy import KeepMaskPolicy
+from tokforget.reconstructor import (
+    Reconstructor,
+    add_adapter,
+    is_adapter,
+    load_adapter,
+    load_base_model,
+    marker_token_id,
+)
+
+
+WEIGHTS = "model.safetensors"
+ADAPTER = "adapter"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+class ForgetModelConfig(PreTrainedConfig):
+    """
+    Shape of the policy, layout of the reconstructor, and the base model it stands on.
+
+    The fields of the policy are those of [`KeepMaskPolicy`]; `base_model_name_or_path` is an id, a folder, or
+    `"embedded"` for the packaged model.
+    """
+
+    model_type = "tokforget"
+
+    base_model_name_or_path: str = ""
+    base_model_revision: str | None = None
+    layout: str = "prefix"
+    marker_token_id: int = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
+    vocab_size: int = 0
+    base_hidden_size: int = 0
+    hidden_size: int = 128
+    dilations: list[int] | None = None
+    kernel_size: int = 5
+    head_size: int = 64
+    window: int = 32
+    logit_bound: float = 8.0
+    ngram_buckets: int = 2**18
+
+    def __post_init__(self, **kwargs):
+        self.dilations = [1, 2, 4, 8, 1] if self.dilations is None else self.dilations
+        super().__post_init__(**kwargs)
+
+    def build_policy(self) -> KeepMaskPolicy:
+        if self.vocab_size < 1 or self.base_hidden_size < 1:
+            raise ValueError(
+                f"The policy needs to know the base model's vocabulary, got vocab_size={self.vocab_size} and "
+                f"base_hidden_size={self.base_hidden_size}. Build the model with `ForgetModel.from_base`."
+            )
+        return KeepMaskPolicy(
+            vocab_size=self.vocab_size,
+            base_hidden_size=self.base_hidden_size,
+            hidden_size=self.hidden_size,
+            dilations=tuple(self.dilations),
+            kernel_size=self.kernel_size,
+            head_size=self.head_size,
+            window=self.window,
+            logit_bound=self.logit_bound,
+            ngram_buckets=self.ngram_buckets,
+        )
+
+
+@dataclass
+class ForgetOutput(ModelOutput):
+    """
+    One forward for both losses; `N = texts * num_masks` episodes.
+
+    Args:
+        actions, log_probs, entropy, keep_logits (`torch.Tensor` of shape `(N, T)`): See [`Decisions`].
+        token_nll (`torch.FloatTensor` of shape `(N, T)`): Bits of the dropped tokens of each episode.
+        token_correct (`torch.BoolTensor` of shape `(N, T)`): Dropped tokens that were the model's first choice.
+        bits_per_dropped (`torch.FloatTensor` of shape `(N + R,)`): Mean bits of the dropped tokens of each row, the `R`
+            rows with random masks last. Their mean is the reconstruction loss.
+    """
+
+    actions: torch.Tensor | None = None
+    log_probs: torch.Tensor | None = None
+    entropy: torch.Tensor | None = None
+    keep_logits: torch.Tensor | None = None
+    token_nll: torch.Tensor | None = None
+    token_correct: torch.Tensor | None = None
+    bits_per_dropped: torch.Tensor | None = None
+
+
+class ForgetModel(PreTrainedModel):
+    """The policy and, where the whole loop or `restore` is needed, the reconstructor."""
+
+    config_class = ForgetModelConfig
+    base_model_prefix = "tokforget"
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+
+    def __init__(self, config: ForgetModelConfig, reconstructor: Reconstructor | None = None):
+        super().__init__(config)
+        self.policy = config.build_policy()
+        # Before a PEFT model is attached: `post_init` would draw its LoRA weights anew, without a word.
+        self.post_init()
+        self.reconstructor = reconstructor
+        if reconstructor is not None:
+            self.policy.tokens.attach(reconstructor.base_model.get_input_embeddings())
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        """The policy's modules initialise themselves."""
+
+    def tie_weights(self, *args, **kwargs) -> None:
+        """The reconstructor ties its own weights; the walk of the host cannot see through PEFT."""
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.policy.tokens
+
+    # -- one forward ---------------------------------------------------------------------------------------------------
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        rate: torch.Tensor,
+        num_masks: int = 1,
+        generator: torch.Generator | None = None,
+        random_texts: torch.Tensor | None = None,
+        random_keep_mask: torch.Tensor | None = None,
+    ) -> ForgetOutput:
+        """
+        Decide, mask, and score in one reconstructor forward.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(B, T)`), attention_mask (`torch.LongTensor` of shape `(B, T)`):
+                Texts, padded on the right.
+            rate (`torch.FloatTensor` of shape `(B,)`): Requested rates.
+            num_masks (`int`): Episodes per text.
+            generator (`torch.Generator`, *optional*): Samples the keep masks; without it the best are taken.
+            random_texts (`torch.LongTensor` of shape `(R,)`, *optional*), random_keep_mask (`torch.BoolTensor` of shape
+                `(R, T)`, *optional*): Further rows for the reconstructor: which text, under which mask.
+        """
+        valid = attention_mask.bool()
+        counts = keep_count(valid.sum(1), rate)
+        decisions = self.policy.decide(input_ids, valid, rate, counts, num_masks=num_masks, generator=generator)
+        keep_mask = decisions.actions.bool()
+        episode_ids, episode_valid = input_ids.repeat_interleave(num_masks, 0), valid.repeat_interleave(num_masks, 0)
+        num_episodes = len(episode_ids)
+        if random_texts is not None and len(random_texts):
+            episode_ids = torch.cat([episode_ids, input_ids[random_texts]])
+            episode_valid = torch.cat([episode_valid, valid[random_texts]])
+            keep_mask = torch.cat([keep_mask, random_keep_mask & valid[random_texts]])
+        scores = self.reconstructor.token_nll(episode_ids, keep_mask, episode_valid)
+        num_dropped = (~keep_mask & episode_valid).sum(1)
+        return ForgetOutput(
+            actions=decisions.actions,
+            log_probs=decisions.log_probs,
+            entropy=decisions.entropy,
+            keep_logits=decisions.keep_logits,
+            token_nll=scores.nll[:num_episodes],
+            token_correct=scores.correct[:num_episodes],
+            bits_per_dropped=scores.nll.sum(1) / num_dropped.clamp(min=1),
+        )
+
+    @torch.no_grad()
+    def keep_mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
+        """The best keep mask `(B, T)` at exactly the budget of `rate` `(B,)`."""
+        valid = attention_mask.bool()
+        return self.policy.decide(input_ids, valid, rate, keep_count(valid.sum(1), rate)).actions.bool()
+
+    # -- building ------------------------------------------------------------------------------------------------------
+    @classmethod
+    def from_base(
+        cls,
+        reconstructor_name_or_path: str,
+        tokenizer: PreTrainedTokenizerBase,
+        revision: str | None = None,
+        lora_rank: int = 16,
+        lora_alpha: int = 32,
+        **config,
+    ) -> "ForgetModel":
+        """
+        A fresh policy over a causal language model with a fresh adapter, or over an adapter folder to go on from.
+
+        Args:
+            reconstructor_name_or_path (`str`): Id or folder of a causal language model, `"embedded"`, or a folder with an
+                adapter (or with an `adapter/` inside).
+            **config: Fields of [`ForgetModelConfig`].
+        """
+        folder = next((p for p in (Path(reconstructor_name_or_path, ADAPTER), Path(reconstructor_name_or_path))
+                       if is_adapter(p)), None)  # fmt: skip
+        if folder is not None:
+            model = load_adapter(str(folder), is_trainable=True)
+            base_name = model.peft_config["default"].base_model_name_or_path
+        else:
+            base_name = reconstructor_name_or_path
+            base = load_base_model(base_name, revision)
+            _check_vocabulary(base, tokenizer)
+            model = add_adapter(base, lora_rank, lora_alpha)
+        model.peft_config["default"].base_model_name_or_path = base_name
+        embeddings = model.get_base_model().get_input_embeddings()
+        config = ForgetModelConfig(
+            base_model_name_or_path=base_name,
+            base_model_revision=revision,
+            marker_token_id=marker_token_id(tokenizer),
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            vocab_size=embeddings.weight.shape[0],
+            base_hidden_size=embeddings.weight.shape[1],
+            **config,
+        )
+        return cls(config, Reconstructor(model, config.layout, config.marker_token_id))
+
+    # -- the model folder ----------------------------------------------------------------------------------------------
+    def save_pretrained(
+        self,
+        save_directory,
+        is_main_process: bool = True,
+        state_dict: dict | None = None,
+        push_to_hub: bool = False,
+        **kwargs,
+    ) -> None:
+        """
+        Write config, policy and adapter. Each file appears whole or not at all; safetensors only.
+
+        `state_dict` is what a sharding trainer gathered, with this model's own names.
+        """
+        if push_to_hub:
+            raise NotImplementedError("Save the folder, then upload it with `huggingface_hub.upload_folder`.")
+        if not is_main_process:
+            return
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.policy.tokens.refresh()
+        state = self.state_dict() if state_dict is None else state_dict
+        self.config.architectures = [type(self).__name__]
+        policy = {
+            name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if name.startswith("policy.")
+        }
+        policy["policy.tokens.table"] = self.policy.tokens.table.cpu()
+        _replace_file(folder / WEIGHTS, lambda path: save_file(policy, path, metadata={"format": "pt"}))
+        if self.reconstructor is not None:
+            prefix = "reconstructor.model."
+            gathered = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+            staging = folder / f".{ADAPTER}"
+            self.reconstructor.model.save_pretrained(staging, state_dict=gathered, save_embedding_layers=False)
+            (folder / ADAPTER).mkdir(exist_ok=True)
+            for name in (ADAPTER_WEIGHTS, "adapter_config.json"):
+                os.replace(staging / name, folder / ADAPTER / name)
+            for leftover in staging.iterdir():
+                leftover.unlink()
+            staging.rmdir()
+        # Last: a folder without a config is not taken for a model.
+        _replace_file(folder / "config.json", lambda path: self.config.to_json_file(path))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        *model_args,
+        config: ForgetModelConfig | None = None,
+        with_reconstructor: bool = True,
+        is_trainable: bool = False,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | None = None,
+        local_files_only: bool = False,
+        **kwargs,
+    ) -> "ForgetModel":
+        """
+        Load a model folder, local or on the Hub.
+
+        Args:
+            with_reconstructor (`bool`): False loads the policy alone: no base model, no adapter, no PEFT.
+            is_trainable (`bool`): Whether the adapter is to be trained on.
+
+        Raises:
+            `ValueError`: If the folder is no tokforget model, or its weights are broken or of another shape.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            folder = Path(
+                snapshot_download(
+                    str(pretrained_model_name_or_path), revision=revision, token=token, cache_dir=cache_dir,
+                    local_files_only=local_files_only, allow_patterns=["*.json", "*.safetensors", f"{ADAPTER}/*"],
+                )
+            )  # fmt: skip
+        check_model_folder(folder)
+        config = config or ForgetModelConfig.from_pretrained(folder)
+        reconstructor = None
+        if with_reconstructor:
+            base = load_base_model(config.base_model_name_or_path, config.base_model_revision)
+            peft_model = load_adapter(str(folder / ADAPTER), base, is_trainable=is_trainable)
+            reconstructor = Reconstructor(peft_model, config.layout, config.marker_token_id)
+        model = cls(config, reconstructor)
+        model.load_policy(folder)
+        return model.train(is_trainable)
+
+    def load_policy(self, folder: str | Path) -> None:
+        """Read the policy's weights from a model folder into this model."""
+        path = Path(folder, WEIGHTS)
+        try:
+            state = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a whole safetensors file: {error}. Download or save it again.") from error
+        own = {f"policy.{name}": tensor for name, tensor in self.policy.state_dict().items()}
+        wrong = sorted(own.keys() ^ state.keys()) or sorted(n for n in own if own[n].shape != state[n].shape)
+        if wrong:
+            raise ValueError(
+                f"{path} does not fit its config.json; the first of {len(wrong)} misfits is {wrong[0]!r}."
+            )
+        self.load_state_dict(state, strict=False)
+
+    def load_weights(self, folder: str | Path) -> None:
+        """Read policy and adapter of a checkpoint into this model, in place."""
+        check_model_folder(Path(folder))
+        self.load_policy(folder)
+        adapter = load_file(Path(folder, ADAPTER, ADAPTER_WEIGHTS))
+        result = set_peft_model_state_dict(self.reconstructor.model, adapter)
+        if result.unexpected_keys:
+            raise ValueError(
+                f"{folder}/{ADAPTER} has weights this adapter lacks, such as {result.unexpected_keys[0]!r}."
+            )
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raise `ValueError` unless the folder holds a tokforget model: the config's own word, weights, adapter."""
+    missing = [n for n in ("config.json", WEIGHTS, f"{ADAPTER}/adapter_config.json", f"{ADAPTER}/{ADAPTER_WEIGHTS}")
+               if not (folder / n).is_file()]  # fmt: skip
+    if missing:
+        raise ValueError(
+            f"{folder} is not a tokforget model: it lacks {', '.join(missing)}. Pass the folder a run saved."
+        )
+    model_type = json.loads((folder / "config.json").read_text()).get("model_type")
+    if model_type != ForgetModelConfig.model_type:
+        raise ValueError(f"{folder} holds a model of type {model_type!r}, not 'tokforget'.")
+    for name in (WEIGHTS, f"{ADAPTER}/{ADAPTER_WEIGHTS}"):
+        try:
+            with safe_open(folder / name, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(
+                f"{folder / name} is not a whole safetensors file: {error}. Save or download it again."
+            ) from error
+
+
+def _check_vocabulary(base_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = base_model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"The tokenizer {tokenizer.name_or_path!r} has {len(tokenizer)} tokens, but the model embeds only {rows}. "
+            "Take the tokenizer that the model was trained with."
+        )
+
+
+def _replace_file(path: Path, write) -> None:
+    """Write beside `path`, then rename: a reader sees the old file or the new one, never half of one."""
+    partial = path.with_name(f".{path.name}.partial")
+    write(str(partial))
+    os.replace(partial, path)
+
+
+AutoConfig.register(ForgetModelConfig.model_type, ForgetModelConfig)
+AutoModel.register(ForgetModelConfig, ForgetModel)

@@ -1,0 +1,152 @@
+"""
+Count tables over the training split, and the per-token inputs that the policy reads from them.
+
+What an n-gram model finds predictable is close to what a language model finds predictable, and a look-up costs next to
+nothing: the tables buy the policy more than longer training does (LOG.md).
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+# Absolute discounting, Ney, Essen, Kneser 1994; 0.75 is the customary value where it is not estimated.
+_DISCOUNT = 0.75
+# Counts are stored as round(16 * log2(1 + count)): 8 bits reach a count of 62,000 at 4 % steps.
+_LOG_STEPS = 16.0
+_FEATURE_SCALE = 8.0
+
+
+class NgramTables(nn.Module):
+    """
+    Hashed counts of single tokens, pairs, triples and pairs with a gap, as 8-bit logarithms.
+
+    Args:
+        vocab_size (`int`): Number of token ids.
+        num_buckets (`int`): Buckets of each hashed table, a power of two. Collisions only ever raise a count.
+    """
+
+    num_features = 11
+
+    def __init__(self, vocab_size: int, num_buckets: int):
+        super().__init__()
+        if num_buckets < 1 or num_buckets & (num_buckets - 1):
+            raise ValueError(f"`ngram_buckets` must be a power of two, got {num_buckets}.")
+        self.vocab_size, self.num_buckets = vocab_size, num_buckets
+        self.register_buffer("unigram", torch.zeros(vocab_size, dtype=torch.uint8))
+        for name in ("pair", "triple", "gap"):
+            self.register_buffer(name, torch.zeros(num_buckets, dtype=torch.uint8))
+        self.register_buffer("total", torch.zeros((), dtype=torch.float32))
+
+    @torch.no_grad()
+    def fit(self, texts: Iterable[list[int]]) -> None:
+        """Count the tokens, pairs and triples of the training texts (lists of token ids)."""
+        unigram = torch.zeros(self.vocab_size)
+        pair, triple, gap = (torch.zeros(self.num_buckets) for _ in range(3))
+        for text in texts:
+            ids = torch.as_tensor(text, dtype=torch.long)
+            unigram += torch.bincount(ids, minlength=self.vocab_size)
+            for table, keys in ((pair, self._hash(ids[:-1], ids[1:])),
+                                (triple, self._hash(ids[:-2], ids[1:-1], ids[2:])),
+                                (gap, self._hash(ids[:-2], ids[2:]))):  # fmt: skip
+                table.index_add_(0, keys, torch.ones(len(keys)))
+        if not unigram.any():
+            raise ValueError("The count tables need at least one training token, got none.")
+        self.total.fill_(unigram.sum())
+        for buffer, counts in ((self.unigram, unigram), (self.pair, pair), (self.triple, triple), (self.gap, gap)):
+            buffer.copy_((_LOG_STEPS * torch.log2(1 + counts)).round().clamp(max=255))
+
+    def _hash(self, *ids: torch.Tensor) -> torch.Tensor:
+        key = torch.zeros_like(ids[0])
+        for part in ids:
+            key = (key * 1_000_003 + part + 1) & 0x3FFFFFFFFFFF  # below 2**46: the next product stays within int64
+        return ((key ^ (key >> 21)) * 2_654_435_761 & 0x7FFFFFFFFFFFFFFF) >> 13 & (self.num_buckets - 1)
+
+    def surprisal(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Unigram surprisal in bits, one count added to each token; same shape as `input_ids`."""
+        counts = _count(self.unigram[input_ids])
+        return torch.log2((self.total + self.vocab_size) / (counts + 1))
+
+    def forward(self, input_ids: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """
+        Inputs for the policy.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, num_tokens)`): Token ids, padded on the right.
+            valid (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): False for padding.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_tokens, num_features)`: Surprisal in units of 8 bits (from
+            the token alone, its left neighbour, its right neighbour, two to the left, both sides), then how often
+            token and pair stand earlier in this text, how often the token stands later, the distance to its last
+            occurrence, and the distance from both ends, as logarithms.
+        """
+        # A text's ends look like the end id of its padding: no table has such a pair, so the counts say "unknown".
+        ids = input_ids.masked_fill(~valid, 0)
+        edge = torch.full_like(ids[:, :1], self.vocab_size)
+        after = torch.where(valid, ids, self.vocab_size)
+        left, left2 = torch.cat([edge, ids[:, :-1]], 1), torch.cat([edge, edge, ids[:, :-2]], 1)[:, : ids.shape[1]]
+        right = torch.cat([after[:, 1:], edge], 1)
+
+        count = _count(self.unigram[ids])
+        unigram = (count + 1) / (self.total + self.vocab_size)
+        from_left = self._conditional(self._pair(left, ids), self._single(left), unigram)
+        from_right = self._conditional(self._pair(ids, right), self._single(right), unigram)
+        from_two = self._conditional(
+            _count(self.triple[self._hash(left2, left, ids)]), self._pair(left2, left), from_left
+        )
+        both = self._conditional(
+            _count(self.triple[self._hash(left, ids, right)]), _count(self.gap[self._hash(left, right)]),
+            (from_left * from_right / unigram).clamp(max=1.0),
+        )  # fmt: skip
+        probability = torch.stack([unigram, from_left, from_right, from_two, both], -1)
+        surprisal = -torch.log2(probability.clamp(min=1e-9)) / _FEATURE_SCALE
+
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        earlier, later, distance = _occurrences(after, positions)
+        pair_earlier, _, _ = _occurrences(
+            torch.where(valid, left * (self.vocab_size + 1) + ids, -1 - positions), positions
+        )
+        from_end = (valid.sum(1, keepdim=True) - 1 - positions).clamp(min=0)
+        in_text = torch.stack([earlier, pair_earlier, later, distance, positions, from_end], -1)
+        features = torch.cat([surprisal, torch.log2(1.0 + in_text) / _FEATURE_SCALE], -1)
+        return features * valid[..., None]  # (B, T, F)
+
+    def _single(self, ids: torch.Tensor) -> torch.Tensor:
+        known = ids < self.vocab_size
+        return _count(self.unigram[ids.masked_fill(~known, 0)]) * known
+
+    def _pair(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        return _count(self.pair[self._hash(first, second)])
+
+    @staticmethod
+    def _conditional(joint: torch.Tensor, context: torch.Tensor, backoff: torch.Tensor) -> torch.Tensor:
+        """Absolute discounting; the mass of one discount per context count goes to `backoff`."""
+        context = torch.maximum(context, joint)
+        seen = (joint - _DISCOUNT).clamp(min=0) / context.clamp(min=1)
+        return seen + (_DISCOUNT / (context + _DISCOUNT)) * backoff
+
+
+def _count(stored: torch.Tensor) -> torch.Tensor:
+    return torch.exp2(stored.float() / _LOG_STEPS) - 1
+
+
+def _occurrences(keys: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    For each position of `keys` `(B, T)`: how often its key stands earlier, how often later, and the distance to the
+    last occurrence (0 if there is none), each `(B, T)`. Sorting keeps this O(T log T).
+    """
+    ordered, order = keys.sort(dim=1, stable=True)
+    starts = torch.ones_like(ordered, dtype=torch.bool)
+    starts[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    run_start = torch.where(starts, positions, 0).cummax(1).values
+    ends = torch.ones_like(starts)
+    ends[:, :-1] = starts[:, 1:]
+    last = positions.shape[1]
+    run_end = torch.where(ends, positions, last).flip(1).cummin(1).values.flip(1)
+    previous = torch.cat([order[:, :1], order[:, :-1]], 1)
+    distance = torch.where(starts, 0, order - previous)
+    sorted_values = torch.stack([positions - run_start, run_end - positions, distance])
+    out = torch.empty_like(sorted_values).scatter_(2, order.expand(3, -1, -1), sorted_values)
+    return out[0], out[1], out[2]

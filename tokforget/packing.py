@@ -1,0 +1,70 @@
+"""
+Texts to fixed blocks, and kept tokens to short rows. No row holds a token that its text does not have.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+
+def cut_blocks(token_ids: list[int], length: int) -> Iterator[list[int]]:
+    """Consecutive blocks of `length` ids; the last one may be shorter, and nothing is thrown away."""
+    for start in range(0, len(token_ids), length):
+        yield token_ids[start : start + length]
+
+
+def kept_tokens(input_ids: torch.Tensor, keep_mask: torch.Tensor, pad_token_id: int) -> torch.Tensor:
+    """
+    The compressed text: kept tokens in their order, moved to the left.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size, most_kept)`: Short rows are filled with `pad_token_id`.
+    """
+    counts = keep_mask.sum(1)  # (B,)
+    compressed = input_ids.new_full((len(input_ids), int(counts.max())), pad_token_id)
+    compressed[torch.arange(compressed.shape[1], device=counts.device) < counts[:, None]] = input_ids[keep_mask]
+    return compressed  # (B, K)
+
+
+@dataclass
+class PrefixRows:
+    """
+    Rows `[kept tokens] <sep> [original]`, padded on the right.
+
+    Args:
+        input_ids (`torch.LongTensor` of shape `(batch_size, row_length)`): The rows.
+        attention_mask (`torch.LongTensor` of shape `(batch_size, row_length)`): 1 where a row has a token.
+        original_start (`torch.LongTensor` of shape `(batch_size,)`): Column of the first original token; the logits
+            one column before predict it.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    original_start: torch.Tensor
+
+
+def prefix_rows(
+    input_ids: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor, sep_token_id: int, pad_token_id: int
+) -> PrefixRows:
+    """
+    Build the rows of the prefix layout.
+
+    Args:
+        input_ids (`torch.LongTensor` of shape `(batch_size, num_tokens)`): Texts, padded on the right.
+        keep_mask (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): True is kept; False on padding.
+        valid (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): False for padding.
+        sep_token_id (`int`): The token between the kept tokens and the original.
+        pad_token_id (`int`): Fills the columns that the attention mask hides.
+    """
+    kept, lengths = keep_mask.sum(1), valid.sum(1)  # (B,)
+    row_length = int((kept + 1 + lengths).max())
+    rows = input_ids.new_full((len(input_ids), row_length), pad_token_id)
+    compressed = kept_tokens(input_ids, keep_mask, pad_token_id)
+    rows[:, : compressed.shape[1]] = compressed
+    rows.scatter_(1, kept[:, None], sep_token_id)
+    text, position = valid.nonzero(as_tuple=True)
+    rows[text, kept[text] + 1 + position] = input_ids[valid]
+    columns = torch.arange(row_length, device=rows.device)
+    attention_mask = (columns < (kept + 1 + lengths)[:, None]).long()
+    return PrefixRows(input_ids=rows, attention_mask=attention_mask, original_start=kept + 1)

@@ -1,0 +1,361 @@
+"""
+The reconstructor: a causal language model with a LoRA adapter that restores what was dropped, and scores the loss.
+
+Two layouts behind one seam (`token_nll`, `restore`):
+
+* prefix: `[kept tokens] <sep> [original]`, causal. A dropped token is scored given all kept tokens and the original to
+  its left; restoring goes token by token, kept tokens forced.
+* infill: dropped positions hold the marker token and attention is full; the output at `t - 1` predicts `t`, the shift
+  that keeps a pretrained next-token head useful (BehnamGhader et al. 2024, arXiv 2404.05961; Gong et al. 2024, arXiv
+  2410.17891). One pass restores everything.
+
+No token is added to the vocabulary: separator and marker are the mask token if the tokenizer has one, else its end
+token, which never occurs inside a text. The adapter therefore fits the plain base model.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from tokforget.cross_entropy import dense_cross_entropy, frozen_head_cross_entropy, is_plain_head
+from tokforget.data import EMBEDDED, embedded_model_path
+from tokforget.packing import kept_tokens, prefix_rows
+
+
+LAYOUTS = ("prefix", "infill")
+_LN2 = math.log(2.0)
+
+
+@dataclass
+class TokenScores:
+    """
+    What a keep mask costs, token by token.
+
+    Args:
+        nll (`torch.FloatTensor` of shape `(batch_size, num_tokens)`): `-log2 p` of each dropped token in bits; 0 for
+            kept tokens and padding. Carries the gradient of the adapter.
+        correct (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): True where a dropped token is the most likely
+            one. In the prefix layout the true tokens stand to its left, so this is *not* restoration.
+    """
+
+    nll: torch.Tensor
+    correct: torch.Tensor
+
+
+@dataclass
+class Restoration:
+    """
+    A restored text. It is a guess: `confidence` is the probability the model gave to what it wrote.
+
+    Args:
+        input_ids (`torch.LongTensor` of shape `(batch_size, num_tokens)`): Kept tokens as given, dropped ones restored.
+        confidence (`torch.FloatTensor` of shape `(batch_size, num_tokens)`): 1 for kept tokens, 0 on padding.
+    """
+
+    input_ids: torch.Tensor
+    confidence: torch.Tensor
+
+
+class Reconstructor(nn.Module):
+    """
+    Restores dropped tokens, and says in bits how well it can.
+
+    Args:
+        model (`PeftModel` or `PreTrainedModel`): The causal language model; its dropout is set to 0, since one forward
+            serves as reward and as loss.
+        layout (`str`): `"prefix"` or `"infill"`.
+        marker_token_id (`int`): Separator of the prefix layout, placeholder of the infill layout.
+    """
+
+    def __init__(self, model: PeftModel | PreTrainedModel, layout: str, marker_token_id: int):
+        super().__init__()
+        if layout not in LAYOUTS:
+            raise ValueError(f"`layout` must be one of {LAYOUTS}, got {layout!r}.")
+        self.model, self.layout, self.marker_token_id = model, layout, marker_token_id
+        for module in self.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        self._switch_off_functional_dropout()
+
+    def _switch_off_functional_dropout(self) -> None:
+        # Attention dropout is a number on the config or on the attention module, not an `nn.Dropout`.
+        for module in self.model.modules():
+            if isinstance(getattr(module, "attention_dropout", None), float):
+                module.attention_dropout = 0.0
+        for name in ("attn_pdrop", "resid_pdrop", "embd_pdrop", "attention_dropout", "hidden_dropout"):
+            if hasattr(self.base_model.config, name):
+                setattr(self.base_model.config, name, 0.0)
+
+    @property
+    def base_model(self) -> PreTrainedModel:
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Longest text in tokens that every keep mask of it leaves room for; `None` if the model states no limit."""
+        positions = getattr(self.base_model.config, "max_position_embeddings", None)
+        if positions is None:
+            return None
+        return (positions - 1) // 2 if self.layout == "prefix" else positions - 1
+
+    # -- scoring ---------------------------------------------------------------------------------------------------
+    def token_nll(self, input_ids: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor) -> TokenScores:
+        """
+        Score every dropped token in one forward.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, num_tokens)`): Original texts, padded on the right.
+            keep_mask (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): True is kept.
+            valid (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): False for padding.
+        """
+        self._check_length(input_ids)
+        keep_mask = keep_mask & valid
+        dropped = ~keep_mask & valid
+        nll, best = self._score_places(*self._dropped_places(input_ids, keep_mask, valid, dropped), input_ids[dropped])
+        # masked_scatter keeps the gradient and leaves exact zeros everywhere else.
+        nll = nll.new_zeros(input_ids.shape).masked_scatter(dropped, nll / _LN2)
+        correct = torch.zeros_like(dropped).masked_scatter(dropped, best == input_ids[dropped])
+        return TokenScores(nll=nll, correct=correct)
+
+    def _dropped_places(
+        self, input_ids: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor, dropped: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the model is shown, its attention mask, and the row and column that predicts each dropped token."""
+        text, position = dropped.nonzero(as_tuple=True)
+        if self.layout == "prefix":
+            rows = prefix_rows(input_ids, keep_mask, valid, self.marker_token_id, self.marker_token_id)
+            return rows.input_ids, rows.attention_mask, text, rows.original_start[text] + position - 1
+        shown, present = self._infill_rows(input_ids, keep_mask, valid)
+        return shown, self._full_attention(present), text, position
+
+    def _infill_rows(
+        self, input_ids: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Marker in front, so that the first token too has an output before it: `(B, T + 1)` ids and presence."""
+        shown = F.pad(input_ids.masked_fill(~keep_mask, self.marker_token_id), (1, 0), value=self.marker_token_id)
+        return shown, F.pad(valid, (1, 0), value=True)
+
+    def _full_attention(self, present: torch.Tensor) -> torch.Tensor:
+        # Additive float: a boolean 4-D mask is silently misread by eager attention.
+        dtype = self.base_model.dtype
+        hidden = torch.zeros(present.shape, dtype=dtype, device=present.device).masked_fill(
+            ~present, torch.finfo(dtype).min
+        )
+        return hidden[:, None, None, :].expand(-1, 1, present.shape[1], -1)
+
+    # The output head is most of a small model's cost, so it runs on the places that are asked for and on no others. A hook
+    # rather than body + head: soft-capping or scaling of logits in a model's own forward still applies.
+    def _score_places(
+        self,
+        shown: torch.Tensor,
+        attention_mask: torch.Tensor,
+        rows: torch.Tensor,
+        columns: torch.Tensor,
+        target: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`-log p` of the targets `(N,)` in nats and the most likely tokens `(N,)` at the given places."""
+        if not self._head_is_plain:
+            return dense_cross_entropy(self._logits_at(shown, attention_mask, rows, columns), target)
+        found: list[torch.Tensor] = []
+
+        def take(_, inputs):
+            found.append(inputs[0][rows, columns])
+            return (inputs[0][:1, :1],)
+
+        self._run_with_head_hook(take, shown, attention_mask)
+        return frozen_head_cross_entropy(found[0], self.base_model.get_output_embeddings(), target)
+
+    def _logits_at(
+        self, shown: torch.Tensor, attention_mask: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits `(N, V)` at the given places."""
+        return self._run_with_head_hook(lambda _, i: (i[0][rows, columns][None],), shown, attention_mask).squeeze(0)
+
+    def _run_with_head_hook(self, hook, shown: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        handle = self.base_model.get_output_embeddings().register_forward_pre_hook(hook)
+        try:
+            return self.model(input_ids=shown, attention_mask=attention_mask, use_cache=False).logits
+        finally:
+            handle.remove()
+
+    @cached_property
+    def _head_is_plain(self) -> bool:
+        """Whether the model's logits are its head's output and nothing more, tried on one token."""
+        head = self.base_model.get_output_embeddings()
+        if not is_plain_head(head):
+            return False
+        seen: list[torch.Tensor] = []
+        handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            with torch.no_grad():
+                token = torch.full((1, 1), self.marker_token_id, device=head.weight.device)
+                logits = self.base_model(input_ids=token, use_cache=False).logits
+                return torch.equal(logits.float(), head(seen[0]).float())
+        finally:
+            handle.remove()
+
+    @torch.no_grad()
+    def self_information(self, input_ids: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """`-log2 p(x_t | x_<t)` in bits by the base model alone, adapter off; `(B, T)`, 0 on padding."""
+        rows = F.pad(input_ids, (1, 0), value=self.marker_token_id)
+        text, position = valid.nonzero(as_tuple=True)
+        with self._adapter_off():
+            nll, _ = self._score_places(
+                rows, F.pad(valid, (1, 0), value=True).long(), text, position, input_ids[valid]
+            )
+        return nll.new_zeros(input_ids.shape).masked_scatter(valid, nll / _LN2)
+
+    @contextmanager
+    def _adapter_off(self) -> Iterator[None]:
+        if isinstance(self.model, PeftModel):
+            with self.model.disable_adapter():
+                yield
+        else:
+            yield
+
+    # -- restoring -------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def restore(self, input_ids: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor) -> Restoration:
+        """
+        Fill the gaps. Nothing is read from dropped positions of `input_ids`: they are overwritten first.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, num_tokens)`): Kept tokens in their places.
+            keep_mask (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): True where `input_ids` is given.
+            valid (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): False for padding.
+        """
+        self._check_length(input_ids)
+        keep_mask = keep_mask & valid
+        shown = input_ids.masked_fill(~keep_mask & valid, self.marker_token_id)
+        was_training = self.training
+        self.eval()
+        try:
+            restored, confidence = (
+                self._restore_in_order(shown, keep_mask, valid)
+                if self.layout == "prefix"
+                else self._restore_at_once(shown, keep_mask, valid)
+            )
+        finally:
+            self.train(was_training)
+        return Restoration(
+            input_ids=torch.where(keep_mask | ~valid, input_ids, restored),
+            confidence=torch.where(keep_mask, 1.0, confidence) * valid,
+        )
+
+    def _restore_at_once(
+        self, shown: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        dropped = ~keep_mask & valid
+        best, token = self._most_likely(self._logits_at(*self._dropped_places(shown, keep_mask, valid, dropped)))
+        restored = shown.masked_scatter(dropped, token)
+        return restored, best.new_zeros(shown.shape).masked_scatter(dropped, best)
+
+    def _restore_in_order(
+        self, shown: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        # Kept tokens are moved to the right of their columns, so that every row's separator is in the same one.
+        kept, counts = kept_tokens(shown, keep_mask, self.marker_token_id), keep_mask.sum(1)
+        shift = torch.arange(kept.shape[1], device=kept.device) - (kept.shape[1] - counts)[:, None]
+        prefix = kept.gather(1, shift.clamp(min=0))
+        prefix = F.pad(prefix, (0, 1), value=self.marker_token_id)
+        present = F.pad(shift >= 0, (0, 1), value=True).long()
+        position = (present.cumsum(1) - 1).clamp(min=0)
+        restored, confidence = shown.clone(), torch.zeros(shown.shape, device=shown.device)
+        cache, column, dropped = None, prefix, ~keep_mask & valid
+        for t in range(shown.shape[1]):
+            wanted = dropped[:, t].nonzero().squeeze(1)
+            output, logits = self._next_logits(column, present, position, cache, wanted)
+            if len(wanted):
+                confidence[wanted, t], restored[wanted, t] = self._most_likely(logits)
+            cache, column = output.past_key_values, restored[:, t : t + 1]
+            present, position = F.pad(present, (0, 1), value=1), (counts + 1 + t)[:, None]
+        return restored, confidence
+
+    def _next_logits(self, column, present, position, cache, wanted) -> tuple:
+        """One cached step; logits `(wanted, V)` only for the rows whose next token is missing."""
+        rows = wanted if len(wanted) else wanted.new_zeros(1)
+        handle = self.base_model.get_output_embeddings().register_forward_pre_hook(lambda _, i: (i[0][rows, -1:],))
+        try:
+            output = self.model(
+                input_ids=column, attention_mask=present, position_ids=position, past_key_values=cache, use_cache=True
+            )
+        finally:
+            handle.remove()
+        return output, output.logits[:, -1]
+
+    def _most_likely(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = logits.float()
+        logits[:, self.marker_token_id] = -torch.inf  # the marker stands for no text
+        token = logits.argmax(-1)
+        # exp(max - logsumexp): the probability of one token without a softmax over the vocabulary.
+        return torch.exp(logits.gather(1, token[:, None]).squeeze(1) - logits.logsumexp(-1)), token
+
+    def _check_length(self, input_ids: torch.Tensor) -> None:
+        if self.max_tokens is not None and input_ids.shape[1] > self.max_tokens:
+            raise ValueError(
+                f"A text of {input_ids.shape[1]} tokens does not fit: in the {self.layout} layout this model takes at "
+                f"most {self.max_tokens}. Cut the texts (`max_length`) or take a model with a longer context."
+            )
+
+
+# -- loading -----------------------------------------------------------------------------------------------------------
+def resolve_base(name_or_path: str) -> str:
+    """`"embedded"` to the packaged model's folder; any other name as it is."""
+    return embedded_model_path() if name_or_path == EMBEDDED else name_or_path
+
+
+def marker_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that separates or stands in for text: the mask token, else the end, else the begin token."""
+    for token_id in (tokenizer.mask_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id):
+        if token_id is not None:
+            return token_id
+    raise ValueError(
+        f"The tokenizer {tokenizer.name_or_path!r} has neither a mask nor an end nor a begin token, and the "
+        "reconstructor needs one as separator. Add one, for instance `tokenizer.eos_token = ...`."
+    )
+
+
+def load_base_model(name_or_path: str, revision: str | None = None) -> PreTrainedModel:
+    """A causal language model in float32: id, folder, or `"embedded"`. Its weights are frozen."""
+    model = AutoModelForCausalLM.from_pretrained(resolve_base(name_or_path), revision=revision, dtype=torch.float32)
+    model.requires_grad_(False)
+    return model
+
+
+def add_adapter(base_model: PreTrainedModel, rank: int, alpha: int) -> PeftModel:
+    """A fresh LoRA adapter (Hu et al. 2021, arXiv 2106.09685) on every linear layer but the output head."""
+    config = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear")
+    # GPT-2's Conv1D stores its weights transposed.
+    config.fan_in_fan_out = any(type(module).__name__ == "Conv1D" for module in base_model.modules())
+    return get_peft_model(base_model, config)
+
+
+def is_adapter(path: str) -> bool:
+    return Path(path, "adapter_config.json").is_file()
+
+
+def load_adapter(path: str, base_model: PreTrainedModel | None = None, is_trainable: bool = False) -> PeftModel:
+    """An adapter folder on its base model, which is loaded if it is not given."""
+    if base_model is None:
+        base_model = load_base_model(PeftConfig.from_pretrained(path).base_model_name_or_path)
+    return PeftModel.from_pretrained(base_model, path, is_trainable=is_trainable)
+
+
+def tokenizer_source(reconstructor_name_or_path: str) -> str:
+    """Where the tokenizer of a reconstructor lies: with the model, or with the base model of an adapter."""
+    folder = Path(reconstructor_name_or_path)
+    if (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file():
+        return reconstructor_name_or_path
+    for adapter in (folder, folder / "adapter"):
+        if is_adapter(str(adapter)):
+            return resolve_base(PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path)
+    return resolve_base(reconstructor_name_or_path)
