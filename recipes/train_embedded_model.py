@@ -47,7 +47,10 @@ class MixedCollator:
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         ids = torch.tensor([row["input_ids"] for row in rows])  # (B, 2 * length)
-        if torch.rand((), generator=self.generator) >= self.prefix_share:
+        kind = rows[0].get("kind") or (
+            "prefix" if torch.rand((), generator=self.generator) < self.prefix_share else "plain"
+        )
+        if kind == "plain":
             return {"input_ids": ids, "labels": ids}
         ids = ids.view(-1, self.length)[:: 2 if len(ids) > 1 else 1]
         valid = torch.ones_like(ids, dtype=torch.bool)
@@ -57,7 +60,12 @@ class MixedCollator:
         column = torch.arange(packed.input_ids.shape[1])
         scored = (column >= packed.original_start[:, None]) & packed.attention_mask.bool()
         labels = packed.input_ids.masked_fill(~scored, -100)
-        return {"input_ids": packed.input_ids, "attention_mask": packed.attention_mask, "labels": labels}
+        return {
+            "input_ids": packed.input_ids,
+            "attention_mask": packed.attention_mask,
+            "position_ids": packed.position_ids,
+            "labels": labels,
+        }
 
 
 def as_rows(texts: list[str], tokenizer: PreTrainedTokenizerFast, width: int) -> list[dict]:
@@ -110,10 +118,12 @@ def main() -> None:
                 output_dir=scratch, max_steps=args.max_steps, per_device_train_batch_size=args.batch_size,
                 learning_rate=args.learning_rate, lr_scheduler_type="cosine", warmup_steps=100, weight_decay=0.1,
                 adam_beta2=0.98, logging_steps=50, save_strategy="no", report_to="none", use_cpu=True, seed=args.seed,
-                eval_strategy="steps", eval_steps=250, remove_unused_columns=False, disable_tqdm=True,
+                eval_strategy="steps", eval_steps=100, remove_unused_columns=False, disable_tqdm=True,
             ),
             train_dataset=rows["train"],
-            eval_dataset=rows["validation"],
+            eval_dataset={
+                kind: [row | {"kind": kind} for row in rows["validation"][:64]] for kind in ("plain", "prefix")
+            },
             data_collator=MixedCollator(tokenizer.eos_token_id, args.length, args.prefix_share, args.seed),
         )  # fmt: skip
         trainer.train()

@@ -94,6 +94,12 @@ def test_a_folder_that_is_no_model(tmp_path, base_folder):
         ForgetModel.from_pretrained(base_folder)
 
 
+@pytest.mark.parametrize("name", ["no/such-model", "outputs/not/there"])
+def test_a_name_that_is_neither_here_nor_on_the_hub(name):
+    with pytest.raises(ValueError, match="is no local folder and could not be had from the Hub"):
+        ForgetModel.from_pretrained(name)
+
+
 def test_another_kind_of_model(saved):
     config = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))

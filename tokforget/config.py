@@ -17,6 +17,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from tokforget._trl import _BaseConfig
 from tokforget.masking import check_rate
+from tokforget.rewards import WeightedRewards
 
 
 # Names that people know from scripts of this kind, and the fields that do the same.
@@ -122,8 +123,8 @@ class ForgetConfig(_BaseConfig):
     bf16: bool | None = field(
         default=None, metadata={"help": "bfloat16 autocast; by default on where a GPU supports it, off on CPU."}
     )
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Trade compute for memory in the reconstructor."}
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Not supported: policy and adapter fit without it."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator takes the columns it needs."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of both learning rates."})
@@ -219,10 +220,7 @@ class ForgetConfig(_BaseConfig):
         for name in ("policy_learning_rate", "reconstructor_learning_rate", "entropy_coef", "reconstructor_coef"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
-        if self.reward_weights is not None and len(self.reward_weights) != len(self.reward_funcs):
-            raise ValueError(
-                f"`reward_weights` has {len(self.reward_weights)} entries for {len(self.reward_funcs)} `reward_funcs`."
-            )
+        WeightedRewards(self.reward_funcs, self.reward_weights)  # a reward that does not exist is an error now
         if self.early_stopping_patience is not None and not self.load_best_model_at_end:
             raise ValueError(
                 "`early_stopping_patience` needs `load_best_model_at_end: true` and evaluations to compare."

@@ -63,7 +63,8 @@ def embedded_documents() -> dict[str, str]:
             "The embedded corpus needs `pydoc_data.topics`, which this Python was installed without. Install the full "
             "standard library, or pass `dataset_name` a file, a folder or a Hub data set."
         ) from error
-    documents = {f"topic/{name}": text.strip() for name, text in sorted(topics.items())}
+    first_name = {text.strip(): name for name, text in sorted(topics.items(), reverse=True)}  # some share their text
+    documents = {f"topic/{name}": text for text, name in sorted(first_name.items(), key=lambda item: item[1])}
     library = Path(sysconfig.get_paths()["stdlib"])
     seen: set[str] = set()
     for path in _library_files(library):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from peft import set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -293,14 +294,10 @@ class ForgetModel(PreTrainedModel):
         Raises:
             `ValueError`: If the folder is no tokforget model, or its weights are broken or of another shape.
         """
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
-            folder = Path(
-                snapshot_download(
-                    str(pretrained_model_name_or_path), revision=revision, token=token, cache_dir=cache_dir,
-                    local_files_only=local_files_only, allow_patterns=["*.json", "*.safetensors", f"{ADAPTER}/*"],
-                )
-            )  # fmt: skip
+        folder = _local_folder(
+            pretrained_model_name_or_path,
+            revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only,
+        )  # fmt: skip
         check_model_folder(folder)
         config = config or ForgetModelConfig.from_pretrained(folder)
         reconstructor = None
@@ -337,6 +334,20 @@ class ForgetModel(PreTrainedModel):
             raise ValueError(
                 f"{folder}/{ADAPTER} has weights this adapter lacks, such as {result.unexpected_keys[0]!r}."
             )
+
+
+def _local_folder(name_or_path: str | Path, **hub_options) -> Path:
+    """A local folder as it is; a Hub id downloaded."""
+    if Path(name_or_path).is_dir():
+        return Path(name_or_path)
+    wanted = ["*.json", "*.safetensors", f"{ADAPTER}/*"]
+    try:
+        return Path(snapshot_download(str(name_or_path), allow_patterns=wanted, **hub_options))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise ValueError(
+            f"{name_or_path!r} is no local folder and could not be had from the Hub: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
 
 
 def check_model_folder(folder: Path) -> None:

@@ -33,6 +33,10 @@ from tokforget.packing import kept_tokens, prefix_rows
 
 LAYOUTS = ("prefix", "infill")
 _LN2 = math.log(2.0)
+import os
+
+
+ALIGNED = os.environ.get("ALIGNED", "1") == "1"
 
 
 @dataclass
@@ -128,14 +132,17 @@ class Reconstructor(nn.Module):
 
     def _dropped_places(
         self, input_ids: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor, dropped: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What the model is shown, its attention mask, and the row and column that predicts each dropped token."""
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+        """What the model is shown, and the row and column whose output predicts each dropped token."""
         text, position = dropped.nonzero(as_tuple=True)
         if self.layout == "prefix":
             rows = prefix_rows(input_ids, keep_mask, valid, self.marker_token_id, self.marker_token_id)
-            return rows.input_ids, rows.attention_mask, text, rows.original_start[text] + position - 1
-        shown, present = self._infill_rows(input_ids, keep_mask, valid)
-        return shown, self._full_attention(present), text, position
+            shown = {"input_ids": rows.input_ids, "attention_mask": rows.attention_mask}
+            if ALIGNED:
+                shown["position_ids"] = rows.position_ids
+            return shown, text, rows.original_start[text] + position - 1
+        ids, present = self._infill_rows(input_ids, keep_mask, valid)
+        return {"input_ids": ids, "attention_mask": self._full_attention(present)}, text, position
 
     def _infill_rows(
         self, input_ids: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor
@@ -155,41 +162,35 @@ class Reconstructor(nn.Module):
     # The output head is most of a small model's cost, so it runs on the places that are asked for and on no others. A hook
     # rather than body + head: soft-capping or scaling of logits in a model's own forward still applies.
     def _score_places(
-        self,
-        shown: torch.Tensor,
-        attention_mask: torch.Tensor,
-        rows: torch.Tensor,
-        columns: torch.Tensor,
-        target: torch.Tensor,
+        self, shown: dict[str, torch.Tensor], rows: torch.Tensor, columns: torch.Tensor, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`-log p` of the targets `(N,)` in nats and the most likely tokens `(N,)` at the given places."""
         if not self._head_is_plain:
-            return dense_cross_entropy(self._logits_at(shown, attention_mask, rows, columns), target)
+            return dense_cross_entropy(self._logits_at(shown, rows, columns), target)
         found: list[torch.Tensor] = []
 
         def take(_, inputs):
             found.append(inputs[0][rows, columns])
             return (inputs[0][:1, :1],)
 
-        self._run_with_head_hook(take, shown, attention_mask)
+        self._run_with_head_hook(take, **shown, use_cache=False)
         return frozen_head_cross_entropy(found[0], self.base_model.get_output_embeddings(), target)
 
-    def _logits_at(
-        self, shown: torch.Tensor, attention_mask: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
-    ) -> torch.Tensor:
+    def _logits_at(self, shown: dict[str, torch.Tensor], rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """Logits `(N, V)` at the given places."""
-        return self._run_with_head_hook(lambda _, i: (i[0][rows, columns][None],), shown, attention_mask).squeeze(0)
+        output = self._run_with_head_hook(lambda _, i: (i[0][rows, columns][None],), **shown, use_cache=False)
+        return output.logits.squeeze(0)
 
-    def _run_with_head_hook(self, hook, shown: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def _run_with_head_hook(self, hook, **inputs):
         handle = self.base_model.get_output_embeddings().register_forward_pre_hook(hook)
         try:
-            return self.model(input_ids=shown, attention_mask=attention_mask, use_cache=False).logits
+            return self.model(**inputs)
         finally:
             handle.remove()
 
     @cached_property
     def _head_is_plain(self) -> bool:
-        """Whether the model's logits are its head's output and nothing more, tried on one token."""
+        """Whether the model's logits are its head's output and nothing more, tried on a few tokens."""
         head = self.base_model.get_output_embeddings()
         if not is_plain_head(head):
             return False
@@ -197,8 +198,9 @@ class Reconstructor(nn.Module):
         handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
             with torch.no_grad():
-                token = torch.full((1, 1), self.marker_token_id, device=head.weight.device)
-                logits = self.base_model(input_ids=token, use_cache=False).logits
+                # Several: one of them may be a padding token, whose embedding is zero.
+                tokens = torch.arange(min(8, len(head.weight)), device=head.weight.device)[None]
+                logits = self.base_model(input_ids=tokens, use_cache=False).logits
                 return torch.equal(logits.float(), head(seen[0]).float())
         finally:
             handle.remove()
@@ -209,9 +211,8 @@ class Reconstructor(nn.Module):
         rows = F.pad(input_ids, (1, 0), value=self.marker_token_id)
         text, position = valid.nonzero(as_tuple=True)
         with self._adapter_off():
-            nll, _ = self._score_places(
-                rows, F.pad(valid, (1, 0), value=True).long(), text, position, input_ids[valid]
-            )
+            shown = {"input_ids": rows, "attention_mask": F.pad(valid, (1, 0), value=True).long()}
+            nll, _ = self._score_places(shown, text, position, input_ids[valid])
         return nll.new_zeros(input_ids.shape).masked_scatter(valid, nll / _LN2)
 
     @contextmanager
@@ -265,32 +266,34 @@ class Reconstructor(nn.Module):
         # Kept tokens are moved to the right of their columns, so that every row's separator is in the same one.
         kept, counts = kept_tokens(shown, keep_mask, self.marker_token_id), keep_mask.sum(1)
         shift = torch.arange(kept.shape[1], device=kept.device) - (kept.shape[1] - counts)[:, None]
-        prefix = kept.gather(1, shift.clamp(min=0))
-        prefix = F.pad(prefix, (0, 1), value=self.marker_token_id)
-        present = F.pad(shift >= 0, (0, 1), value=True).long()
-        position = (present.cumsum(1) - 1).clamp(min=0)
+        prefix = F.pad(kept.gather(1, shift.clamp(min=0)), (0, 1), value=self.marker_token_id)
+        present = F.pad(shift >= 0, (0, 1), value=True)
+        position = torch.zeros_like(prefix)
+        position[present & (torch.arange(prefix.shape[1], device=prefix.device) < kept.shape[1])] = (
+            keep_mask.nonzero()[:, 1]
+        )
+        if not ALIGNED:
+            position = (present.long().cumsum(1) - 1).clamp(min=0)
         restored, confidence = shown.clone(), torch.zeros(shown.shape, device=shown.device)
-        cache, column, dropped = None, prefix, ~keep_mask & valid
+        cache, column, present, dropped = None, prefix, present.long(), ~keep_mask & valid
         for t in range(shown.shape[1]):
             wanted = dropped[:, t].nonzero().squeeze(1)
-            output, logits = self._next_logits(column, present, position, cache, wanted)
+            output = self._next_step(column, present, position, cache, wanted)
             if len(wanted):
-                confidence[wanted, t], restored[wanted, t] = self._most_likely(logits)
+                confidence[wanted, t], restored[wanted, t] = self._most_likely(output.logits[:, -1])
             cache, column = output.past_key_values, restored[:, t : t + 1]
-            present, position = F.pad(present, (0, 1), value=1), (counts + 1 + t)[:, None]
+            present, position = F.pad(present, (0, 1), value=1), torch.full_like(column, t + 1)
+            if not ALIGNED:
+                position = (counts + 1 + t)[:, None]
         return restored, confidence
 
-    def _next_logits(self, column, present, position, cache, wanted) -> tuple:
-        """One cached step; logits `(wanted, V)` only for the rows whose next token is missing."""
+    def _next_step(self, column, present, position, cache, wanted):
+        """One cached step, with logits only for the rows whose next token is missing (one row if none is)."""
         rows = wanted if len(wanted) else wanted.new_zeros(1)
-        handle = self.base_model.get_output_embeddings().register_forward_pre_hook(lambda _, i: (i[0][rows, -1:],))
-        try:
-            output = self.model(
-                input_ids=column, attention_mask=present, position_ids=position, past_key_values=cache, use_cache=True
-            )
-        finally:
-            handle.remove()
-        return output, output.logits[:, -1]
+        return self._run_with_head_hook(
+            lambda _, inputs: (inputs[0][rows, -1:],),
+            input_ids=column, attention_mask=present, position_ids=position, past_key_values=cache, use_cache=True,
+        )  # fmt: skip
 
     def _most_likely(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = logits.float()

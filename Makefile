@@ -1,0 +1,30 @@
+# install: a virtual environment in .venv; quickstart: train, compare, compress and restore a sample; test: the suite.
+PYTHON ?= python3
+BIN := .venv/bin
+# Threads on purpose: what the machine has, unless the caller says otherwise.
+export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: install quickstart test quality style
+
+install: .venv/.installed
+
+.venv/.installed: setup.py constraints-cpu.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints-cpu.txt -e ".[test,quality]"
+	touch $@
+
+quickstart: install
+	$(OFFLINE) $(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml recipes/train.py --config recipes/quick_test.yaml
+	$(OFFLINE) $(BIN)/python recipes/show_sample.py --model outputs/quick_test
+
+test: install
+	$(OFFLINE) $(BIN)/pytest -q tests
+
+quality: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+style: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .

@@ -1,0 +1,78 @@
+"""
+Compress one held-out text with a trained model, restore it, and show both: what was kept, what came back.
+
+    python recipes/show_sample.py --model outputs/quick_test --rate 0.5
+    python recipes/show_sample.py --model outputs/quick_test --text "Any text of your own."
+"""
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+warnings.filterwarnings("ignore", category=FutureWarning)
+
+import torch
+from rich.console import Console
+from rich.text import Text
+from transformers import AutoTokenizer
+
+from tokforget.data import load_blocks
+from tokforget.masking import check_rate
+from tokforget.modeling import ForgetModel
+
+
+def marked(pieces: list[str], styles: list[str]) -> Text:
+    text = Text()
+    for piece, style in zip(pieces, styles):
+        text.append(piece, style=style)
+    return text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a model folder that recipes/train.py saved")
+    parser.add_argument("--rate", type=float, default=0.5, help="fraction of tokens kept, in (0, 1]")
+    parser.add_argument("--text", help="text to compress; by default a block of the run's own test split")
+    parser.add_argument("--seed", type=int, default=1, help="which test block")
+    args = parser.parse_args()
+    try:
+        check_rate(args.rate)
+        model = ForgetModel.from_pretrained(args.model)
+    except ValueError as error:
+        print(f"show_sample.py: error: {error}", file=sys.stderr)
+        return 2
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    run = json.loads(Path(args.model, "training_config.json").read_text())
+    if args.text:
+        ids = tokenizer(args.text, split_special_tokens=True)["input_ids"][: run["max_length"]]
+    else:
+        test = load_blocks(run["dataset_name"], tokenizer, run["max_length"], run["min_length"],
+                           run["dataset_config"], run["text_column"])["test"]  # fmt: skip
+        ids = test.shuffle(seed=args.seed)[0]["input_ids"]
+    input_ids = torch.tensor([ids])
+    valid = torch.ones_like(input_ids, dtype=torch.bool)
+    keep_mask = model.keep_mask(input_ids, valid.long(), torch.tensor([args.rate]))
+    restoration = model.reconstructor.restore(input_ids.masked_fill(~keep_mask, 0), keep_mask, valid)
+
+    kept, restored = keep_mask[0].tolist(), restoration.input_ids[0].tolist()
+    pieces, written = ([tokenizer.decode([i]) for i in tokens] for tokens in (ids, restored))
+    right = [a == b for a, b in zip(ids, restored)]
+    dropped = len(ids) - sum(kept)
+    exact = sum(r and not k for r, k in zip(right, kept))
+    console = Console()
+    console.rule(f"Original, {len(ids)} tokens: kept in bold, dropped struck through")
+    console.print(marked(pieces, ["bold" if k else "dim strike" for k in kept]))
+    console.rule(f"Compressed, {sum(kept)} tokens: what another model would read")
+    console.print(Text(tokenizer.decode([i for i, k in zip(ids, kept) if k])))
+    console.rule(f"Restored: a guess, {exact} of {dropped} dropped tokens exact (green right, red wrong)")
+    console.print(marked(written, ["bold" if k else "green" if r else "red" for k, r in zip(kept, right)]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

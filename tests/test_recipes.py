@@ -1,0 +1,107 @@
+"""Every run file parses, every script runs as documented, and the quick test's output is what it says."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tokforget.config import DataArguments, ForgetConfig, ModelArguments, parse_arguments
+from tokforget.modeling import ForgetModel
+
+
+ROOT = Path(__file__).parents[1]
+RUNS = sorted((ROOT / "recipes").glob("*.yaml"))
+HARDWARE = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda path: path.name)
+def test_every_run_file_parses(run):
+    data, model, args = parse_arguments(
+        (DataArguments, ModelArguments, ForgetConfig), ["--config", str(run), "--use_cpu"]
+    )
+    keys = yaml.safe_load(run.read_text())
+    for key, value in keys.items():
+        found = [getattr(group, key) for group in (data, model, args) if hasattr(group, key)]
+        assert (found and str(found[0]).split(".")[-1].lower().strip("'>") == str(value).lower()) or found[
+            0
+        ] == value, key
+
+
+@pytest.mark.parametrize("hardware", HARDWARE, ids=lambda path: path.name)
+def test_hardware_files_say_where_and_nothing_else(hardware):
+    keys = yaml.safe_load(hardware.read_text())
+    assert keys["compute_environment"] == "LOCAL_MACHINE"
+    assert not set(keys) & {"learning_rate", "max_steps", "gradient_accumulation_steps", "dataset_name"}
+    assert "accelerate launch --config_file accelerate_configs/" + hardware.name in hardware.read_text()
+
+
+def run(*words: str, **kwargs) -> subprocess.CompletedProcess:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
+    return subprocess.run([*map(str, words)], cwd=ROOT, capture_output=True, text=True, env=environment, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def quick_run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """The quick test as the README launches it, cut to three steps."""
+    out = tmp_path_factory.mktemp("quick") / "run"
+    result = run(
+        Path(sys.executable).with_name("accelerate"), "launch", "--config_file", "accelerate_configs/cpu.yaml",
+        "recipes/train.py", "--config", "recipes/quick_test.yaml", "--output_dir", out, "--max_steps", "4",
+        "--eval_steps", "2", "--save_steps", "2", "--max_eval_texts", "4", "--max_test_texts", "6", "--logging_steps", "2",
+        "--batch_size", "3", "--reward_type", "simple",
+    )  # fmt: skip
+    return out, result
+
+
+def test_the_quick_test_runs_offline_from_the_launcher(quick_run):
+    out, result = quick_run
+    assert result.returncode == 0, result.stderr[-3000:]
+    rows = json.loads((out / "eval_results.json").read_text())["scorers"]
+    assert {row["scorer"] for row in rows} == {
+        "policy",
+        "random",
+        "frequency",
+        "length",
+        "position",
+        "head",
+        "self_information",
+    }
+    assert {row["rate"] for row in rows} == {0.3, 0.5, 0.7}
+    for row in rows:
+        assert {"scorer", "rate", "bits_lost", "exact_restored", "texts"} <= row.keys() and row["texts"] == 6
+    assert "self_in" in result.stdout
+    record = json.loads((out / "training_config.json").read_text())
+    assert record["reward_funcs"] == ["simple"] and record["per_device_train_batch_size"] == 3
+    assert record["trainable_parameters"]["policy"] <= 1_200_000
+    ForgetModel.from_pretrained(out)
+    card = (out / "README.md").read_text()
+    assert "| self_information | 0.7 |" in card and "{{" not in card
+
+
+def test_a_sample_is_compressed_and_restored(quick_run):
+    out, result = quick_run
+    assert result.returncode == 0
+    shown = run(sys.executable, "recipes/show_sample.py", "--model", out)
+    assert shown.returncode == 0, shown.stderr[-2000:]
+    assert "dropped tokens exact" in shown.stdout and "what another model would read" in shown.stdout
+
+
+def test_a_sample_of_no_model_is_one_line(tmp_path):
+    shown = run(sys.executable, "recipes/show_sample.py", "--model", tmp_path)
+    assert shown.returncode == 2
+    assert (
+        shown.stderr.strip().splitlines()[-1].startswith("show_sample.py: error:")
+        and "is not a tokforget model" in shown.stderr
+    )
+    assert "Traceback" not in shown.stderr
+
+
+def test_a_run_that_fails_does_not_exit_with_zero(tmp_path):
+    failed = run(sys.executable, "recipes/train.py", "--data_path", tmp_path / "missing.txt", "--reconstructor_path", "embedded",
+                 "--output_dir", tmp_path, "--device", "cpu")  # fmt: skip
+    assert failed.returncode != 0 and "missing.txt" in failed.stderr
+    assert not (tmp_path / "eval_results.json").exists()

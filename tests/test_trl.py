@@ -1,0 +1,25 @@
+"""The private names of TRL that are used exist; a new release that moves them fails here first."""
+
+import inspect
+
+from tokforget._trl import _BaseConfig, _BaseTrainer
+
+
+def test_what_the_trainer_stands_on_is_there():
+    assert {"_tag_names", "_name", "loss_is_scaled_for_ga"} <= set(dir(_BaseTrainer))
+    assert "_VALID_DICT_FIELDS" in dir(_BaseConfig)
+    assert list(inspect.signature(_BaseTrainer.create_model_card).parameters) == [
+        "self",
+        "model_name",
+        "dataset_name",
+        "tags",
+    ]
+    for name in (
+        "_save_checkpoint",
+        "_get_output_dir",
+        "_save",
+        "_load_from_checkpoint",
+        "_load_best_model",
+        "create_optimizer",
+    ):
+        assert callable(getattr(_BaseTrainer, name))
