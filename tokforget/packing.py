@@ -35,16 +35,12 @@ class PrefixRows:
     Args:
         input_ids (`torch.LongTensor` of shape `(batch_size, row_length)`): The rows.
         attention_mask (`torch.LongTensor` of shape `(batch_size, row_length)`): 1 where a row has a token.
-        position_ids (`torch.LongTensor` of shape `(batch_size, row_length)`): 0 for the separator and 1, 2, ... for
-            the original; a kept token has the position of the column that predicts it, one before its own. A head
-            that attends to its own position finds there what comes next, if it was kept.
         original_start (`torch.LongTensor` of shape `(batch_size,)`): Column of the first original token; the logits
             one column before predict it.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
-    position_ids: torch.Tensor
     original_start: torch.Tensor
 
 
@@ -71,9 +67,4 @@ def prefix_rows(
     rows[text, kept[text] + 1 + position] = input_ids[valid]
     columns = torch.arange(row_length, device=rows.device)
     attention_mask = (columns < (kept + 1 + lengths)[:, None]).long()
-    position_ids = (columns - kept[:, None]).clamp(min=0) * attention_mask  # (B, L)
-    places = torch.arange(input_ids.shape[1], device=rows.device).expand_as(input_ids)
-    position_ids[columns < kept[:, None]] = places[keep_mask]
-    return PrefixRows(
-        input_ids=rows, attention_mask=attention_mask, position_ids=position_ids, original_start=kept + 1
-    )
+    return PrefixRows(input_ids=rows, attention_mask=attention_mask, original_start=kept + 1)

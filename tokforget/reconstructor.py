@@ -33,10 +33,6 @@ from tokforget.packing import kept_tokens, prefix_rows
 
 LAYOUTS = ("prefix", "infill")
 _LN2 = math.log(2.0)
-import os
-
-
-ALIGNED = os.environ.get("ALIGNED", "1") == "1"
 
 
 @dataclass
@@ -138,8 +134,6 @@ class Reconstructor(nn.Module):
         if self.layout == "prefix":
             rows = prefix_rows(input_ids, keep_mask, valid, self.marker_token_id, self.marker_token_id)
             shown = {"input_ids": rows.input_ids, "attention_mask": rows.attention_mask}
-            if ALIGNED:
-                shown["position_ids"] = rows.position_ids
             return shown, text, rows.original_start[text] + position - 1
         ids, present = self._infill_rows(input_ids, keep_mask, valid)
         return {"input_ids": ids, "attention_mask": self._full_attention(present)}, text, position
@@ -268,12 +262,7 @@ class Reconstructor(nn.Module):
         shift = torch.arange(kept.shape[1], device=kept.device) - (kept.shape[1] - counts)[:, None]
         prefix = F.pad(kept.gather(1, shift.clamp(min=0)), (0, 1), value=self.marker_token_id)
         present = F.pad(shift >= 0, (0, 1), value=True)
-        position = torch.zeros_like(prefix)
-        position[present & (torch.arange(prefix.shape[1], device=prefix.device) < kept.shape[1])] = (
-            keep_mask.nonzero()[:, 1]
-        )
-        if not ALIGNED:
-            position = (present.long().cumsum(1) - 1).clamp(min=0)
+        position = (present.long().cumsum(1) - 1).clamp(min=0)
         restored, confidence = shown.clone(), torch.zeros(shown.shape, device=shown.device)
         cache, column, present, dropped = None, prefix, present.long(), ~keep_mask & valid
         for t in range(shown.shape[1]):
@@ -282,9 +271,7 @@ class Reconstructor(nn.Module):
             if len(wanted):
                 confidence[wanted, t], restored[wanted, t] = self._most_likely(output.logits[:, -1])
             cache, column = output.past_key_values, restored[:, t : t + 1]
-            present, position = F.pad(present, (0, 1), value=1), torch.full_like(column, t + 1)
-            if not ALIGNED:
-                position = (counts + 1 + t)[:, None]
+            present, position = F.pad(present, (0, 1), value=1), (counts + 1 + t)[:, None]
         return restored, confidence
 
     def _next_step(self, column, present, position, cache, wanted):
