@@ -9,45 +9,40 @@ Every key of the run file can be overridden: `--max_steps 50 --reward_funcs simp
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 
 
 # tokforget sends nothing on its own, its host's ping included.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renames between its own parts
 
-from tokforget.config import DataArguments, ForgetConfig, ModelArguments, as_record, parse_arguments
+from tokforget.config import DataArguments, ForgetConfig, ModelArguments, as_record, parse_arguments, refuse
 
 
-def main(argv: list[str] | None = None) -> None:
-    data_args, model_args, args = parse_arguments((DataArguments, ModelArguments, ForgetConfig), argv, __doc__)
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-
-    import transformers
-    from rich.console import Console
-    from torch.utils.data import DataLoader
-    from transformers import AutoTokenizer
-
-    from tokforget import evaluation
-    from tokforget.baselines import Policy, baselines
+def load_data(data_args: DataArguments, tokenizer, seed: int):
+    """Train, validation and test blocks, each shuffled and cut to what was asked for."""
     from tokforget.data import load_blocks
-    from tokforget.modeling import ForgetModel
-    from tokforget.reconstructor import tokenizer_source
-    from tokforget.trainer import ForgetTrainer
 
-    console = Console()
-    transformers.set_seed(args.seed)
-    tokenizer = AutoTokenizer.from_pretrained(
-        tokenizer_source(model_args.reconstructor_name_or_path), revision=model_args.reconstructor_revision
-    )
     blocks = load_blocks(
-        data_args.dataset_name, tokenizer, data_args.max_length, data_args.min_length,
-        data_args.dataset_config, data_args.text_column,
-    ).shuffle(seed=args.seed)  # fmt: skip
-    train = blocks["train"].select(range(min(len(blocks["train"]), data_args.max_train_texts or sys.maxsize)))
-    validation = blocks["validation"].select(range(min(len(blocks["validation"]), data_args.max_eval_texts)))
-    test = blocks["test"].select(range(min(len(blocks["test"]), data_args.max_test_texts)))
-    console.print(f"Blocks of up to {data_args.max_length} tokens: {len(train)} train, {len(validation)} validation, "
-                  f"{len(test)} test")  # fmt: skip
+        data_args.dataset_name,
+        tokenizer,
+        data_args.max_length,
+        data_args.min_length,
+        data_args.dataset_config,
+        data_args.text_column,
+    ).shuffle(seed=seed)
+    limits = {
+        "train": data_args.max_train_texts or sys.maxsize,
+        "validation": data_args.max_eval_texts,
+        "test": data_args.max_test_texts,
+    }
+    return [blocks[name].select(range(min(len(blocks[name]), limit))) for name, limit in limits.items()]
+
+
+def load_model(model_args: ModelArguments, tokenizer, training_texts: list[list[int]], max_length: int):
+    """A fresh policy, its count tables fitted on the training split, over the reconstructor that was named."""
+    from tokforget.modeling import ForgetModel
 
     model = ForgetModel.from_base(
         model_args.reconstructor_name_or_path,
@@ -62,32 +57,80 @@ def main(argv: list[str] | None = None) -> None:
         logit_bound=model_args.logit_bound,
         ngram_buckets=model_args.ngram_buckets,
     )
+    longest = model.reconstructor.max_tokens
+    if longest is not None and max_length > longest:
+        raise ValueError(f"`max_length` ({max_length}) exceeds the {longest} tokens that fit this model's context.")
     if model.policy.ngrams is not None:
-        model.policy.ngrams.fit(train["input_ids"])
-    sizes = {n: sum(p.numel() for p in m.parameters() if p.requires_grad)
-             for n, m in (("policy", model.policy), ("adapter", model.reconstructor))}  # fmt: skip
-    console.print(f"Trainable: policy {sizes['policy']:,}, adapter {sizes['adapter']:,} parameters")
+        model.policy.ngrams.fit(training_texts)
+    return model
+
+
+def compare_with_baselines(trainer, tokenizer, training_texts, test, layout: str, dataset_name: str) -> list[dict]:
+    """The policy and every baseline on the test blocks; rows to `eval_results.json`."""
+    from torch.utils.data import DataLoader
+
+    from tokforget.baselines import Policy, baselines
+    from tokforget.evaluation import compare, write_json
+
+    args, model = trainer.args, trainer.model
+    loader = DataLoader(test, batch_size=args.per_device_eval_batch_size, collate_fn=trainer.data_collator)
+    batches = [(b["input_ids"].to(args.device), b["attention_mask"].to(args.device).bool()) for b in loader]
+    scorers = [Policy(model), *baselines(model.reconstructor, tokenizer, training_texts, args.seed)]
+    rows = compare(scorers, model.reconstructor, batches, args.eval_rates, args.seed)
+    content = {"scorers": rows, "dataset": dataset_name, "layout": layout, "seed": args.seed}
+    write_json(Path(args.output_dir, "eval_results.json"), content)
+    trainer.create_model_card()
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    data_args, model_args, args = parse_arguments((DataArguments, ModelArguments, ForgetConfig), argv, __doc__)
+    if model_args.window >= data_args.max_length:
+        refuse(f"`window` ({model_args.window}) must be below `max_length` ({data_args.max_length}): a text is decided in "
+               "at least two windows.")  # fmt: skip
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+
+    import transformers
+    from rich.console import Console
+
+    from tokforget.evaluation import print_table
+    from tokforget.reconstructor import tokenizer_source
+    from tokforget.trainer import ForgetTrainer
+
+    console = Console()
+    transformers.set_seed(args.seed)
+    try:
+        source = tokenizer_source(model_args.reconstructor_name_or_path)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=model_args.reconstructor_revision)
+        train, validation, test = load_data(data_args, tokenizer, args.seed)
+        model = load_model(model_args, tokenizer, train["input_ids"], data_args.max_length)
+    except (ValueError, OSError) as error:
+        refuse(str(error))
+    sizes = {
+        name: sum(p.numel() for p in part.parameters() if p.requires_grad)
+        for name, part in (("policy", model.policy), ("adapter", model.reconstructor))
+    }
+    console.print(
+        f"Blocks of up to {data_args.max_length} tokens: {len(train)} train, {len(validation)} validation, {len(test)} test. "
+        f"Trainable parameters: policy {sizes['policy']:,}, adapter {sizes['adapter']:,}."
+    )
 
     trainer = ForgetTrainer(
-        model=model, args=args, train_dataset=train, eval_dataset=validation, processing_class=tokenizer,
+        model=model,
+        args=args,
+        train_dataset=train,
+        eval_dataset=validation,
+        processing_class=tokenizer,
         run_record=as_record(data_args, model_args, args) | {"trainable_parameters": sizes},
-    )  # fmt: skip
+    )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model(args.output_dir)
     trainer.save_state()
-
     if len(test) and trainer.is_world_process_zero():
-        loader = DataLoader(test, batch_size=args.per_device_eval_batch_size, collate_fn=trainer.data_collator)
-        device = args.device
-        batches = [(b["input_ids"].to(device), b["attention_mask"].to(device).bool()) for b in loader]
-        scorers = [Policy(model), *baselines(model.reconstructor, tokenizer, train["input_ids"], args.seed)]
-        rows = evaluation.compare(scorers, model.reconstructor, batches, args.eval_rates, args.seed)
-        evaluation.write_json(
-            Path(args.output_dir, "eval_results.json"),
-            {"scorers": rows, "dataset": data_args.dataset_name, "layout": model_args.layout, "seed": args.seed},
+        rows = compare_with_baselines(
+            trainer, tokenizer, train["input_ids"], test, model_args.layout, data_args.dataset_name
         )
-        trainer.create_model_card()
-        evaluation.print_table(rows, console)
+        print_table(rows, console)
     trainer.end()
 
 

@@ -100,8 +100,17 @@ def test_a_sample_of_no_model_is_one_line(tmp_path):
     assert "Traceback" not in shown.stderr
 
 
-def test_a_run_that_fails_does_not_exit_with_zero(tmp_path):
-    failed = run(sys.executable, "recipes/train.py", "--data_path", tmp_path / "missing.txt", "--reconstructor_path", "embedded",
-                 "--output_dir", tmp_path, "--device", "cpu")  # fmt: skip
-    assert failed.returncode != 0 and "missing.txt" in failed.stderr
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data_path", "missing.txt", "--reconstructor_path", "embedded"], "'missing.txt': no such file or folder"),
+        (["--data_path", "embedded", "--reconstructor_path", "no/such-model"], "no/such-model"),
+        (["--data_path", "embedded", "--reconstructor_path", "embedded", "--max_length", "4000"], "tokens that fit this model"),
+        (["--data_path", "embedded", "--reconstructor_path", "embedded", "--window", "200"], "at least two windows"),
+    ],
+)  # fmt: skip
+def test_what_cannot_run_is_one_line_and_not_zero(words, message, tmp_path):
+    failed = run(sys.executable, "recipes/train.py", *words, "--output_dir", tmp_path, "--device", "cpu")
+    assert failed.returncode == 2
+    assert message in failed.stderr.strip().splitlines()[-1] and "Traceback" not in failed.stderr
     assert not (tmp_path / "eval_results.json").exists()

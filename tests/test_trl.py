@@ -23,3 +23,16 @@ def test_what_the_trainer_stands_on_is_there():
         "create_optimizer",
     ):
         assert callable(getattr(_BaseTrainer, name))
+
+
+def test_nothing_is_sent(base_folder, tokenizer, tmp_path, monkeypatch):
+    """Also where the environment does not forbid it."""
+    from trl.trainer import base_trainer
+
+    from tests.test_trainer import make_trainer
+
+    sent = []
+    monkeypatch.setattr(base_trainer, "send_telemetry", lambda *args, **kwargs: sent.append(args))
+    monkeypatch.delenv("CI")
+    make_trainer(base_folder, tokenizer, tmp_path)
+    assert not sent

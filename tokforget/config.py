@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
@@ -331,6 +332,12 @@ def _without_aliases(words: list[str], parser: argparse.ArgumentParser) -> list[
             parser.error(f"`--device` must be cpu or cuda, got {device!r}.")
         out[at : at + 2] = ["--use_cpu", DEVICES[device]]
     return out
+
+
+def refuse(message: str) -> NoReturn:
+    """End a recipe for what its user asked of it: one line, exit code 2."""
+    sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}\n")
+    sys.exit(2)
 
 
 def as_record(*arguments) -> dict:

@@ -37,7 +37,8 @@ from tokforget._trl import _BaseTrainer
 from tokforget.config import ForgetConfig
 from tokforget.data import BlockCollator
 from tokforget.episodes import EpisodeBatch, decision_returns, leave_one_out_advantages, token_returns
-from tokforget.evaluation import measure, summarise
+from tokforget.evaluation import measure, summarise, write_json
+from tokforget.hub import write_card
 from tokforget.masking import keep_count, top_k_mask
 from tokforget.modeling import ForgetModel, ForgetOutput
 from tokforget.rewards import WeightedRewards
@@ -84,8 +85,6 @@ class ForgetTrainer(_BaseTrainer):
     ):
         if train_dataset is None or len(train_dataset) == 0:
             raise ValueError("The training set is empty; there is nothing to learn from.")
-        # The host's base would ping its makers; this project sends nothing on its own.
-        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         kwargs.setdefault("data_collator", BlockCollator(model.config.marker_token_id))
         super().__init__(
             model=model,
@@ -104,6 +103,9 @@ class ForgetTrainer(_BaseTrainer):
         self._last_batch: tuple[torch.Tensor, ...] | None = None
         self._tokens_seen, self._clock = 0, time.perf_counter()
         torch.manual_seed(args.seed + self.accelerator.process_index)  # every process draws its own keep masks
+
+    def _send_telemetry(self) -> None:
+        """The host's base would ping its makers here; tokforget sends nothing on its own."""
 
     # -- one step ------------------------------------------------------------------------------------------------------
     def create_optimizer(self, model=None):
@@ -300,9 +302,6 @@ class ForgetTrainer(_BaseTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            from tokforget.evaluation import write_json
-            from tokforget.hub import write_card
-
             folder = Path(output_dir or self.args.output_dir)
             (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; training_config.json says the same
             write_json(folder / "training_config.json", self.run_record)
@@ -315,7 +314,5 @@ class ForgetTrainer(_BaseTrainer):
         self.model.load_weights(self.state.best_model_checkpoint)
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:
-        from tokforget.hub import write_card
-
         if self.is_world_process_zero():
             write_card(Path(self.args.output_dir))
