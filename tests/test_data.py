@@ -45,8 +45,24 @@ def test_local_sources(tmp_path, kind):
 
 
 def test_a_document_that_occurs_twice_stands_in_one_split(tmp_path):
-    (tmp_path / "a.json").write_text(json.dumps([f"text {n % 20}" for n in range(100)]))
-    assert sum(len(split) for split in load_documents(str(tmp_path / "a.json")).values()) == 20
+    (tmp_path / "a.json").write_text(json.dumps([f"text {n % 70}" for n in range(210)]))
+    assert sum(len(split) for split in load_documents(str(tmp_path / "a.json")).values()) == 70
+
+
+@pytest.mark.parametrize("name", ["one.txt", "notes.md"])
+def test_one_long_text_is_divided_by_place(tmp_path, name):
+    text = " ".join(f"word{n}" for n in range(2000))
+    (tmp_path / name).write_text(text)
+    splits = load_documents(str(tmp_path / name))
+    assert "".join(part for split in splits.values() for part in split) == text
+    assert [len(split) for split in splits.values()] == [1, 1, 1]
+    assert 0.83 < len(splits["train"][0]) / len(text) < 0.85 and splits["test"][0].startswith(" word")
+
+
+def test_an_end_mark_divides_a_text_file(tmp_path):
+    (tmp_path / "stories.txt").write_text("<|endoftext|>".join(f"story {n}" for n in range(80)))
+    splits = load_documents(str(tmp_path / "stories.txt"))
+    assert sorted(t for split in splits.values() for t in split) == sorted(f"story {n}" for n in range(80))
 
 
 def test_articles_begin_at_first_level_headings():
@@ -92,6 +108,9 @@ def test_what_cannot_be_loaded_is_named(tmp_path, tokenizer):
     (tmp_path / "rows.jsonl").write_text('{"body": "x"}\n')
     with pytest.raises(ValueError, match=r"no column 'text'; its columns are \['body'\]"):
         load_documents(str(tmp_path / "rows.jsonl"))
+    (tmp_path / "image.bin").write_bytes(b"\xff\xfe\x00\xd8")
+    with pytest.raises(ValueError, match="no UTF-8 text and none of"):
+        load_documents(str(tmp_path / "image.bin"))
     (tmp_path / "none.json").write_text("[]")
     with pytest.raises(ValueError, match=r"The train split of .* is empty"):
         load_blocks(str(tmp_path / "none.json"), tokenizer, 16)

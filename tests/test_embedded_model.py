@@ -18,7 +18,9 @@ def folder() -> Path:
 def test_it_is_small_and_holds_no_pickle(folder):
     files = list(folder.iterdir())
     assert sum(file.stat().st_size for file in files) <= 10_000_000
-    assert {"config.json", "model.safetensors", "tokenizer.json", "training_record.json", "README.md"} <= {f.name for f in files}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "training_record.json", "README.md"} <= {
+        f.name for f in files
+    }
     assert not [file for file in files if file.suffix in (".bin", ".pt", ".pkl")]
 
 

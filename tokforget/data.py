@@ -6,6 +6,7 @@ A source that cannot be loaded is an error that names what was tried; no other t
 
 import ast
 import hashlib
+import logging
 import os
 import sysconfig
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+logger = logging.getLogger(__name__)
+
 EMBEDDED = "embedded"
 # Folders of the standard library that hold no documentation for users: its own tests, vendored and generated code.
 _SKIPPED_FOLDERS = {
@@ -35,6 +38,9 @@ _SKIPPED_FOLDERS = {
     "lib2to3",
     "idlelib",
 }
+_DOCUMENT_END = "<|endoftext|>"
+# Below this many documents a hash may leave a split empty.
+_FEW_DOCUMENTS = 50
 _LOCAL_BUILDERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -116,11 +122,12 @@ def load_documents(
     Args:
         dataset_name (`str`): `"embedded"`, a local file or folder, or a Hub data set's id.
         dataset_config (`str`, *optional*): Configuration on the Hub.
-        text_column (`str`): Column with the text; plain text files have one document per blank-line-free line.
+        text_column (`str`): Column with the text. A text file is one document, or several with `<|endoftext|>` between.
 
     Returns:
-        `dict[str, list[str]]`: `train`, `validation` and `test`. A source's own splits are used; a source that has one
-        split only is divided by document, from a hash of the text.
+        `dict[str, list[str]]`: `train`, `validation` and `test`. A source's own splits are used; other sources are divided
+        by document, from a hash of the text. Where documents are too few for that, each is divided by place: its first
+        84 % to train, then 8 % to validation and to test.
 
     Raises:
         `FileNotFoundError`, `ValueError`: Naming what was tried, if there is nothing to load.
@@ -158,8 +165,6 @@ def _local_documents(path: Path, text_column: str) -> list[str]:
         raise ValueError(f"The folder {path} holds none of {', '.join(_LOCAL_BUILDERS)}.")
     texts: list[str] = []
     for file in files:
-        if file.suffix not in _LOCAL_BUILDERS:
-            raise ValueError(f"{file} is none of {', '.join(_LOCAL_BUILDERS)}.")
         texts += _file_documents(file, text_column)
     return texts
 
@@ -171,8 +176,11 @@ def _file_documents(file: Path, text_column: str) -> list[str]:
         content = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(content, list) and all(isinstance(item, str) for item in content):
             return content  # a plain list of texts, which the json builder does not read
-    if file.suffix == ".txt":
-        return [file.read_text(encoding="utf-8")]  # one file, one document
+    if _LOCAL_BUILDERS.get(file.suffix, "text") == "text":
+        try:
+            return [text for part in file.read_text(encoding="utf-8").split(_DOCUMENT_END) if (text := part.strip())]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file} is no UTF-8 text and none of {', '.join(_LOCAL_BUILDERS)}: {error}") from error
     from datasets import load_dataset
 
     split = load_dataset(_LOCAL_BUILDERS[file.suffix], data_files=str(file), split="train")
@@ -201,9 +209,23 @@ def join_articles(lines: list[str]) -> list[str]:
 
 def _divide(texts: list[str]) -> dict[str, list[str]]:
     splits: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
-    for text in dict.fromkeys(texts):  # a document that occurs twice must not stand in two splits
-        splits[split_of(text)].append(text)
+    texts = list(dict.fromkeys(texts))  # a document that occurs twice must not stand in two splits
+    if len(texts) >= _FEW_DOCUMENTS:
+        for text in texts:
+            splits[split_of(text)].append(text)
+        return splits
+    logger.warning("Only %d documents: each is divided by place instead of being in one split.", len(texts))
+    for text in texts:
+        first, second = (_next_space(text, round(share * len(text))) for share in (0.84, 0.92))
+        for name, part in zip(splits, (text[:first], text[first:second], text[second:])):
+            if part.strip():
+                splits[name].append(part)
     return splits
+
+
+def _next_space(text: str, place: int) -> int:
+    """The first white space from `place` on: no word is cut in two."""
+    return next((at for at in range(place, len(text)) if text[at].isspace()), len(text))
 
 
 # -- documents to blocks -----------------------------------------------------------------------------------------------
