@@ -17,11 +17,13 @@ import tempfile
 import time
 from pathlib import Path
 
+import jinja2
 import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 from tokforget.data import embedded_documents, split_of
+from tokforget.hub import template_path
 from tokforget.masking import keep_count, random_keep_mask
 from tokforget.packing import cut_blocks, prefix_rows
 
@@ -80,6 +82,13 @@ def validation_loss(model: GPT2LMHeadModel, rows: list[dict]) -> float:
         batches = torch.tensor([row["input_ids"] for row in rows]).split(16)
         losses = [(model(input_ids=batch, labels=batch).loss.item(), len(batch)) for batch in batches]
     return sum(loss * n for loss, n in losses) / sum(n for _, n in losses)
+
+
+def write_card(folder: Path, record: dict) -> None:
+    """The model's card, filled from its record and its configuration."""
+    template = jinja2.Template(template_path("embedded_model.md").read_text(), undefined=jinja2.StrictUndefined)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "README.md").write_text(template.render(record, config=config) + "\n")
 
 
 def main() -> None:
@@ -144,8 +153,7 @@ def main() -> None:
     model.half().save_pretrained(staging)
     tokenizer.save_pretrained(staging)
     (staging / "training_record.json").write_text(json.dumps(record, indent=2) + "\n")
-    if (card := Path(args.output_dir, "README.md")).exists():
-        shutil.copy(card, staging)
+    write_card(staging, record)
     shutil.rmtree(args.output_dir, ignore_errors=True)
     staging.rename(args.output_dir)
     print(json.dumps(record, indent=2))

@@ -221,6 +221,16 @@ def test_simple_reward_trains(base_folder, tokenizer, tmp_path):
     assert -1 <= log["rewards/simple"] <= 0 and log["rewards/information_theoretic"] < -1
 
 
+def test_bfloat16_autocast_trains_to_similar_figures(base_folder, tokenizer, tmp_path):
+    logs = []
+    for bf16 in (False, True):
+        trainer = make_trainer(base_folder, tokenizer, tmp_path / str(bf16), bf16=bf16, max_steps=2)
+        trainer.train()
+        logs.append([log for log in trainer.state.log_history if "policy_loss" in log][0])
+    assert logs[1]["reconstruction_loss"] == pytest.approx(logs[0]["reconstruction_loss"], rel=0.02)
+    assert logs[0]["reconstruction_loss"] != logs[1]["reconstruction_loss"], "it was switched on"
+
+
 def test_an_empty_training_set(base_folder, tokenizer, tmp_path):
     with pytest.raises(ValueError, match="training set is empty"):
         make_trainer(base_folder, tokenizer, tmp_path, train=[])
