@@ -20,8 +20,8 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 from tokforget.config import DataArguments, ForgetConfig, ModelArguments, as_record, parse_arguments, refuse
 
 
-def load_data(data_args: DataArguments, tokenizer, seed: int):
-    """Train, validation and test blocks, each shuffled and cut to what was asked for."""
+def load_data(data_args: DataArguments, tokenizer):
+    """Train, validation and test blocks, drawn alike in every run: training seeds are compared on the same texts."""
     from tokforget.data import load_blocks
 
     blocks = load_blocks(
@@ -31,7 +31,7 @@ def load_data(data_args: DataArguments, tokenizer, seed: int):
         data_args.min_length,
         data_args.dataset_config,
         data_args.text_column,
-    ).shuffle(seed=seed)
+    ).shuffle(seed=0)
     limits = {
         "train": data_args.max_train_texts or sys.maxsize,
         "validation": data_args.max_eval_texts,
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         source = tokenizer_source(model_args.reconstructor_name_or_path)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=model_args.reconstructor_revision)
-        train, validation, test = load_data(data_args, tokenizer, args.seed)
+        train, validation, test = load_data(data_args, tokenizer)
         model = load_model(model_args, tokenizer, train["input_ids"], data_args.max_length)
     except (ValueError, OSError) as error:
         refuse(str(error))

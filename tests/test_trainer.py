@@ -226,7 +226,7 @@ def test_bfloat16_autocast_trains_to_similar_figures(base_folder, tokenizer, tmp
     for bf16 in (False, True):
         trainer = make_trainer(base_folder, tokenizer, tmp_path / str(bf16), bf16=bf16, max_steps=2)
         trainer.train()
-        logs.append([log for log in trainer.state.log_history if "policy_loss" in log][0])
+        logs.append(next(log for log in trainer.state.log_history if "policy_loss" in log))
     assert logs[1]["reconstruction_loss"] == pytest.approx(logs[0]["reconstruction_loss"], rel=0.02)
     assert logs[0]["reconstruction_loss"] != logs[1]["reconstruction_loss"], "it was switched on"
 
