@@ -99,9 +99,14 @@ def main(argv: list[str] | None = None) -> None:
 
     console = Console()
     transformers.set_seed(args.seed)
+    name = model_args.reconstructor_name_or_path
     try:
-        source = tokenizer_source(model_args.reconstructor_name_or_path)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=model_args.reconstructor_revision)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            tokenizer_source(name), revision=model_args.reconstructor_revision
+        )
+    except (ValueError, OSError) as error:
+        refuse(f"`reconstructor_name_or_path` {name!r} could not be loaded: {error}")
+    try:
         train, validation, test = load_data(data_args, tokenizer)
         model = load_model(model_args, tokenizer, train["input_ids"], data_args.max_length)
     except (ValueError, OSError) as error:
