@@ -26,10 +26,14 @@ from tokforget.masking import check_rate
 from tokforget.modeling import ForgetModel
 
 
-def marked(pieces: list[str], styles: list[str]) -> Text:
+def marked(console: Console, pieces: list[str], styles: list[str], plain: list[str]) -> Text:
+    """Pieces in their styles; where colours do not show, in the brackets of `plain` instead (`""` for none)."""
     text = Text()
-    for piece, style in zip(pieces, styles):
-        text.append(piece, style=style)
+    for piece, style, brackets in zip(pieces, styles, plain):
+        if console.is_terminal or not brackets:
+            text.append(piece, style=style)
+        else:
+            text.append(f"{brackets[0]}{piece}{brackets[1]}")
     return text
 
 
@@ -65,12 +69,23 @@ def main() -> int:
     dropped = len(ids) - sum(kept)
     exact = sum(r and not k for r, k in zip(right, kept))
     console = Console()
-    console.rule(f"Original, {len(ids)} tokens: kept in bold, dropped struck through")
-    console.print(marked(pieces, ["bold" if k else "dim strike" for k in kept]))
+    console.rule(f"Original, {len(ids)} tokens: kept in bold, dropped struck through or [in brackets]")
+    console.print(
+        marked(console, pieces, ["bold" if k else "dim strike" for k in kept], ["" if k else "[]" for k in kept])
+    )
     console.rule(f"Compressed, {sum(kept)} tokens: what another model would read")
     console.print(Text(tokenizer.decode([i for i, k in zip(ids, kept) if k])))
-    console.rule(f"Restored: a guess, {exact} of {dropped} dropped tokens exact (green right, red wrong)")
-    console.print(marked(written, ["bold" if k else "green" if r else "red" for k, r in zip(kept, right)]))
+    console.rule(
+        f"Restored: a guess, {exact} of {dropped} dropped tokens exact; right green or <so>, wrong red or {{so}}"
+    )
+    console.print(
+        marked(
+            console,
+            written,
+            ["bold" if k else "green" if r else "red" for k, r in zip(kept, right)],
+            ["" if k else "<>" if r else "{}" for k, r in zip(kept, right)],
+        )
+    )
     return 0
 
 

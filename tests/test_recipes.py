@@ -26,7 +26,9 @@ def test_every_run_file_parses(run):
     keys = yaml.safe_load(run.read_text())
     for key, value in keys.items():
         found = next(getattr(group, key) for group in (data, model, args) if hasattr(group, key))
-        parsed = getattr(found, "value", found)  # the host turns some words into enumerations, and "none" into no tracker
+        parsed = getattr(
+            found, "value", found
+        )  # the host turns some words into enumerations, and "none" into no tracker
         assert parsed == value or (key, parsed, value) == ("report_to", [], "none"), key
 
 

@@ -199,6 +199,8 @@ class ForgetConfig(_BaseConfig):
         self.learning_rate = self.reconstructor_learning_rate
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and _gpu_has_bf16()
+        if self.use_cpu:
+            self.dataloader_pin_memory = False  # there is nothing to pin it for, and torch would say so
         if self.metric_for_best_model is not None and self.greater_is_better is None:
             self.greater_is_better = (
                 "bits" not in self.metric_for_best_model and "loss" not in self.metric_for_best_model

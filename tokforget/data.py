@@ -252,7 +252,11 @@ def load_blocks(
     for name, texts in load_documents(dataset_name, dataset_config, text_column).items():
         rows: dict[str, list] = {"input_ids": [], "document": []}
         # The end token must not be read out of a text that happens to spell it.
-        encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"] if texts else []
+        encoded = (
+            tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+            if texts
+            else []
+        )
         for document, ids in enumerate(encoded):
             for block in cut_blocks(ids, max_length):
                 if len(block) >= min_length:
