@@ -115,3 +115,27 @@ def test_what_cannot_run_is_one_line_and_not_zero(words, message, tmp_path):
     assert failed.returncode == 2
     assert message in failed.stderr.strip().splitlines()[-1] and "Traceback" not in failed.stderr
     assert not (tmp_path / "eval_results.json").exists()
+
+
+def test_a_reward_of_the_working_directory_is_found(tmp_path):
+    """Accepted as a reward, so that the next thing wrong is what is reported."""
+    (tmp_path / "my_rewards.py").write_text("def mine(episodes):\n    return -episodes.token_nll\n")
+    words = [
+        "--data_path",
+        "embedded",
+        "--reconstructor_path",
+        "embedded",
+        "--early_stopping_patience",
+        "2",
+        "--device",
+        "cpu",
+    ]
+    for reward, message in [
+        ("my_rewards:mine", "needs `load_best_model_at_end"),
+        ("my_rewards:other", "cannot be imported"),
+    ]:
+        result = subprocess.run(
+            [sys.executable, ROOT / "recipes/train.py", *words, "--reward_funcs", reward],
+            cwd=tmp_path, capture_output=True, text=True,
+        )  # fmt: skip
+        assert result.returncode == 2 and message in result.stderr, result.stderr
