@@ -102,10 +102,13 @@ def compare(
 def print_table(rows: list[dict], console: Console | None = None) -> None:
     """Bits lost per original token and share of dropped tokens restored exactly, a scorer a line."""
     rates = sorted({row["rate"] for row in rows})
-    table = Table(title=f"{rows[0]['texts']} held-out texts, equal counts, one reconstructor")
-    table.add_column("scorer")
+    table = Table(
+        title=f"{rows[0]['texts']} held-out texts, equal counts, one reconstructor",
+        caption="bits: lost per original token, lower is better; exact: dropped tokens restored, free-running",
+    )
+    table.add_column("scorer", no_wrap=True)
     for rate in rates:
-        table.add_column(f"bits lost at {rate:g}", justify="right")
+        table.add_column(f"bits {rate:g}", justify="right")
         table.add_column("exact", justify="right")
     for name in dict.fromkeys(row["scorer"] for row in rows):
         cells = []
