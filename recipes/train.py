@@ -89,6 +89,8 @@ def main(argv: list[str] | None = None) -> None:
     if model_args.window >= data_args.max_length:
         refuse(f"`window` ({model_args.window}) must be below `max_length` ({data_args.max_length}): a text is decided in "
                "at least two windows.")  # fmt: skip
+    if args.resume_from_checkpoint and not Path(args.resume_from_checkpoint).is_dir():
+        refuse(f"`resume_from_checkpoint` {args.resume_from_checkpoint!r}: no such folder.")
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
 
     import transformers

@@ -108,6 +108,7 @@ def test_a_sample_of_no_model_is_one_line(tmp_path):
         (["--data_path", "embedded", "--reconstructor_path", "no/such-model"], "no/such-model"),
         (["--data_path", "embedded", "--reconstructor_path", "embedded", "--max_length", "4000"], "tokens that fit this model"),
         (["--data_path", "embedded", "--reconstructor_path", "embedded", "--window", "200"], "at least two windows"),
+        (["--data_path", "x", "--reconstructor_path", "y", "--resume_from_checkpoint", "gone"], "'gone': no such folder"),
     ],
 )  # fmt: skip
 def test_what_cannot_run_is_one_line_and_not_zero(words, message, tmp_path):
