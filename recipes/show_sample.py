@@ -53,7 +53,11 @@ def main() -> int:
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     run = json.loads(Path(args.model, "training_config.json").read_text())
     if args.text:
-        ids = tokenizer(args.text, split_special_tokens=True)["input_ids"][: run["max_length"]]
+        ids = tokenizer(args.text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        if len(ids) > run["max_length"]:
+            limit = run["max_length"]
+            print(f"show_sample.py: the text has {len(ids)} tokens; shown are the first {limit}.", file=sys.stderr)
+            ids = ids[:limit]
     else:
         test = load_blocks(run["dataset_name"], tokenizer, run["max_length"], run["min_length"],
                            run["dataset_config"], run["text_column"])["test"]  # fmt: skip

@@ -61,6 +61,7 @@ BAD = [
     (["--num_masks", "1"], "`num_masks` must be at least 2, got 1"),
     (["--min_rate", "0.9", "--max_rate", "0.5"], "`min_rate` <= `max_rate` < 1, got 0.9 and 0.5"),
     (["--eval_rates", "4"], "got 4.0. It is the fraction of tokens kept"),
+    (["--max_train_texts", "0"], "`max_train_texts` must be at least 1, got 0"),
     (["--layout", "suffix"], "`layout` must be 'prefix' or 'infill'"),
     (["--min_length", "50", "--max_length", "20"], "no block is left"),
     (["--reward_weights", "1", "2"], "got 1 `reward_funcs` and 2 `reward_weights`"),
@@ -127,3 +128,4 @@ def test_the_record_holds_every_argument_and_no_secret():
     record = as_record(*parse("--hub_token", "hf_secret"))
     assert record["dataset_name"] == "embedded" and record["num_masks"] == 4 and record["layout"]
     assert "hf_secret" not in str(record)
+    assert "include_num_input_tokens_seen" in record, "only secrets are left out, not all that is called token"

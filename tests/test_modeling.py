@@ -8,9 +8,11 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from tests.conftest import make_model, make_tokenizer
+from tests.conftest import make_model
 from tokforget.modeling import ForgetModel, check_model_folder
 
 
@@ -122,15 +124,12 @@ def test_weights_of_another_shape(saved):
 
 
 def test_a_tokenizer_larger_than_the_model(base_folder):
+    words = {"<|endoftext|>": 0, **{f"w{i}": i for i in range(1, 400)}}
+    wide = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="w1")), eos_token="<|endoftext|>"
+    )
     with pytest.raises(ValueError, match="embeds only 300"):
-        ForgetModel.from_base(base_folder, make_tokenizer(["some other text with many more words " * 3], vocab_size=310).__class__(
-            tokenizer_object=_wide_tokenizer(), eos_token="<|endoftext|>"))  # fmt: skip
-
-
-def _wide_tokenizer():
-    from tokenizers import Tokenizer, models
-
-    return Tokenizer(models.WordLevel({"<|endoftext|>": 0, **{f"w{i}": i for i in range(1, 400)}}, unk_token="w1"))
+        ForgetModel.from_base(base_folder, wide)
 
 
 def test_a_model_without_a_known_vocabulary():

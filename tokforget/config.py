@@ -63,6 +63,8 @@ class DataArguments:
     def __post_init__(self):
         for name, least in (("max_length", 2), ("min_length", 1), ("max_eval_texts", 1), ("max_test_texts", 0)):
             _at_least(self, name, least)
+        if self.max_train_texts is not None:
+            _at_least(self, "max_train_texts", 1)
         if self.min_length > self.max_length:
             raise ValueError(
                 f"`min_length` ({self.min_length}) exceeds `max_length` ({self.max_length}): no block is left."
@@ -117,8 +119,6 @@ class ModelArguments:
 @dataclass
 class ForgetConfig(_BaseConfig):
     """Training arguments of [`ForgetTrainer`]: those of the host's `TrainingArguments`, and the fields below."""
-
-    _VALID_DICT_FIELDS = _BaseConfig._VALID_DICT_FIELDS
 
     # Host defaults that differ here
     bf16: bool | None = field(
@@ -347,5 +347,5 @@ def as_record(*arguments) -> dict:
     record = {}
     for group in arguments:
         values = group.to_dict() if isinstance(group, TrainingArguments) else dataclasses.asdict(group)
-        record.update({k: v for k, v in values.items() if "token" not in k or k == "max_tokens"})
+        record.update({k: v for k, v in values.items() if not k.endswith("_token")})
     return json.loads(json.dumps(record, default=str))

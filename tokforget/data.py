@@ -6,6 +6,7 @@ A source that cannot be loaded is an error that names what was tried; no other t
 
 import ast
 import hashlib
+import json
 import logging
 import os
 import sysconfig
@@ -171,8 +172,6 @@ def _local_documents(path: Path, text_column: str) -> list[str]:
 
 def _file_documents(file: Path, text_column: str) -> list[str]:
     if file.suffix == ".json":
-        import json
-
         content = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(content, list) and all(isinstance(item, str) for item in content):
             return content  # a plain list of texts, which the json builder does not read
