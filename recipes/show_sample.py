@@ -73,13 +73,14 @@ def main() -> int:
     dropped = len(ids) - sum(kept)
     exact = sum(r and not k for r, k in zip(right, kept))
     console = Console()
-    console.rule(f"Original, {len(ids)} tokens: kept bold, dropped struck through or [so]")
+    # Titles as `Text`: brackets in a plain string would be taken for markup.
+    console.rule(Text(f"Original, {len(ids)} tokens: kept bold, dropped struck through or [so]"))
     console.print(
         marked(console, pieces, ["bold" if k else "dim strike" for k in kept], ["" if k else "[]" for k in kept])
     )
-    console.rule(f"Compressed, {sum(kept)} tokens: what another model would read")
+    console.rule(Text(f"Compressed, {sum(kept)} tokens: what another model would read"))
     console.print(Text(tokenizer.decode([i for i, k in zip(ids, kept) if k])))
-    console.rule(f"Restored, a guess: {exact} of {dropped} dropped exact; right green or <so>, wrong red or {{so}}")
+    console.rule(Text(f"Restored, a guess: {exact} of {dropped} dropped exact, green or <so>; wrong red or {{so}}"))
     console.print(
         marked(
             console,
