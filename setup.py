@@ -17,11 +17,18 @@ INSTALL = [
     "rouge_score>=0.1.2",
     "safetensors>=0.8",
     "numpy",
+    "datasketch>=2",  # 2.0: 32-bit permutation scheme
     "pyyaml>=6.0.1",
     "jinja2",
     "rich",
+    "tokenizers",
     "tqdm",
 ]
+
+# Plots of recipes/evaluate.py.
+EVALUATION = ["matplotlib>=3.8"]
+# The libraries the drop-ins of tokforget/integrations fit into.
+LANGCHAIN, LLAMA_INDEX = ["langchain-core>=1.0,<2"], ["llama-index-core>=0.14,<0.15"]
 
 setup(
     name="tokforget",
@@ -33,7 +40,18 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["tokforget*"]), "tokforget.hub_cards"],
     package_dir={"tokforget.hub_cards": "hub_cards"},
-    package_data={"tokforget": ["embedded_model/*"], "tokforget.hub_cards": ["*.md"]},
+    package_data={
+        "tokforget": ["embedded_model/*", "packaged_model/*", "packaged_model/adapter/*", "templates/*"],
+        "tokforget.hub_cards": ["*.md"],
+        "tokforget.metrics": ["*/*.py", "*/README.md"],
+    },
+    entry_points={"console_scripts": ["tokforget=tokforget.cli:main"]},
     install_requires=INSTALL,
-    extras_require={"test": ["pytest>=8", "hypothesis"], "quality": ["ruff"]},
+    extras_require={
+        "evaluation": EVALUATION,
+        "langchain": LANGCHAIN,
+        "llama-index": LLAMA_INDEX,
+        "test": ["pytest>=8", "hypothesis", "regex", *EVALUATION, *LANGCHAIN, *LLAMA_INDEX],
+        "quality": ["ruff"],
+    },
 )

@@ -1,7 +1,8 @@
 """
 What the policy costs, as ratios measured in one run: medians over alternating repetitions, after warm-up.
 
-    python recipes/benchmark.py                                    # both ratios, one thread
+    python recipes/benchmark.py                                    # all ratios, one thread
+    python recipes/benchmark.py --only compress                    # those of the compressor alone
     python recipes/benchmark.py --reconstructor_name_or_path <folder> --max_length 128 --batch_size 8
 
 1. joint step / reconstructor step: one optimiser step of the joint loop against forward, backward and optimiser step of
@@ -9,6 +10,16 @@ What the policy costs, as ratios measured in one run: medians over alternating r
 2. policy / language model: keep mask of a 512-token text at rate 0.5 (trunk, decisions, top-k; ids in, mask out)
    against one forward of a GPT-2-124M-shaped model with random weights over the same tokens. The policy reads its stored
    table, as it does when it compresses.
+3. compress / language model: the whole `Compressor.compress` of such a text less the time inside the tokenizer, against
+   the same forward. Its inverse is the factor over self-information with that model.
+4. batch: policy, selection and join of 1,000 texts against the tokenizer's own time for them.
+5. length: processor seconds per token of texts of 1,000 to 1,000,000 tokens, against those of the shortest; and the growth of peak
+   memory while a stream of four times the length is compressed.
+6. end to end: prompt and 32 new tokens by the GPT-2-124M-shaped model, whole against compressed at rate 0.5; the share
+   of the speed-up of free compression that is left.
+
+Text of 3 to 6: the standard library's documentation; the packaged tokenizer, a policy of the default shape with random
+weights (speed does not depend on them), or a trained model's with `--model`.
 
 Absolute times depend on the machine and on its neighbours; the ratios less so.
 """
@@ -19,11 +30,15 @@ import platform
 import statistics
 import tempfile
 import time
+import tracemalloc
 import warnings
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one thread for all that is compared
 warnings.filterwarnings("ignore", category=FutureWarning)
 
 import torch
@@ -31,9 +46,12 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from tokforget.compressor import Compressor
 from tokforget.config import ForgetConfig
-from tokforget.data import BlockCollator, load_blocks
+from tokforget.data import BlockCollator, embedded_documents, embedded_model_path, load_blocks
+from tokforget.model_folder import read_tokenizer
 from tokforget.modeling import ForgetModel, ForgetModelConfig
+from tokforget.policy import KeepMaskPolicy
 from tokforget.reconstructor import tokenizer_source
 from tokforget.trainer import ForgetTrainer
 
@@ -113,6 +131,127 @@ def policy_pass(num_tokens: int, window: int, repeats: int) -> tuple[float, floa
     return policy_seconds / 20, model_seconds
 
 
+class TimedTokenizer:
+    """A tokenizer that adds up the time spent in it."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.seconds = tokenizer, 0.0
+
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
+
+    def encode_batch(self, *args, **kwargs):
+        return self._timed(self.tokenizer.encode_batch, *args, **kwargs)
+
+    def encode_batch_fast(self, *args, **kwargs):
+        return self._timed(self.tokenizer.encode_batch_fast, *args, **kwargs)
+
+    def _timed(self, function, *args, **kwargs):
+        start = time.perf_counter()
+        result = function(*args, **kwargs)
+        self.seconds += time.perf_counter() - start
+        return result
+
+
+def make_compressor(model: str | None) -> Compressor:
+    """A trained model's, or a policy of the default shape with random weights over the packaged tokenizer."""
+    if model is not None:
+        return Compressor.from_pretrained(model)
+    tokenizer = read_tokenizer(Path(embedded_model_path()))
+    policy = KeepMaskPolicy(tokenizer.get_vocab_size(), 768)
+    policy.ngrams.fit([torch.randint(0, tokenizer.get_vocab_size(), (100_000,)).tolist()])
+    policy.tokens.table.normal_()
+    torch.nn.init.normal_(policy.to_logit.weight)
+    return Compressor(policy.eval().requires_grad_(False), tokenizer)
+
+
+def of_tokens(compressor: Compressor, text: str, num_tokens: int) -> str:
+    """The beginning of a text that has about `num_tokens` tokens, repeated if it is too short."""
+    text *= 1 + 8 * num_tokens // len(text)
+    offsets = compressor.tokenizer.encode(text[: 8 * num_tokens], add_special_tokens=False).offsets
+    return text[: offsets[num_tokens - 1][1]]
+
+
+def without_tokenizer(compressor: Compressor, texts: str | list[str]) -> tuple[float, float]:
+    """Seconds of one `compress` outside the tokenizer, and seconds of tokenising the texts alone."""
+    timed = TimedTokenizer(compressor.tokenizer)
+    compressor.tokenizer = timed
+    start = time.perf_counter()
+    compressor.compress(texts, rate=0.5)
+    outside = time.perf_counter() - start - timed.seconds
+    compressor.tokenizer, timed.seconds = timed.tokenizer, 0.0
+    timed.encode_batch([texts] if isinstance(texts, str) else texts, add_special_tokens=False)
+    return outside, timed.seconds
+
+
+def compressor_rows(model: str | None, num_tokens: int, repeats: int) -> Iterator[tuple[str, str, str, str, str]]:
+    """The compressor's lines of the table."""
+    compressor = make_compressor(model)
+    corpus = "\n\n".join(embedded_documents().values())
+    language_model = GPT2LMHeadModel(GPT2Config()).eval()
+    text = of_tokens(compressor, corpus, num_tokens)
+    ids = torch.randint(0, 50_257, (1, num_tokens))
+    outside: list[float] = []
+
+    def forward():
+        with torch.inference_mode():
+            language_model(ids, use_cache=False)
+
+    def compress():
+        outside.extend(without_tokenizer(compressor, text)[0] for _ in range(10))
+
+    _, forward_seconds = medians(repeats, compress, forward)
+    own = statistics.median(outside[10:])
+    yield (f"compress, {num_tokens} tokens, tokenizer apart", f"{own:.4f}", "GPT-2-124M-shaped forward",
+           f"{forward_seconds:.3f}", f"{100 * own / forward_seconds:.2f} %")  # fmt: skip
+    yield ("self-information, that model", f"{forward_seconds:.3f}", "compress, tokenizer apart", f"{own:.4f}",
+           f"{forward_seconds / own:.0f}x")  # fmt: skip
+
+    step = len(corpus) // 1000
+    texts = [corpus[i * step : i * step + min(step, 2000)] for i in range(1000)]
+    times = [without_tokenizer(compressor, texts) for _ in range(3)]
+    own, tokenizing = (statistics.median(column) for column in zip(*times))
+    yield ("compress, 1,000 texts, tokenizer apart", f"{own:.3f}", "tokenizing them", f"{tokenizing:.3f}",
+           f"{own / tokenizing:.1f}x")  # fmt: skip
+
+    shortest = None
+    for length in (1_000, 10_000, 100_000, 1_000_000):
+        long = of_tokens(compressor, corpus, length)
+        seconds = min(_seconds(lambda: compressor.compress(long, rate=0.5)) for _ in range(3 if length < 1e5 else 1))  # noqa: B023
+        shortest = shortest or seconds / length
+        yield (f"compress, {length:,} tokens, all of it", f"{seconds:.3f}", "per token, of 1,000 tokens", f"{shortest:.2e}",
+               f"{seconds / length / shortest:.2f}x")  # fmt: skip
+
+    for times_longer in (1, 4):
+        lines = (line for _ in range(times_longer) for line in corpus[:250_000].splitlines(keepends=True))
+        tracemalloc.start()
+        seconds = _seconds(lambda: deque(compressor.compress_stream(lines, rate=0.5), maxlen=0))  # noqa: B023
+        peak = tracemalloc.get_traced_memory()[1] / 2**20
+        tracemalloc.stop()
+        yield (f"stream of {times_longer * 250_000:,} characters", f"{seconds:.2f}", "peak of Python's and NumPy's memory",
+               f"{peak:.1f} MiB", "")  # fmt: skip
+
+    prompt = torch.randint(0, 50_257, (1, num_tokens))
+    options = {"max_new_tokens": 32, "min_new_tokens": 32, "do_sample": False, "pad_token_id": 0}
+    whole, half, compressing = medians(
+        repeats,
+        lambda: language_model.generate(prompt, attention_mask=torch.ones_like(prompt), **options),
+        lambda: language_model.generate(prompt[:, ::2], attention_mask=torch.ones_like(prompt[:, ::2]), **options),
+        lambda: compressor.compress(text, rate=0.5),
+    )
+    yield (f"{num_tokens} tokens and 32 new ones", f"{whole:.3f}", "compressed to half, compressing included",
+           f"{half + compressing:.3f}", f"{whole / (half + compressing):.2f}x")  # fmt: skip
+    yield ("of the speed-up of free compression", f"{half:.3f}", "is left", f"{half + compressing:.3f}",
+           f"{half / (half + compressing):.3f}")  # fmt: skip
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    """Seconds of the processor, since a long run meets more of its neighbours than a short one."""
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reconstructor_name_or_path", default="embedded")
@@ -123,23 +262,29 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=64, help="tokens per decision when compressing")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--num_threads", type=int, default=1)
+    parser.add_argument("--model", help="a trained model's folder, for the compressor's lines")
+    parser.add_argument("--only", choices=["train", "compress"], help="one part of the table")
     args = parser.parse_args()
     torch.set_num_threads(args.num_threads)
     torch.manual_seed(0)
-    joint, alone = joint_step(
-        args.reconstructor_name_or_path, args.dataset_name, args.max_length, args.batch_size, args.repeats
-    )
-    policy, forward = policy_pass(args.num_tokens, args.window, args.repeats)
     table = Table(
         title=f"{platform.machine()}, {args.num_threads} thread(s), torch {torch.__version__}, medians of {args.repeats}"
     )
     for column in ("what", "seconds", "against", "seconds", "ratio"):
         table.add_column(column, justify="left" if column in ("what", "against") else "right")
-    table.add_row(
-        "joint step", f"{joint:.3f}", "reconstructor step, same masks", f"{alone:.3f}", f"{joint / alone:.2f}x"
-    )
-    table.add_row(f"policy, {args.num_tokens} tokens", f"{policy:.4f}", "GPT-2-124M-shaped forward", f"{forward:.3f}",
-                  f"{100 * policy / forward:.2f} %")  # fmt: skip
+    if args.only != "compress":
+        joint, alone = joint_step(
+            args.reconstructor_name_or_path, args.dataset_name, args.max_length, args.batch_size, args.repeats
+        )
+        table.add_row(
+            "joint step", f"{joint:.3f}", "reconstructor step, same masks", f"{alone:.3f}", f"{joint / alone:.2f}x"
+        )
+        policy, forward = policy_pass(args.num_tokens, args.window, args.repeats)
+        table.add_row(f"policy, {args.num_tokens} tokens", f"{policy:.4f}", "GPT-2-124M-shaped forward",
+                      f"{forward:.3f}", f"{100 * policy / forward:.2f} %")  # fmt: skip
+    if args.only != "train":
+        for row in compressor_rows(args.model, args.num_tokens, args.repeats):
+            table.add_row(*row)
     Console().print(table)
 
 

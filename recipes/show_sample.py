@@ -61,7 +61,7 @@ def main() -> int:
     else:
         test = load_blocks(run["dataset_name"], tokenizer, run["max_length"], run["min_length"],
                            run["dataset_config"], run["text_column"])["test"]  # fmt: skip
-        ids = test.shuffle(seed=args.seed)[0]["input_ids"]
+        ids = test.shuffle(seed=args.seed, keep_in_memory=True)[0]["input_ids"]
     input_ids = torch.tensor([ids])
     valid = torch.ones_like(input_ids, dtype=torch.bool)
     keep_mask = model.keep_mask(input_ids, valid.long(), torch.tensor([args.rate]))

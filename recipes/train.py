@@ -18,27 +18,15 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renames between its own parts
 sys.path.append(os.getcwd())  # a reward of one's own lies where one stands, not beside this script
 
-from tokforget.config import DataArguments, ForgetConfig, ModelArguments, as_record, parse_arguments, refuse
-
-
-def load_data(data_args: DataArguments, tokenizer):
-    """Train, validation and test blocks, drawn alike in every run: training seeds are compared on the same texts."""
-    from tokforget.data import load_blocks
-
-    blocks = load_blocks(
-        data_args.dataset_name,
-        tokenizer,
-        data_args.max_length,
-        data_args.min_length,
-        data_args.dataset_config,
-        data_args.text_column,
-    ).shuffle(seed=0)
-    limits = {
-        "train": data_args.max_train_texts or sys.maxsize,
-        "validation": data_args.max_eval_texts,
-        "test": data_args.max_test_texts,
-    }
-    return [blocks[name].select(range(min(len(blocks[name]), limit))) for name, limit in limits.items()]
+from tokforget.config import (
+    DataArguments,
+    ForgetConfig,
+    ModelArguments,
+    as_record,
+    checkpoint_to_resume,
+    parse_arguments,
+    refuse,
+)
 
 
 def load_model(model_args: ModelArguments, tokenizer, training_texts: list[list[int]], max_length: int):
@@ -58,27 +46,29 @@ def load_model(model_args: ModelArguments, tokenizer, training_texts: list[list[
         logit_bound=model_args.logit_bound,
         ngram_buckets=model_args.ngram_buckets,
     )
-    longest = model.reconstructor.max_tokens
-    if longest is not None and max_length > longest:
-        raise ValueError(f"`max_length` ({max_length}) exceeds the {longest} tokens that fit this model's context.")
+    model.reconstructor.check_max_length(max_length)
     if model.policy.ngrams is not None:
         model.policy.ngrams.fit(training_texts)
     return model
 
 
-def compare_with_baselines(trainer, tokenizer, training_texts, test, layout: str, dataset_name: str) -> list[dict]:
+def compare_with_baselines(
+    trainer, tokenizer, training_texts, test, layout: str, dataset_name: str, data_fingerprint: str
+) -> list[dict]:
     """The policy and every baseline on the test blocks; rows to `eval_results.json`."""
     from torch.utils.data import DataLoader
 
-    from tokforget.baselines import Policy, baselines
+    from tokforget.baselines import CLOSING_BASELINES, Ground, Policy, baselines
     from tokforget.evaluation import compare, write_json
 
     args, model = trainer.args, trainer.model
     loader = DataLoader(test, batch_size=args.per_device_eval_batch_size, collate_fn=trainer.data_collator)
     batches = [(b["input_ids"].to(args.device), b["attention_mask"].to(args.device).bool()) for b in loader]
-    scorers = [Policy(model), *baselines(model.reconstructor, tokenizer, training_texts, args.seed)]
+    ground = Ground(model.reconstructor, tokenizer, training_texts, seeds=[args.seed])
+    scorers = [Policy(model), *baselines(CLOSING_BASELINES, ground)]
     rows = compare(scorers, model.reconstructor, batches, args.eval_rates, args.seed)
     content = {"scorers": rows, "dataset": dataset_name, "layout": layout, "seed": args.seed}
+    content["data_fingerprint"] = data_fingerprint
     write_json(Path(args.output_dir, "eval_results.json"), content)
     trainer.create_model_card()
     return rows
@@ -89,28 +79,22 @@ def main(argv: list[str] | None = None) -> None:
     if model_args.window >= data_args.max_length:
         refuse(f"`window` ({model_args.window}) must be below `max_length` ({data_args.max_length}): a text is decided in "
                "at least two windows.")  # fmt: skip
-    if args.resume_from_checkpoint and not Path(args.resume_from_checkpoint).is_dir():
-        refuse(f"`resume_from_checkpoint` {args.resume_from_checkpoint!r}: no such folder.")
+    checkpoint = checkpoint_to_resume(args)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
 
     import transformers
     from rich.console import Console
 
     from tokforget.evaluation import print_table
-    from tokforget.reconstructor import tokenizer_source
+    from tokforget.reconstructor_folder import load_tokenizer
+    from tokforget.run_blocks import draw_blocks
     from tokforget.trainer import ForgetTrainer
 
     console = Console()
     transformers.set_seed(args.seed)
-    name = model_args.reconstructor_name_or_path
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            tokenizer_source(name), revision=model_args.reconstructor_revision
-        )
-    except (ValueError, OSError) as error:
-        refuse(f"`reconstructor_name_or_path` {name!r} could not be loaded: {error}")
-    try:
-        train, validation, test = load_data(data_args, tokenizer)
+        tokenizer = load_tokenizer(model_args.reconstructor_name_or_path, model_args.reconstructor_revision)
+        train, validation, test, fingerprint = draw_blocks(data_args, tokenizer)
         model = load_model(model_args, tokenizer, train["input_ids"], data_args.max_length)
     except (ValueError, OSError) as error:
         refuse(str(error))
@@ -131,12 +115,12 @@ def main(argv: list[str] | None = None) -> None:
         processing_class=tokenizer,
         run_record=as_record(data_args, model_args, args) | {"trainable_parameters": sizes},
     )
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(args.output_dir)
     trainer.save_state()
     if len(test) and trainer.is_world_process_zero():
         rows = compare_with_baselines(
-            trainer, tokenizer, train["input_ids"], test, model_args.layout, data_args.dataset_name
+            trainer, tokenizer, train["input_ids"], test, model_args.layout, data_args.dataset_name, fingerprint
         )
         print_table(rows, console)
     trainer.end()

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from tests.conftest import PAIRS_VOCABULARY, make_gpt2, make_model, make_tokenizer, pair_texts
+from tokforget.baselines import Policy, Random
 from tokforget.config import ForgetConfig
 from tokforget.data import BlockCollator
 from tokforget.episodes import EpisodeBatch, leave_one_out_advantages, token_returns
+from tokforget.evaluation import compare
 from tokforget.modeling import ForgetModel
 from tokforget.rewards import information_theoretic
 from tokforget.trainer import ForgetTrainer
@@ -173,6 +175,18 @@ def test_the_policy_comes_to_drop_the_repeats(pairs_run):
     dropped = ~keep_mask
     assert dropped.sum() == 64 * 12
     assert dropped[:, 1::2].sum() / dropped.sum() >= 0.95
+
+
+def test_the_evaluation_ranks_the_trained_above_an_untrained_policy_and_chance(pairs_run):
+    ids = pair_texts(64, 24, seed=12345)
+    model = pairs_run.model.eval()
+    torch.manual_seed(1)
+    untrained = ForgetModel(model.config, model.reconstructor)
+    torch.nn.init.normal_(untrained.policy.to_logit.weight)
+    scorers = [Policy(model), Policy(untrained, "untrained"), Random(0)]
+    rows = compare(scorers, model.reconstructor, [(ids, torch.ones_like(ids, dtype=torch.bool))], [0.5])
+    trained, fresh, chance = (row["bits_lost_interval"] for row in rows)
+    assert trained[1] < fresh[0] and trained[1] < chance[0], "the intervals do not even touch"
 
 
 def test_keeping_or_dropping_all_is_worse_at_the_same_price(pairs_run):

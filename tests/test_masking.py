@@ -5,7 +5,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokforget.masking import check_rate, keep_count, random_keep_mask, top_k_mask
+from tokforget.masking import (
+    MASK_KINDS,
+    check_rate,
+    draw_kinds,
+    draw_rates,
+    draw_scores,
+    keep_count,
+    random_keep_mask,
+    top_k_mask,
+)
 
 
 @given(st.integers(1, 3000), st.floats(0.01, 1.0), st.floats(0.01, 1.0))
@@ -68,3 +77,75 @@ def test_random_masks_are_uniform():
     mask = random_keep_mask(torch.full((4000,), 2), valid, torch.Generator().manual_seed(0))
     # 4,000 draws at 1/3: standard error 0.0075
     assert torch.allclose(mask.float().mean(0), torch.tensor(1 / 3), atol=0.03)
+
+
+# -- masks to train on -------------------------------------------------------------------------------------------------
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(("num_texts", "weights", "counts"), [
+    (16, [1.0, 1.0, 2.0], [{4}, {4}, {8}]),
+    (5, [1.0, 1.0, 1.0], [{1, 2}] * 3),
+    (1, [3.0, 1.0], [{0, 1}] * 2),
+])  # fmt: skip
+def test_kinds_come_in_their_shares_in_every_batch(num_texts, weights, counts):
+    names = MASK_KINDS[: len(weights)]
+    totals, draws = dict.fromkeys(names, 0), 400
+    for seed in range(draws):
+        kinds = draw_kinds(num_texts, names, weights, generator(seed))
+        assert len(kinds) == num_texts
+        for name, allowed in zip(names, counts):
+            assert kinds.count(name) in allowed
+            totals[name] += kinds.count(name)
+    for name, weight in zip(names, weights):
+        # Shares of 400 draws: standard error at most 0.025
+        assert totals[name] / (draws * num_texts) == pytest.approx(weight / sum(weights), abs=0.08)
+
+
+@pytest.mark.parametrize("kind", MASK_KINDS)
+def test_every_kind_meets_the_budget_exactly_and_is_nested(kind):
+    valid = torch.arange(40) < torch.tensor([[40], [23], [2], [1]])
+    surprisal = torch.rand(4, 40, generator=generator()) * 8
+    scores = draw_scores([kind] * 4, valid, surprisal, generator(1))
+    smaller = None
+    for rate in (0.2, 0.5, 0.77):
+        counts = keep_count(valid.sum(1), rate)
+        mask = top_k_mask(scores, counts, valid)
+        assert torch.equal(mask.sum(1), counts) and not (mask & ~valid).any()
+        assert smaller is None or not (smaller & ~mask).any()
+        smaller = mask
+
+
+def test_spans_are_longer_than_chance_and_rare_tokens_are_kept():
+    valid = torch.ones(600, 60, dtype=torch.bool)
+    surprisal = torch.where(torch.arange(60) % 2 == 0, 4.0, 10.0).expand(600, -1)
+    counts = torch.full((600,), 30)
+    masks = {
+        kind: top_k_mask(draw_scores([kind] * 600, valid, surprisal, generator(2)), counts, valid)
+        for kind in MASK_KINDS
+    }
+    runs = {kind: (mask[:, 1:] != mask[:, :-1]).sum(1).float().mean() + 1 for kind, mask in masks.items()}
+    # Half of 60 at random: 1 + 59 * 0.51 runs. In segments of 3: a change at a third of those places.
+    assert runs["random"] == pytest.approx(31, abs=0.7) and runs["span"] == pytest.approx(11, abs=1)
+    # Six bits apart under three bits of noise each: the rare one wins with probability 0.92 pairwise.
+    assert masks["frequency"][:, 1::2].float().mean() > 0.8
+    assert masks["random"].float().mean(0).std() < 0.04, "no place is favoured"
+    assert masks["span"].float().mean(0).std() < 0.04
+
+
+def test_a_mixed_batch_draws_each_row_by_its_kind():
+    valid = torch.ones(300, 40, dtype=torch.bool)
+    surprisal = torch.where(torch.arange(40) % 2 == 0, 0.0, 12.0).expand(300, -1)
+    scores = draw_scores(["random", "span", "frequency"] * 100, valid, surprisal, generator())
+    mask = top_k_mask(scores, torch.full((300,), 20), valid)
+    odd = mask[:, 1::2].float().mean(1)
+    assert odd[2::3].min() > 0.7 and abs(odd[::3].mean() - 0.5) < 0.05
+    changes = (mask[:, 1:] != mask[:, :-1]).sum(1).float()
+    assert changes[1::3].mean() < 0.6 * changes[::3].mean()
+
+
+def test_rates_lie_in_their_range():
+    rates = draw_rates(4000, 0.2, 0.8, generator())
+    assert rates.min() >= 0.2 and rates.max() < 0.8
+    assert rates.mean() == pytest.approx(0.5, abs=0.01)

@@ -4,8 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+from transformers import TrainingArguments
 
-from tokforget.config import DataArguments, ForgetConfig, ModelArguments, parse_arguments
+from tokforget.config import DataArguments, ForgetConfig, ModelArguments, PreparationArguments, parse_arguments
+from tokforget.evaluation_config import EvaluationArguments
+from tokforget.reconstructor_config import ReconstructorArguments, ReconstructorConfig
 
 
 ROOT = Path(__file__).parents[1]
@@ -22,12 +25,29 @@ def test_python_blocks_run(block, tmp_path, monkeypatch):
     exec(compile(block, "README.md", "exec"), {})
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "recipes/train.py" in c])
-def test_training_commands_parse(command, monkeypatch):
+RECIPES = {
+    "train.py": (DataArguments, ModelArguments, ForgetConfig),
+    "train_reconstructor.py": (DataArguments, ReconstructorArguments, ReconstructorConfig),
+    "prepare_data.py": (PreparationArguments,),
+    "evaluate.py": (EvaluationArguments,),
+    "run_baselines.py": (EvaluationArguments,),
+}
+LAUNCHES = [c for c in COMMANDS if re.search(rf"recipes/({'|'.join(RECIPES)}) ".replace(".", r"\."), c)]
+
+
+@pytest.mark.parametrize("command", LAUNCHES)
+def test_commands_of_recipes_parse(command, monkeypatch):
     monkeypatch.chdir(ROOT)
-    launcher, _, words = command.partition("recipes/train.py")
-    assert Path(re.search(r"--config_file (\S+)", launcher)[1]).is_file()
-    parse_arguments((DataArguments, ModelArguments, ForgetConfig), [*words.split(), "--use_cpu"])
+    launcher, name, words = re.match(r"(.*)recipes/(\w+\.py)(.*)", command).groups()
+    assert launcher == "python " or Path(re.search(r"--config_file (\S+)", launcher)[1]).is_file()
+    types = RECIPES[name]
+    trains = any(issubclass(kind, TrainingArguments) for kind in types)
+    parse_arguments(types, [*words.split(), *(["--use_cpu"] if trains else [])])
+
+
+def test_every_recipe_of_the_workflow_is_shown():
+    shown = {re.search(r"recipes/(\w+\.py)", command)[1] for command in LAUNCHES}
+    assert shown >= {"train.py", "train_reconstructor.py", "prepare_data.py", "evaluate.py"}
 
 
 def test_make_targets_exist():

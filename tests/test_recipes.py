@@ -9,23 +9,36 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tokforget.config import DataArguments, ForgetConfig, ModelArguments, parse_arguments
+from tokforget.config import DataArguments, ForgetConfig, ModelArguments, PreparationArguments, parse_arguments
+from tokforget.evaluation_config import EvaluationArguments
 from tokforget.modeling import ForgetModel
+from tokforget.reconstructor_config import ReconstructorArguments, ReconstructorConfig
 
 
 ROOT = Path(__file__).parents[1]
 RUNS = sorted((ROOT / "recipes").glob("*.yaml"))
+JOINT = (DataArguments, ModelArguments, ForgetConfig)
+RECONSTRUCTOR = (DataArguments, ReconstructorArguments, ReconstructorConfig)
+EVALUATION = (EvaluationArguments,)
+# What a run file is for, where it is not for recipes/train.py.
+TYPES = {
+    "data_prep.yaml": (PreparationArguments,),
+    "reconstructor_cpu.yaml": RECONSTRUCTOR,
+    "reconstructor_gpu.yaml": RECONSTRUCTOR,
+    "evaluation.yaml": EVALUATION,
+    "evaluation_quick.yaml": EVALUATION,
+}
 HARDWARE = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda path: path.name)
 def test_every_run_file_parses(run):
-    data, model, args = parse_arguments(
-        (DataArguments, ModelArguments, ForgetConfig), ["--config", str(run), "--use_cpu"]
-    )
+    types = TYPES.get(run.name, JOINT)
+    hardware = ["--use_cpu"] if types in (JOINT, RECONSTRUCTOR) else []
+    groups = parse_arguments(types, ["--config", str(run), *hardware])
     keys = yaml.safe_load(run.read_text())
     for key, value in keys.items():
-        found = next(getattr(group, key) for group in (data, model, args) if hasattr(group, key))
+        found = next(getattr(group, key) for group in groups if hasattr(group, key))
         parsed = getattr(
             found, "value", found
         )  # the host turns some words into enumerations, and "none" into no tracker
@@ -41,7 +54,7 @@ def test_hardware_files_say_where_and_nothing_else(hardware):
 
 
 def run(*words: str, **kwargs) -> subprocess.CompletedProcess:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.run([*map(str, words)], cwd=ROOT, capture_output=True, text=True, env=environment, **kwargs)
 
 
@@ -61,7 +74,9 @@ def quick_run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
 def test_the_quick_test_runs_offline_from_the_launcher(quick_run):
     out, result = quick_run
     assert result.returncode == 0, result.stderr[-3000:]
-    rows = json.loads((out / "eval_results.json").read_text())["scorers"]
+    results = json.loads((out / "eval_results.json").read_text())
+    rows = results["scorers"]
+    assert len(bytes.fromhex(results["data_fingerprint"])) == 32
     assert {row["scorer"] for row in rows} == {
         "policy",
         "random",

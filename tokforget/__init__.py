@@ -7,12 +7,16 @@ __version__ = "0.1.0"
 
 # Names are imported when used: `import tokforget` stays fast and touches nothing.
 _EXPORTS = {
+    "CompressedText": "results",
+    "Compressor": "compressor",
     "ForgetConfig": "config",
     "ForgetModel": "modeling",
     "ForgetModelConfig": "modeling",
     "ForgetTrainer": "trainer",
     "KeepMaskPolicy": "policy",
     "Reconstructor": "reconstructor",
+    "ReconstructorConfig": "reconstructor_config",
+    "ReconstructorTrainer": "reconstructor_trainer",
 }
 __all__ = sorted(_EXPORTS)
 

@@ -15,8 +15,10 @@ from typing import NoReturn
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
 from tokforget._trl import _BaseConfig
+from tokforget.duplicates import THRESHOLD
 from tokforget.masking import check_rate
 from tokforget.rewards import WeightedRewards
 
@@ -25,6 +27,7 @@ from tokforget.rewards import WeightedRewards
 ALIASES = {
     "data_path": "dataset_name",
     "reconstructor_path": "reconstructor_name_or_path",
+    "model_name_or_path": "reconstructor_name_or_path",
     "max_epochs": "num_train_epochs",
     "batch_size": "per_device_train_batch_size",
     "learning_rate_policy": "policy_learning_rate",
@@ -40,8 +43,8 @@ class DataArguments:
 
     dataset_name: str = field(
         metadata={
-            "help": "Hub id such as `Salesforce/wikitext`, a .txt/.json/.jsonl/.csv/.parquet file, a folder of them, or "
-            "`embedded` for the documentation that Python carries."
+            "help": "Hub id such as `Salesforce/wikitext`, a .txt/.json/.jsonl/.csv/.parquet file, a folder of them, "
+            "`embedded` for the documentation that Python carries, or a folder that recipes/prepare_data.py wrote."
         }
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
@@ -65,15 +68,91 @@ class DataArguments:
             _at_least(self, name, least)
         if self.max_train_texts is not None:
             _at_least(self, "max_train_texts", 1)
-        if self.min_length > self.max_length:
-            raise ValueError(
-                f"`min_length` ({self.min_length}) exceeds `max_length` ({self.max_length}): no block is left."
-            )
+        _check_lengths(self)
 
 
 @dataclass
-class ModelArguments:
-    """The reconstructor to start from, and the shape of the policy."""
+class PreparationArguments:
+    """Source, division, tokenizer and output of `recipes/prepare_data.py`."""
+
+    # Source
+    dataset_name: str = field(
+        metadata={
+            "help": "Hub id such as `Salesforce/wikitext`, a .txt/.json/.jsonl/.csv/.parquet file, a folder of them, or "
+            "`embedded` for the documentation that Python carries."
+        }
+    )
+    tokenizer: str = field(
+        metadata={"help": "Hub id or folder of the tokenizer or its model, or `embedded` for the packaged one."}
+    )
+    output_dir: str = field(metadata={"help": "Folder to write; refused if there is anything in it."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the source as a stream, twice, in constant memory; else it is downloaded (Hub) or held in memory "
+            "(files) first. A .json file of one list is always read whole. The result is the same."
+        },
+    )
+    max_sequences: int | None = field(
+        default=None,
+        metadata={
+            "help": "Documents taken from each split of the source, drawn from all of it by `seed`; all by default. Takes one "
+            "more pass."
+        },
+    )
+
+    # Splits
+    train_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Name of a split of the source, or the share of its training documents to train on, in (0, 1). By "
+            "default the source's training or only split, less what is cut from it for the others."
+        },
+    )
+    val_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Name of a split of the source, or a share in (0, 1) to cut from its training documents. By default the "
+            "source's own if it has one (validation, valid, val, dev), else 0.08."
+        },
+    )
+    test_split: str | None = field(
+        default=None,
+        metadata={"help": "As `val_split`; by default the source's own `test` if it has one, else 0.08."},
+    )
+    duplicate_threshold: float = field(
+        default=THRESHOLD,
+        metadata={
+            "help": "Jaccard similarity of word 5-grams, in (0, 1], from which on a document counts as a copy of a held-out "
+            "one and is left out; at 1 only exact copies."
+        },
+    )
+    seed: int = field(default=0, metadata={"help": "Of the division by shares and of the draw of `max_sequences`."})
+
+    # Blocks
+    max_length: int = field(
+        default=512, metadata={"help": "Tokens per block; documents are cut into blocks, the last may be shorter."}
+    )
+    min_length: int = field(default=16, metadata={"help": "Blocks of fewer tokens are left out, and counted."})
+
+    # Work
+    num_proc: int = field(default=1, metadata={"help": "Processes; the result is the same for any number."})
+
+    def __post_init__(self):
+        for name, least in (("max_length", 2), ("min_length", 1), ("num_proc", 1), ("seed", 0)):
+            _at_least(self, name, least)
+        if self.max_sequences is not None:
+            _at_least(self, "max_sequences", 1)
+        _check_lengths(self)
+        if not 0 < self.duplicate_threshold <= 1:
+            raise ValueError(f"`duplicate_threshold` must lie in (0, 1], got {self.duplicate_threshold}.")
+
+
+@dataclass
+class BaseModelArguments:
+    """The reconstructor to start from."""
 
     reconstructor_name_or_path: str = field(
         metadata={
@@ -90,6 +169,18 @@ class ModelArguments:
     )
     lora_rank: int = field(default=16, metadata={"help": "Rank of the adapter."})
     lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapter; alpha / rank multiplies its output."})
+
+    def __post_init__(self):
+        if self.layout not in ("prefix", "infill"):
+            raise ValueError(f"`layout` must be 'prefix' or 'infill', got {self.layout!r}.")
+        for name in ("lora_rank", "lora_alpha"):
+            _at_least(self, name, 1)
+
+
+@dataclass
+class ModelArguments(BaseModelArguments):
+    """The reconstructor to start from, and the shape of the policy."""
+
     policy_hidden_size: int = field(default=128, metadata={"help": "Width of the policy's trunk."})
     policy_dilations: list[int] = field(
         default_factory=lambda: [1, 2, 4, 8, 1], metadata={"help": "Dilation of each convolution block of the policy."}
@@ -106,9 +197,8 @@ class ModelArguments:
     )
 
     def __post_init__(self):
-        if self.layout not in ("prefix", "infill"):
-            raise ValueError(f"`layout` must be 'prefix' or 'infill', got {self.layout!r}.")
-        for name in ("lora_rank", "lora_alpha", "policy_hidden_size", "window"):
+        super().__post_init__()
+        for name in ("policy_hidden_size", "window"):
             _at_least(self, name, 1)
         if self.logit_bound <= 0:
             raise ValueError(f"`logit_bound` must be positive, got {self.logit_bound}.")
@@ -117,24 +207,68 @@ class ModelArguments:
 
 
 @dataclass
-class ForgetConfig(_BaseConfig):
-    """Training arguments of [`ForgetTrainer`]: those of the host's `TrainingArguments`, and the fields below."""
+class BudgetConfig(_BaseConfig):
+    """What the training arguments of every [`BudgetTrainer`] share: the host's `TrainingArguments`, and the fields below."""
 
     # Host defaults that differ here
     bf16: bool | None = field(
         default=None, metadata={"help": "bfloat16 autocast; by default on where a GPU supports it, off on CPU."}
     )
     gradient_checkpointing: bool | None = field(
-        default=None, metadata={"help": "Not supported: policy and adapter fit without it."}
+        default=None, metadata={"help": "Not supported: models of the sizes trained here fit without it."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator takes the columns it needs."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of both learning rates."})
-    warmup_steps: float = field(default=20, metadata={"help": "Steps over which both learning rates rise."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rates."})
+    warmup_steps: float = field(default=20, metadata={"help": "Steps over which the learning rates rise."})
     hub_strategy: str = field(
         default="end", metadata={"help": "When to push; the host's `every_save` would leave the adapter folder out."}
     )
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Every parameter is used."})
     metric_for_best_model: str | None = field(default="bits_lost", metadata={"help": "Lower is better for bits."})
+
+    # Rates and evaluation
+    min_rate: float = field(default=0.2, metadata={"help": "Lowest requested rate in training, in (0, 1)."})
+    max_rate: float = field(default=0.8, metadata={"help": "Highest requested rate in training, in (0, 1)."})
+    eval_rates: list[float] = field(
+        default_factory=lambda: [0.3, 0.5, 0.7], metadata={"help": "Rates at which evaluation compresses."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Evaluations without a better `metric_for_best_model` before training stops."}
+    )
+
+    def __post_init__(self):
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and not self.use_cpu and _gpu_has_bf16()
+        if self.use_cpu or not _has_gpu():
+            self.dataloader_pin_memory = False  # there is nothing to pin it for, and torch would say so
+        if self.metric_for_best_model is not None and self.greater_is_better is None:
+            self.greater_is_better = (
+                "bits" not in self.metric_for_best_model and "loss" not in self.metric_for_best_model
+            )
+        super().__post_init__()
+        for name in ("min_rate", "max_rate"):
+            check_rate(getattr(self, name))
+        if not self.min_rate <= self.max_rate < 1:
+            raise ValueError(f"Needed is `min_rate` <= `max_rate` < 1, got {self.min_rate} and {self.max_rate}.")
+        if not self.eval_rates:
+            raise ValueError("`eval_rates` is empty; pass at least one rate.")
+        for rate in self.eval_rates:
+            check_rate(rate)
+        if self.early_stopping_patience is not None and not self.load_best_model_at_end:
+            raise ValueError(
+                "`early_stopping_patience` needs `load_best_model_at_end: true` and evaluations to compare."
+            )
+        if self.gradient_checkpointing:
+            raise ValueError(
+                "`gradient_checkpointing` is not supported: models of the sizes trained here fit without it."
+            )
+        if self.label_smoothing_factor:
+            raise ValueError("`label_smoothing_factor` would smooth the bits that are counted; leave it at 0.")
+
+
+@dataclass
+class ForgetConfig(BudgetConfig):
+    """Training arguments of [`ForgetTrainer`]: those of [`BudgetConfig`], and the fields below."""
 
     # Learning rates
     policy_learning_rate: float = field(
@@ -146,8 +280,6 @@ class ForgetConfig(_BaseConfig):
 
     # Episodes
     num_masks: int = field(default=4, metadata={"help": "Keep masks drawn per text and step, at least 2."})
-    min_rate: float = field(default=0.2, metadata={"help": "Lowest requested rate in training, in (0, 1)."})
-    max_rate: float = field(default=0.8, metadata={"help": "Highest requested rate in training, in (0, 1)."})
 
     # Rewards and credit
     reward_funcs: list[str] = field(
@@ -182,39 +314,16 @@ class ForgetConfig(_BaseConfig):
         },
     )
 
-    # Evaluation
-    eval_rates: list[float] = field(
-        default_factory=lambda: [0.3, 0.5, 0.7], metadata={"help": "Rates at which evaluation compresses."}
-    )
-    early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "Evaluations without a better `metric_for_best_model` before training stops."}
-    )
-
     def __post_init__(self):
         if self.learning_rate not in (TrainingArguments.learning_rate, self.reconstructor_learning_rate):
             raise ValueError(
                 f"`learning_rate` ({self.learning_rate}) is ambiguous here: set `policy_learning_rate` and "
                 "`reconstructor_learning_rate`."
             )
+        WeightedRewards(self.reward_funcs, self.reward_weights)  # a reward that does not exist is an error now
         self.learning_rate = self.reconstructor_learning_rate
-        if self.bf16 is None:
-            self.bf16 = not self.fp16 and not self.use_cpu and _gpu_has_bf16()
-        if self.use_cpu:
-            self.dataloader_pin_memory = False  # there is nothing to pin it for, and torch would say so
-        if self.metric_for_best_model is not None and self.greater_is_better is None:
-            self.greater_is_better = (
-                "bits" not in self.metric_for_best_model and "loss" not in self.metric_for_best_model
-            )
         super().__post_init__()
         _at_least(self, "num_masks", 2)
-        for name in ("min_rate", "max_rate"):
-            check_rate(getattr(self, name))
-        if not self.min_rate <= self.max_rate < 1:
-            raise ValueError(f"Needed is `min_rate` <= `max_rate` < 1, got {self.min_rate} and {self.max_rate}.")
-        if not self.eval_rates:
-            raise ValueError("`eval_rates` is empty; pass at least one rate.")
-        for rate in self.eval_rates:
-            check_rate(rate)
         for name, high in (("credit_decay", 1.0), ("gamma", 1.0)):
             if not 0 <= getattr(self, name) <= high:
                 raise ValueError(f"`{name}` must lie in [0, {high:g}], got {getattr(self, name)}.")
@@ -223,15 +332,6 @@ class ForgetConfig(_BaseConfig):
         for name in ("policy_learning_rate", "reconstructor_learning_rate", "entropy_coef", "reconstructor_coef"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
-        WeightedRewards(self.reward_funcs, self.reward_weights)  # a reward that does not exist is an error now
-        if self.early_stopping_patience is not None and not self.load_best_model_at_end:
-            raise ValueError(
-                "`early_stopping_patience` needs `load_best_model_at_end: true` and evaluations to compare."
-            )
-        if self.gradient_checkpointing:
-            raise ValueError("`gradient_checkpointing` is not supported: policy and adapter fit without it.")
-        if self.label_smoothing_factor:
-            raise ValueError("`label_smoothing_factor` would smooth the bits that are the reward; leave it at 0.")
 
 
 def _at_least(arguments, name: str, least: int) -> None:
@@ -239,10 +339,23 @@ def _at_least(arguments, name: str, least: int) -> None:
         raise ValueError(f"`{name}` must be at least {least}, got {getattr(arguments, name)}.")
 
 
+def _check_lengths(arguments) -> None:
+    if arguments.min_length > arguments.max_length:
+        raise ValueError(
+            f"`min_length` ({arguments.min_length}) exceeds `max_length` ({arguments.max_length}): no block is left."
+        )
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def _gpu_has_bf16() -> bool:
     import torch
 
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return _has_gpu() and torch.cuda.is_bf16_supported()
 
 
 # -- parsing -----------------------------------------------------------------------------------------------------------
@@ -267,7 +380,8 @@ def parse_arguments(
     parser = _OneLineParser(dataclass_types, description=description, allow_abbrev=False,
                             formatter_class=argparse.ArgumentDefaultsHelpFormatter)  # fmt: skip
     parser.add_argument("--config", metavar="FILE.yaml", help="Run file: any of the keys below.")
-    parser.add_argument("--device", metavar="cpu|cuda", help="The same as `use_cpu`.")
+    if "--use_cpu" in parser._option_string_actions:
+        parser.add_argument("--device", metavar="cpu|cuda", help="The same as `use_cpu`.")
     for alias, name in ALIASES.items():
         if f"--{name}" in parser._option_string_actions:
             parser.add_argument(f"--{alias}", metavar="...", help=f"The same as `{name}`.")
@@ -324,16 +438,28 @@ def _without_aliases(words: list[str], parser: argparse.ArgumentParser) -> list[
     out = []
     for word in words:
         name, equals, value = word.partition("=")
-        if name.startswith("--") and name[2:].replace("-", "_") in ALIASES:
-            name = f"--{ALIASES[name[2:].replace('-', '_')]}"
+        target = f"--{ALIASES.get(name[2:].replace('-', '_'))}" if name.startswith("--") else None
+        if target in parser._option_string_actions:  # a recipe may have a key of the alias's name, and not this one
+            name = target
         out += [name, value] if equals and name.startswith("--") else [word if equals else name]
-    while "--device" in out:
+    while "--device" in out and "--device" in parser._option_string_actions:
         at = out.index("--device")
         device = out[at + 1] if at + 1 < len(out) else ""
         if device not in DEVICES:
             parser.error(f"`--device` must be cpu or cuda, got {device!r}.")
         out[at : at + 2] = ["--use_cpu", DEVICES[device]]
     return out
+
+
+def checkpoint_to_resume(args: TrainingArguments) -> str | None:
+    """The checkpoint of `resume_from_checkpoint`, `last` being the newest one of `output_dir`; refused if there is none."""
+    wanted = args.resume_from_checkpoint
+    if wanted == "last":
+        found = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+        return found or refuse(f"`resume_from_checkpoint last`: {args.output_dir!r} holds no checkpoint.")
+    if wanted and not Path(wanted).is_dir():
+        refuse(f"`resume_from_checkpoint` {wanted!r}: no such folder.")
+    return wanted
 
 
 def refuse(message: str) -> NoReturn:

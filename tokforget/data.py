@@ -1,233 +1,245 @@
 """
-From documents to padded batches: load, split by document, tokenise, cut into blocks, collate. Also the embedded corpus.
+From documents to padded batches: load, split by document, tokenise, cut into blocks, collate.
 
-A source that cannot be loaded is an error that names what was tried; no other text ever takes its place.
+The same division, the same search for duplicates and the same cutting serve a run that reads its source itself
+([`load_blocks`]) and one whose data were prepared before (`tokforget.preparation`): both see the same blocks.
 """
 
-import ast
 import hashlib
 import json
 import logging
-import os
-import sysconfig
+import time
+from collections import Counter
 from collections.abc import Iterator
-from importlib import resources
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import torch
 
+from tokforget.duplicates import NearDuplicates, signature
+from tokforget.embedded import EMBEDDED, embedded_documents, embedded_model_path
 from tokforget.packing import cut_blocks
+from tokforget.parallel import in_order
+from tokforget.sources import Document, join_articles, open_source
+from tokforget.splits import NEAR_ACROSS, SPLITS, DocumentSplits, in_batches, plan_splits, split_of
 
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import DatasetDict
     from transformers import PreTrainedTokenizerBase
 
 
 logger = logging.getLogger(__name__)
 
-EMBEDDED = "embedded"
-# Folders of the standard library that hold no documentation for users: its own tests, vendored and generated code.
-_SKIPPED_FOLDERS = {
-    "site-packages",
-    "dist-packages",
-    "test",
-    "tests",
-    "idle_test",
-    "__pycache__",
-    "lib2to3",
-    "idlelib",
-}
-_DOCUMENT_END = "<|endoftext|>"
-# Below this many documents a hash may leave a split empty.
-_FEW_DOCUMENTS = 50
-_LOCAL_BUILDERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+__all__ = [
+    "EMBEDDED",
+    "BlockCollator",
+    "BlockStream",
+    "data_fingerprint",
+    "embedded_documents",
+    "embedded_model_path",
+    "join_articles",
+    "load_blocks",
+    "load_documents",
+    "split_of",
+    "vocabulary_hash",
+]
 
-
-# -- the embedded corpus and base model ------------------------------------------------------------------------------
-def embedded_model_path() -> str:
-    """Folder of the small GPT-2 and its tokenizer that the package carries."""
-    return str(resources.files("tokforget") / "embedded_model")
-
-
-def embedded_documents() -> dict[str, str]:
-    """
-    The English documentation that every CPython carries, read from the running interpreter.
-
-    Returns:
-        `dict[str, str]`: About 600 documents, 2 MB: the reference topics of `pydoc_data` and, for each module of the
-        standard library, its docstrings in file order. A docstring that an earlier module has word for word is left
-        out, so that a text is in one document only. The text is that of the running Python version.
-
-    Raises:
-        `FileNotFoundError`: If this Python was installed without its library sources or `pydoc_data`.
-    """
-    try:
-        from pydoc_data.topics import topics
-    except ImportError as error:
-        raise FileNotFoundError(
-            "The embedded corpus needs `pydoc_data.topics`, which this Python was installed without. Install the full "
-            "standard library, or pass `dataset_name` a file, a folder or a Hub data set."
-        ) from error
-    first_name = {text.strip(): name for name, text in sorted(topics.items(), reverse=True)}  # some share their text
-    documents = {f"topic/{name}": text for text, name in sorted(first_name.items(), key=lambda item: item[1])}
-    library = Path(sysconfig.get_paths()["stdlib"])
-    seen: set[str] = set()
-    for path in _library_files(library):
-        docstrings = [text for text in _docstrings(path) if not (text in seen or seen.add(text))]
-        if docstrings:
-            documents[f"module/{path.relative_to(library).as_posix()}"] = "\n\n".join(docstrings)
-    if not seen:
-        raise FileNotFoundError(
-            f"The embedded corpus needs the sources of the standard library, and {library} has none. Install them, or "
-            "pass `dataset_name` a file, a folder or a Hub data set."
-        )
-    return documents
-
-
-def _library_files(library: Path) -> Iterator[Path]:
-    for folder, folders, files in os.walk(library):
-        folders[:] = sorted(f for f in folders if f not in _SKIPPED_FOLDERS and not f.startswith("config-"))
-        yield from (Path(folder, name) for name in sorted(files) if name.endswith(".py"))
-
-
-def _docstrings(path: Path) -> Iterator[str]:
-    tree = ast.parse(path.read_bytes())
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            if docstring := ast.get_docstring(node):
-                yield docstring
-
-
-# -- documents and their split ---------------------------------------------------------------------------------------
-def split_of(name: str, validation_share: float = 0.08, test_share: float = 0.08) -> str:
-    """
-    Split of a document, from a hash of its name: it does not depend on the other documents, on order or on a seed.
-
-    >>> split_of("topic/assert")
-    'train'
-    """
-    draw = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
-    if draw < validation_share:
-        return "validation"
-    return "test" if draw < validation_share + test_share else "train"
+MANIFEST = "manifest.json"
+TOO_SHORT = "too_short"
+SHORT_BLOCK = "short_block"
+SCHEMA = pa.schema(
+    {"input_ids": pa.list_(pa.int32()), "document": pa.string(), "start": pa.int64(), "end": pa.int64()}
+)
 
 
 def load_documents(
     dataset_name: str, dataset_config: str | None = None, text_column: str = "text"
 ) -> dict[str, list[str]]:
     """
-    Documents by split.
-
-    Args:
-        dataset_name (`str`): `"embedded"`, a local file or folder, or a Hub data set's id.
-        dataset_config (`str`, *optional*): Configuration on the Hub.
-        text_column (`str`): Column with the text. A text file is one document, or several with `<|endoftext|>` between.
+    Documents by split, as [`load_blocks`] cuts them: divided, and without duplicates across splits.
 
     Returns:
-        `dict[str, list[str]]`: `train`, `validation` and `test`. A source's own splits are used; other sources are divided
-        by document, from a hash of the text. Where documents are too few for that, each is divided by place: its first
-        84 % to train, then 8 % to validation and to test.
+        `dict[str, list[str]]`: `train`, `validation` and `test`.
 
     Raises:
         `FileNotFoundError`, `ValueError`: Naming what was tried, if there is nothing to load.
     """
-    if dataset_name == EMBEDDED:
-        splits: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
-        for name, text in embedded_documents().items():
-            splits[split_of(name)].append(text)
-        return splits
-    path = Path(dataset_name)
-    if path.exists():
-        return _divide(_local_documents(path, text_column))
-    if path.suffix in _LOCAL_BUILDERS or dataset_name.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"`dataset_name` {dataset_name!r}: no such file or folder.")
-    from datasets import load_dataset
-
-    try:
-        source = load_dataset(dataset_name, dataset_config)
-    except Exception as error:  # the library's errors are many; each of them ends the run, with what was tried
-        raise ValueError(
-            f"`dataset_name` {dataset_name!r} (configuration {dataset_config!r}) is no local path and could not be loaded "
-            f"from the Hub: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        ) from error
-    documents = {name: _texts_of(split, text_column, dataset_name) for name, split in source.items()}
-    if "wikitext" in dataset_name.lower():
-        documents = {name: join_articles(lines) for name, lines in documents.items()}
-    if {"train", "validation", "test"} <= documents.keys():
-        return {name: documents[name] for name in ("train", "validation", "test")}
-    return _divide([text for texts in documents.values() for text in texts])
-
-
-def _local_documents(path: Path, text_column: str) -> list[str]:
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in _LOCAL_BUILDERS)
-    if not files:
-        raise ValueError(f"The folder {path} holds none of {', '.join(_LOCAL_BUILDERS)}.")
-    texts: list[str] = []
-    for file in files:
-        texts += _file_documents(file, text_column)
+    source = open_source(dataset_name, dataset_config, text_column)
+    texts: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for split, document in DocumentSplits(source, plan_splits(source.splits)).without_near_duplicates():
+        texts[split].append(document.text)
     return texts
 
 
-def _file_documents(file: Path, text_column: str) -> list[str]:
-    if file.suffix == ".json":
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(content, list) and all(isinstance(item, str) for item in content):
-            return content  # a plain list of texts, which the json builder does not read
-    if _LOCAL_BUILDERS.get(file.suffix, "text") == "text":
-        try:
-            return [text for part in file.read_text(encoding="utf-8").split(_DOCUMENT_END) if (text := part.strip())]
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{file} is no UTF-8 text and none of {', '.join(_LOCAL_BUILDERS)}: {error}") from error
-    from datasets import load_dataset
-
-    split = load_dataset(_LOCAL_BUILDERS[file.suffix], data_files=str(file), split="train")
-    return _texts_of(split, text_column, str(file))
-
-
-def _texts_of(split: "Dataset", text_column: str, source: str) -> list[str]:
-    if text_column not in split.column_names:
-        raise ValueError(
-            f"{source} has no column {text_column!r}; its columns are {split.column_names}. Set `text_column`."
-        )
-    return list(split[text_column])
-
-
-def join_articles(lines: list[str]) -> list[str]:
-    """WikiText's lines to articles; a new one begins at a heading of the first level, ` = Title = `."""
-    articles: list[list[str]] = []
-    for line in lines:
-        text = line.strip()
-        is_title = text.startswith("= ") and text.endswith(" =") and not text.startswith("= =")
-        if is_title or not articles:
-            articles.append([])
-        articles[-1].append(line)
-    return [text for article in articles if (text := "".join(article).strip())]
-
-
-def _divide(texts: list[str]) -> dict[str, list[str]]:
-    splits: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
-    texts = list(dict.fromkeys(texts))  # a document that occurs twice must not stand in two splits
-    if len(texts) >= _FEW_DOCUMENTS:
-        for text in texts:
-            splits[split_of(text)].append(text)
-        return splits
-    logger.warning("Only %d documents: each is divided by place instead of being in one split.", len(texts))
-    for text in texts:
-        first, second = (_next_space(text, round(share * len(text))) for share in (0.84, 0.92))
-        for name, part in zip(splits, (text[:first], text[first:second], text[second:])):
-            if part.strip():
-                splits[name].append(part)
-    return splits
-
-
-def _next_space(text: str, place: int) -> int:
-    """The first white space from `place` on: no word is cut in two."""
-    return next((at for at in range(place, len(text)) if text[at].isspace()), len(text))
-
-
 # -- documents to blocks -----------------------------------------------------------------------------------------------
+@dataclass
+class _Blocks:
+    """Of one batch of documents: a table per split, and what was counted."""
+
+    tables: dict[str, pa.Table]
+    kept: Counter = field(default_factory=Counter)  # (split, "documents" | "blocks" | "tokens")
+    dropped: Counter = field(default_factory=Counter)  # (reason, split): documents, or blocks for `short_block`
+    dropped_tokens: Counter = field(default_factory=Counter)  # (reason, split)
+    tokenizer_seconds: float = 0.0
+    tokens_read: int = 0
+
+
+@dataclass
+class _Cutter:
+    """Documents to blocks of at most `max_length` and at least `min_length` tokens; training copies are left out."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    near_duplicates: NearDuplicates
+    max_length: int
+    min_length: int
+
+    def __call__(self, batch: list[tuple[str, Document]]) -> _Blocks:
+        out = _Blocks({})
+        staying = []
+        for split, document in batch:
+            if split == "train" and self.near_duplicates and self.near_duplicates.match(signature(document.text)):
+                out.dropped[NEAR_ACROSS, split] += 1
+            else:
+                staying.append((split, document))
+        if not staying:
+            return out
+        began = time.perf_counter()
+        # The end token must not be read out of a text that happens to spell it.
+        encoded = self.tokenizer(
+            [document.text for _, document in staying],
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        out.tokenizer_seconds = time.perf_counter() - began
+        rows: dict[str, list[tuple]] = {}
+        for (split, document), ids, encoding in zip(staying, encoded["input_ids"], encoded.encodings):
+            blocks = [
+                (block, document.id, document.start + start, document.start + end)
+                for block, (start, end) in zip(
+                    cut_blocks(ids, self.max_length), _spans(encoding, len(ids), self.max_length, len(document.text))
+                )
+            ]
+            long_enough = [block for block in blocks if len(block[0]) >= self.min_length]
+            self._count(out, split, blocks, long_enough)
+            rows.setdefault(split, []).extend(long_enough)
+        for split, blocks in rows.items():
+            if blocks:
+                columns = [pa.array(column, kind) for column, kind in zip(zip(*blocks), SCHEMA.types)]
+                out.tables[split] = pa.Table.from_arrays(columns, schema=SCHEMA)
+        return out
+
+    def _count(self, out: _Blocks, split: str, blocks: list[tuple], long_enough: list[tuple]) -> None:
+        tokens, kept = (sum(len(block[0]) for block in some) for some in (blocks, long_enough))
+        out.tokens_read += tokens
+        reason = SHORT_BLOCK if long_enough else TOO_SHORT
+        if long_enough:
+            out.kept += Counter(
+                {(split, "documents"): 1, (split, "blocks"): len(long_enough), (split, "tokens"): kept}
+            )
+            out.dropped[reason, split] += len(blocks) - len(long_enough)
+        else:
+            out.dropped[reason, split] += 1
+        out.dropped_tokens[reason, split] += tokens - kept
+
+
+def _spans(encoding, num_tokens: int, length: int, num_characters: int) -> Iterator[tuple[int, int]]:
+    """
+    Characters of each block of `length` tokens. The spans lie end to end and cover the text: what no token covers goes
+    to the block that follows, and a character that the cut divides to the block in which it begins.
+    """
+    start = 0
+    for cut in range(length, num_tokens, length):
+        end = encoding.token_to_chars(cut - 1)[1]
+        yield start, end
+        start = end
+    yield start, num_characters
+
+
+class BlockStream:
+    """
+    Blocks of a source by split, in the source's order, whatever the number of processes.
+
+    Iterating gives `(split, table)` with the columns `input_ids` (int32), `document` (its name in the source), `start`
+    and `end` (characters of the block in its document). When it is through, `counts`, `dropped` and the times are known.
+
+    Raises:
+        `ValueError`: For a tokenizer that does not tell which characters a token covers (a slow one).
+    """
+
+    def __init__(
+        self,
+        splits: DocumentSplits,
+        tokenizer: "PreTrainedTokenizerBase",
+        max_length: int,
+        min_length: int = 1,
+        num_proc: int = 1,
+    ):
+        if not tokenizer.is_fast:
+            raise ValueError(
+                f"{type(tokenizer).__name__} does not tell which characters a token covers; use a fast tokenizer "
+                "(one with a `tokenizer.json`)."
+            )
+        self._splits, self._num_proc = splits, num_proc
+        self._cutter = _Cutter(tokenizer, splits.near_duplicates, max_length, min_length)
+        self._total = _Blocks({})
+
+    def __iter__(self) -> Iterator[tuple[str, pa.Table]]:
+        self._total = total = _Blocks({})
+        for _, blocks in in_order(self._cutter, in_batches(iter(self._splits)), self._num_proc):
+            total.kept += blocks.kept
+            total.dropped += blocks.dropped
+            total.dropped_tokens += blocks.dropped_tokens
+            total.tokenizer_seconds += blocks.tokenizer_seconds
+            total.tokens_read += blocks.tokens_read
+            yield from blocks.tables.items()
+        total.dropped += self._splits.dropped
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Documents, blocks and tokens of each split."""
+        return {split: {what: self._total.kept[split, what] for what in ("documents", "blocks", "tokens")}
+                for split in SPLITS}  # fmt: skip
+
+    @property
+    def dropped(self) -> dict[str, dict[str, int]]:
+        """By reason and split: documents, but blocks for `short_block`; and the tokens of what was too short."""
+        found = {**self._total.dropped, **{(f"{reason}_tokens", split): tokens for (reason, split), tokens
+                                           in self._total.dropped_tokens.items()}}  # fmt: skip
+        return {
+            reason: {split: found[reason, split] for split in SPLITS if found.get((reason, split))}
+            for reason in sorted({reason for (reason, _), count in found.items() if count})
+        }
+
+    @property
+    def tokenizer_speed(self) -> float:
+        """Tokens per second of the tokenizer alone, in one process."""
+        return self._total.tokens_read / max(self._total.tokenizer_seconds, 1e-9)
+
+    @property
+    def tokens_read(self) -> int:
+        """Tokens of all documents that were tokenised, those left out as too short included."""
+        return self._total.tokens_read
+
+    def check(self, dataset_name: str, min_length: int) -> None:
+        """Raise `ValueError` if a split came out empty."""
+        for split, counts in self.counts.items():
+            if not counts["blocks"]:
+                reasons = ", ".join(
+                    f"{where[split]} {reason}" for reason, where in self.dropped.items() if split in where
+                )
+                raise ValueError(
+                    f"The {split} split of {dataset_name!r} is empty: no block of at least {min_length} tokens (left out: "
+                    f"{reasons or 'nothing'}). Give more text, or lower `min_length`."
+                )
+
+
+# -- the blocks of a run -----------------------------------------------------------------------------------------------
 def load_blocks(
     dataset_name: str,
     tokenizer: "PreTrainedTokenizerBase",
@@ -237,37 +249,109 @@ def load_blocks(
     text_column: str = "text",
 ) -> "DatasetDict":
     """
-    Tokenised blocks by split, each with `input_ids` and the number of its `document`.
+    Tokenised blocks by split, from a source or from a folder that `recipes/prepare_data.py` wrote.
+
+    Args:
+        dataset_name (`str`): See [`open_source`]; or a prepared folder, told by its `manifest.json`.
+        tokenizer (`PreTrainedTokenizerBase`): Of a prepared folder it must have the same vocabulary.
+        max_length (`int`): Tokens per block. A prepared block that is longer is cut again (and loses `start` and `end`).
+        min_length (`int`): Blocks of fewer tokens are left out.
 
     Returns:
-        `datasets.DatasetDict`: `train`, `validation`, `test`. Blocks of fewer than `min_length` tokens are left out.
+        `datasets.DatasetDict`: `train`, `validation`, `test` with the columns of [`BlockStream`].
 
     Raises:
-        `ValueError`: If a split comes out empty.
+        `ValueError`: If a split comes out empty, or prepared data do not belong to the tokenizer.
     """
-    from datasets import Dataset, DatasetDict
+    if (Path(dataset_name) / MANIFEST).is_file():
+        return _load_prepared(Path(dataset_name), tokenizer, max_length, min_length)
+    from datasets import Dataset, DatasetDict, Features
 
-    splits = {}
-    for name, texts in load_documents(dataset_name, dataset_config, text_column).items():
-        rows: dict[str, list] = {"input_ids": [], "document": []}
-        # The end token must not be read out of a text that happens to spell it.
-        encoded = (
-            tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-            if texts
-            else []
+    source = open_source(dataset_name, dataset_config, text_column)
+    stream = BlockStream(DocumentSplits(source, plan_splits(source.splits)), tokenizer, max_length, min_length)
+    tables: dict[str, list[pa.Table]] = {split: [SCHEMA.empty_table()] for split in SPLITS}
+    for split, table in stream:
+        tables[split].append(table)
+    stream.check(dataset_name, min_length)
+    columns = {split: pa.concat_tables(parts).combine_chunks() for split, parts in tables.items()}
+    return DatasetDict({
+        split: Dataset.from_dict({name: table[name].combine_chunks() for name in table.column_names},
+                                 features=Features.from_arrow_schema(SCHEMA))
+        for split, table in columns.items()
+    })  # fmt: skip
+
+
+def _load_prepared(
+    folder: Path, tokenizer: "PreTrainedTokenizerBase", max_length: int, min_length: int
+) -> "DatasetDict":
+    from datasets import load_from_disk
+
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    prepared_with = manifest["tokenizer"]
+    if vocabulary_hash(tokenizer) != prepared_with["vocabulary_sha256"]:
+        raise ValueError(
+            f"{folder} was prepared with the tokenizer {prepared_with['name_or_path']!r} ({prepared_with['size']:,} tokens), "
+            f"whose vocabulary is not that of {tokenizer.name_or_path!r} ({len(tokenizer):,} tokens): its ids would mean "
+            "other text. Prepare the data again with this tokenizer."
         )
-        for document, ids in enumerate(encoded):
-            for block in cut_blocks(ids, max_length):
-                if len(block) >= min_length:
-                    rows["input_ids"].append(block)
-                    rows["document"].append(document)
-        if not rows["input_ids"]:
+    blocks = load_from_disk(str(folder))
+    longest = manifest["arguments"]["max_length"]
+    if longest < max_length:
+        logger.warning(
+            "%s was cut into blocks of %d tokens; `max_length` %d is not reached.", folder, longest, max_length
+        )
+    if longest > max_length or manifest["arguments"]["min_length"] < min_length:
+        blocks = _cut_again(blocks, manifest["fingerprint"], max_length, min_length)
+    for split in SPLITS:
+        if not len(blocks[split]):
             raise ValueError(
-                f"The {name} split of {dataset_name!r} is empty: {len(texts)} documents, no block of at least {min_length} "
-                f"tokens. Give more text, or lower `min_length`."
+                f"The {split} split of {folder} has no block of at least {min_length} tokens. Lower `min_length`."
             )
-        splits[name] = Dataset.from_dict(rows)
-    return DatasetDict(splits)
+    return blocks
+
+
+def _cut_again(blocks: "DatasetDict", fingerprint: str, max_length: int, min_length: int) -> "DatasetDict":
+    """Kept in the cache of `datasets`, not beside the prepared data, which may be read-only."""
+    from datasets import Features, config
+
+    def cut(rows: dict[str, list]) -> dict[str, list]:
+        pieces = [
+            (piece, document)
+            for ids, document in zip(rows["input_ids"], rows["document"])
+            for piece in cut_blocks(ids, max_length)
+            if len(piece) >= min_length
+        ]
+        return {"input_ids": [ids for ids, _ in pieces], "document": [document for _, document in pieces]}
+
+    cache = Path(config.HF_DATASETS_CACHE) / "tokforget"
+    cache.mkdir(parents=True, exist_ok=True)
+    name = f"{fingerprint[:16]}-{max_length}-{min_length}"
+    return blocks.map(
+        cut,
+        batched=True,
+        remove_columns=["start", "end"],
+        features=Features({column: blocks["train"].features[column] for column in ("input_ids", "document")}),
+        cache_file_names={split: str(cache / f"{name}-{split}.arrow") for split in blocks},
+        desc=f"Cutting to {max_length} tokens",
+    )
+
+
+def vocabulary_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """SHA-256 of a tokenizer's tokens and their ids."""
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+
+
+def data_fingerprint(blocks: "DatasetDict") -> str:
+    """SHA-256 over the token ids of all blocks of all splits, in their order; prepared and direct data alike."""
+    total = hashlib.sha256()
+    for name in sorted(blocks):
+        lengths, ids = hashlib.sha256(), hashlib.sha256()
+        for batch in blocks[name].select_columns(["input_ids"]).with_format("arrow").iter(1000):
+            for chunk in batch["input_ids"].chunks:
+                lengths.update(chunk.value_lengths().to_numpy(zero_copy_only=False).astype("<i8").tobytes())
+                ids.update(chunk.flatten().to_numpy(zero_copy_only=False).astype("<i8").tobytes())
+        total.update(f"{name} {len(blocks[name])} {lengths.hexdigest()} {ids.hexdigest()}\n".encode())
+    return total.hexdigest()
 
 
 class BlockCollator:

@@ -2,13 +2,24 @@
 Keep-mask algebra: how many tokens a budget allows, and which ones the scores select. The only place that rounds.
 
 A keep mask is boolean, True is kept; padding is never kept. A compression rate is kept / original.
+
+The masks that a reconstructor trains on come in kinds: `random` tokens, random contiguous `span`s, and `frequency`, the
+rare tokens kept, by a noisy surprisal.
 """
+
+from collections.abc import Sequence
 
 import torch
 
 
 # 0.29 * 100 is 28.999999999999996 in floating point; a budget that is met on paper must be met here.
 _ROUNDING_SLACK = 1e-6
+MASK_KINDS = ("random", "span", "frequency")
+# Mean length of the segments that a span mask keeps or drops as a whole: the span length of T5's corruption (Raffel et al.
+# 2020, arXiv 1910.10683). Differs: neighbouring segments may fall together, so that spans grow as the rate falls.
+_SEGMENT_TOKENS = 3
+# Bits of noise on a token's surprisal: masks between plain random and plain frequency.
+_NOISY_FREQUENCY_BITS = 3.0
 
 
 def check_rate(rate: float) -> float:
@@ -70,3 +81,55 @@ def random_keep_mask(counts: torch.Tensor, valid: torch.Tensor, generator: torch
     """Keep exactly `counts` `(B,)` tokens of each text, chosen uniformly without replacement; `(B, T)` bool."""
     noise = torch.rand(valid.shape, generator=generator).to(valid.device)
     return top_k_mask(noise, counts, valid)
+
+
+# -- masks to train on -------------------------------------------------------------------------------------------------
+def draw_rates(num_texts: int, low: float, high: float, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Rates `(num_texts,)`, uniform between `low` and `high`."""
+    return low + (high - low) * torch.rand(num_texts, generator=generator)
+
+
+def draw_kinds(
+    num_texts: int, kinds: Sequence[str], weights: Sequence[float], generator: torch.Generator | None = None
+) -> list[str]:
+    """
+    A kind of mask for each text, in the shares of `weights`.
+
+    Every kind comes up its share of `num_texts`, rounded up or down, and exactly so on average (systematic sampling, Madow
+    and Madow 1944): a small batch has no kind in excess by chance.
+    """
+    edges = torch.tensor(weights, dtype=torch.float64).cumsum(0)
+    places = (torch.arange(num_texts) + torch.rand((), dtype=torch.float64, generator=generator)) / num_texts
+    index = torch.searchsorted(edges / edges[-1], places, right=True).clamp(max=len(kinds) - 1)
+    return [kinds[i] for i in index.tolist()]
+
+
+def draw_scores(
+    kinds: Sequence[str],
+    valid: torch.Tensor,
+    surprisal: torch.Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """
+    Random scores whose top-k is a mask of the given kind, at any count.
+
+    Args:
+        kinds (`list[str]` of length `batch_size`): One of `MASK_KINDS` for each text.
+        valid (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): False for padding.
+        surprisal (`torch.FloatTensor` of shape `(batch_size, num_tokens)`, *optional*):
+            Bits of each token under a unigram model; needed for `frequency`.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, num_tokens)`: For [`top_k_mask`], which keeps the highest.
+    """
+    scores = torch.rand(valid.shape, generator=generator).to(valid.device)
+    rows = {kind: [row for row, other in enumerate(kinds) if other == kind] for kind in MASK_KINDS}
+    if rows["frequency"]:
+        noise = torch.randn(valid.shape, generator=generator).to(valid.device)
+        scores[rows["frequency"]] = (surprisal + _NOISY_FREQUENCY_BITS * noise)[rows["frequency"]]
+    if rows["span"]:
+        starts = torch.rand(valid.shape, generator=generator).to(valid.device) < 1 / _SEGMENT_TOKENS
+        starts[:, 0] = False
+        # One score per segment: it is kept or dropped as a whole, but for the one that the budget cuts.
+        scores[rows["span"]] = scores.gather(1, starts.long().cumsum(1))[rows["span"]]
+    return scores  # (B, T)

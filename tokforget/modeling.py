@@ -4,35 +4,21 @@ Policy and reconstructor as one `PreTrainedModel`: one forward for the trainer, 
     config.json, model.safetensors (the policy alone), adapter/ (PEFT), tokenizer files, README.md, training_config.json
 """
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from peft import set_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from tokforget.masking import keep_count
+from tokforget.model_folder import ADAPTER, MODEL_TYPE, WEIGHTS, check_model_folder, local_folder
 from tokforget.policy import KeepMaskPolicy
-from tokforget.reconstructor import (
-    Reconstructor,
-    add_adapter,
-    is_adapter,
-    load_adapter,
-    load_base_model,
-    marker_token_id,
-)
-
-
-WEIGHTS = "model.safetensors"
-ADAPTER = "adapter"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+from tokforget.reconstructor import Reconstructor, load_adapter, load_base_model
+from tokforget.reconstructor_folder import load_trainable, load_weights, save_weights
 
 
 class ForgetModelConfig(PreTrainedConfig):
@@ -43,7 +29,7 @@ class ForgetModelConfig(PreTrainedConfig):
     `"embedded"` for the packaged model.
     """
 
-    model_type = "tokforget"
+    model_type = MODEL_TYPE
 
     base_model_name_or_path: str = ""
     base_model_revision: str | None = None
@@ -193,32 +179,24 @@ class ForgetModel(PreTrainedModel):
         revision: str | None = None,
         lora_rank: int = 16,
         lora_alpha: int = 32,
+        layout: str = ForgetModelConfig.layout,
         **config,
     ) -> "ForgetModel":
         """
-        A fresh policy over a causal language model with a fresh adapter, or over an adapter folder to go on from.
+        A fresh policy over a causal language model with a fresh adapter, or over an adapter folder to go on from; see
+        [`load_trainable`] for the names, the adapter and the errors.
 
         Args:
-            reconstructor_name_or_path (`str`): Id or folder of a causal language model, `"embedded"`, or a folder with an
-                adapter (or with an `adapter/` inside).
             **config: Fields of [`ForgetModelConfig`].
         """
-        folder = next((p for p in (Path(reconstructor_name_or_path, ADAPTER), Path(reconstructor_name_or_path))
-                       if is_adapter(p)), None)  # fmt: skip
-        if folder is not None:
-            model = load_adapter(str(folder), is_trainable=True)
-            base_name = model.peft_config["default"].base_model_name_or_path
-        else:
-            base_name = reconstructor_name_or_path
-            base = load_base_model(base_name, revision)
-            _check_vocabulary(base, tokenizer)
-            model = add_adapter(base, lora_rank, lora_alpha)
-        model.peft_config["default"].base_model_name_or_path = base_name
-        embeddings = model.get_base_model().get_input_embeddings()
+        reconstructor = load_trainable(reconstructor_name_or_path, tokenizer, layout, revision, lora_rank, lora_alpha)
+        adapter = reconstructor.model.peft_config["default"]
+        embeddings = reconstructor.base_model.get_input_embeddings()
         config = ForgetModelConfig(
-            base_model_name_or_path=base_name,
-            base_model_revision=revision,
-            marker_token_id=marker_token_id(tokenizer),
+            base_model_name_or_path=adapter.base_model_name_or_path,
+            base_model_revision=adapter.revision,
+            layout=layout,
+            marker_token_id=reconstructor.marker_token_id,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -226,7 +204,7 @@ class ForgetModel(PreTrainedModel):
             base_hidden_size=embeddings.weight.shape[1],
             **config,
         )
-        return cls(config, Reconstructor(model, config.layout, config.marker_token_id))
+        return cls(config, reconstructor)
 
     # -- the model folder ----------------------------------------------------------------------------------------------
     def save_pretrained(
@@ -257,16 +235,10 @@ class ForgetModel(PreTrainedModel):
         policy["policy.tokens.table"] = self.policy.tokens.table.cpu()
         _replace_file(folder / WEIGHTS, lambda path: save_file(policy, path, metadata={"format": "pt"}))
         if self.reconstructor is not None:
-            prefix = "reconstructor.model."
-            gathered = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
-            staging = folder / f".{ADAPTER}"
-            self.reconstructor.model.save_pretrained(staging, state_dict=gathered, save_embedding_layers=False)
+            prefix = "reconstructor."
             (folder / ADAPTER).mkdir(exist_ok=True)
-            for name in (ADAPTER_WEIGHTS, "adapter_config.json"):
-                os.replace(staging / name, folder / ADAPTER / name)
-            for leftover in staging.iterdir():
-                leftover.unlink()
-            staging.rmdir()
+            gathered = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+            save_weights(self.reconstructor, folder / ADAPTER, gathered)
         # Last: a folder without a config is not taken for a model.
         _replace_file(folder / "config.json", lambda path: self.config.to_json_file(path))
 
@@ -294,7 +266,7 @@ class ForgetModel(PreTrainedModel):
         Raises:
             `ValueError`: If the folder is no tokforget model, or its weights are broken or of another shape.
         """
-        folder = _local_folder(
+        folder = local_folder(
             pretrained_model_name_or_path,
             revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only,
         )  # fmt: skip
@@ -328,56 +300,7 @@ class ForgetModel(PreTrainedModel):
         """Read policy and adapter of a checkpoint into this model, in place."""
         check_model_folder(Path(folder))
         self.load_policy(folder)
-        adapter = load_file(Path(folder, ADAPTER, ADAPTER_WEIGHTS))
-        result = set_peft_model_state_dict(self.reconstructor.model, adapter)
-        if result.unexpected_keys:
-            raise ValueError(
-                f"{folder}/{ADAPTER} has weights this adapter lacks, such as {result.unexpected_keys[0]!r}."
-            )
-
-
-def _local_folder(name_or_path: str | Path, **hub_options) -> Path:
-    """A local folder as it is; a Hub id downloaded."""
-    if Path(name_or_path).is_dir():
-        return Path(name_or_path)
-    wanted = ["*.json", "*.safetensors", f"{ADAPTER}/*"]
-    try:
-        return Path(snapshot_download(str(name_or_path), allow_patterns=wanted, **hub_options))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise ValueError(
-            f"{name_or_path!r} is no local folder and could not be had from the Hub: {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}"
-        ) from error
-
-
-def check_model_folder(folder: Path) -> None:
-    """Raise `ValueError` unless the folder holds a tokforget model: the config's own word, weights, adapter."""
-    missing = [n for n in ("config.json", WEIGHTS, f"{ADAPTER}/adapter_config.json", f"{ADAPTER}/{ADAPTER_WEIGHTS}")
-               if not (folder / n).is_file()]  # fmt: skip
-    if missing:
-        raise ValueError(
-            f"{folder} is not a tokforget model: it lacks {', '.join(missing)}. Pass the folder a run saved."
-        )
-    model_type = json.loads((folder / "config.json").read_text()).get("model_type")
-    if model_type != ForgetModelConfig.model_type:
-        raise ValueError(f"{folder} holds a model of type {model_type!r}, not 'tokforget'.")
-    for name in (WEIGHTS, f"{ADAPTER}/{ADAPTER_WEIGHTS}"):
-        try:
-            with safe_open(folder / name, framework="pt"):
-                pass
-        except SafetensorError as error:
-            raise ValueError(
-                f"{folder / name} is not a whole safetensors file: {error}. Save or download it again."
-            ) from error
-
-
-def _check_vocabulary(base_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    rows = base_model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise ValueError(
-            f"The tokenizer {tokenizer.name_or_path!r} has {len(tokenizer)} tokens, but the model embeds only {rows}. "
-            "Take the tokenizer that the model was trained with."
-        )
+        load_weights(self.reconstructor, Path(folder, ADAPTER))
 
 
 def _replace_file(path: Path, write) -> None:

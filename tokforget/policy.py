@@ -5,6 +5,7 @@ The trunk reads the whole text once. A text is then decided from left to right i
 plans for all tokens that are left, given what was kept so far and the budget that remains, and commits to one window.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,8 @@ from tokforget.ngrams import NgramTables
 # Wider than twice any logit bound in use: the solver's interval always holds the root.
 _BIAS_RANGE = 40.0
 _BISECTIONS = 30
+# gelu(x) = x (1 + tanh(u)) / 2 with u = slope * (x + cube * x^3): Hendrycks & Gimpel 2016, arXiv 1606.08415.
+_GELU_SLOPE, _GELU_CUBE = (2 / math.pi) ** 0.5, 0.044715
 
 
 @dataclass
@@ -96,8 +99,19 @@ class ConvBlock(nn.Module):
         mixed = padded[:, :num_tokens] * self.taps[0]
         for tap in range(1, self.kernel_size):
             start = tap * self.dilation
-            mixed = torch.addcmul(mixed, padded[:, start : start + num_tokens], self.taps[tap])
-        return hidden + self.contract(F.gelu(self.expand(mixed), approximate="tanh"))  # (B, T, D)
+            mixed.addcmul_(padded[:, start : start + num_tokens], self.taps[tap])
+        return hidden + self.contract(_gelu(self.expand(mixed)))  # (B, T, D)
+
+
+def _gelu(x: torch.Tensor) -> torch.Tensor:
+    """
+    The tanh form of GELU. Without a gradient as `x * sigmoid(2u)`, which is `x * (1 + tanh(u)) / 2` and takes half the
+    time on a CPU; they differ by less than 1e-6.
+    """
+    if torch.is_grad_enabled():
+        return F.gelu(x, approximate="tanh")
+    gate = x * x
+    return gate.mul_(2 * _GELU_SLOPE * _GELU_CUBE).add_(2 * _GELU_SLOPE).mul_(x).sigmoid_().mul_(x)
 
 
 class KeepMaskPolicy(nn.Module):
@@ -152,6 +166,10 @@ class KeepMaskPolicy(nn.Module):
             `tuple`: Inputs of the decision head `(batch_size, num_tokens, head_size)`, and what a token adds to the
             memory of decisions `(batch_size, num_tokens, head_size // 4)`.
         """
+        hidden = self._read(input_ids, valid, rate)
+        return self.to_head(hidden), self.to_memory(hidden)
+
+    def _read(self, input_ids: torch.Tensor, valid: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
         dtype = self.inputs.weight.dtype
         extra = torch.logit(rate.to(dtype), eps=1e-3)[:, None, None].expand(*input_ids.shape, 1)
         if self.ngrams is not None:
@@ -160,13 +178,25 @@ class KeepMaskPolicy(nn.Module):
         hidden = self.tokens(input_ids) + self.inputs(extra)
         for block in self.blocks:
             hidden = block(hidden, present)
-        hidden = self.norm(hidden)
-        return self.to_head(hidden), self.to_memory(hidden)
+        return self.norm(hidden)  # (B, T, D)
+
+    def first_plan(self, input_ids: torch.Tensor, valid: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
+        """
+        Logits `(B, T)` for all tokens before anything is decided: one pass, no budget needed. Not bounded: the bound
+        keeps the order, but far from zero it rounds different logits to one.
+        """
+        head_inputs = self.to_head(self._read(input_ids, valid, rate))
+        state = head_inputs.new_zeros(len(head_inputs), self.from_state.in_features)
+        state[:, -1] = 1.0  # the whole text is still to come
+        return self._raw_plan(head_inputs, state)
 
     def plan(self, head_inputs: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """Bounded logits `(B, t)` for the tokens that are left, given the `(B, 2 * memory + 2)` decision state."""
-        raw = self.to_logit(F.gelu(head_inputs + self.from_state(state)[:, None], approximate="tanh")).squeeze(-1)
-        return self.logit_bound * torch.tanh(raw.float() / self.logit_bound)
+        return self.logit_bound * torch.tanh(self._raw_plan(head_inputs, state) / self.logit_bound)
+
+    def _raw_plan(self, head_inputs: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        hidden = _gelu(head_inputs + self.from_state(state)[:, None])
+        return self.to_logit(hidden).squeeze(-1).float()
 
     def decide(
         self,

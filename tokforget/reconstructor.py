@@ -107,7 +107,18 @@ class Reconstructor(nn.Module):
             return None
         return (positions - 1) // 2 if self.layout == "prefix" else positions - 1
 
+    def check_max_length(self, max_length: int) -> None:
+        """`ValueError` if texts of `max_length` tokens do not fit the model's context."""
+        if self.max_tokens is not None and max_length > self.max_tokens:
+            raise ValueError(
+                f"`max_length` ({max_length}) exceeds the {self.max_tokens} tokens that fit this model's context."
+            )
+
     # -- scoring ---------------------------------------------------------------------------------------------------
+    def forward(self, input_ids: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """Bits `(B, T)` of [`Reconstructor.token_nll`]; what a trainer calls, so that its hooks on the module fire."""
+        return self.token_nll(input_ids, keep_mask, valid).nll
+
     def token_nll(self, input_ids: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor) -> TokenScores:
         """
         Score every dropped token in one forward.
@@ -336,7 +347,8 @@ def is_adapter(path: str) -> bool:
 def load_adapter(path: str, base_model: PreTrainedModel | None = None, is_trainable: bool = False) -> PeftModel:
     """An adapter folder on its base model, which is loaded if it is not given."""
     if base_model is None:
-        base_model = load_base_model(PeftConfig.from_pretrained(path).base_model_name_or_path)
+        config = PeftConfig.from_pretrained(path)
+        base_model = load_base_model(config.base_model_name_or_path, config.revision)
     return PeftModel.from_pretrained(base_model, path, is_trainable=is_trainable)
 
 

@@ -1,0 +1,35 @@
+"""
+Compare trained models with every baseline at equal budgets, measure what a reader can still do, time it, write a report.
+
+    python recipes/evaluate.py --config recipes/evaluation_quick.yaml --model_path outputs/quick_test
+
+Every key of the run file can be overridden: `--rates 0.5 --scorers random frequency`. `--help` lists them all.
+"""
+
+import logging
+import os
+import warnings
+
+
+# tokforget sends nothing on its own, its host's ping included.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renames between its own parts
+
+from tokforget.config import parse_arguments, refuse
+from tokforget.evaluation_config import EvaluationArguments
+
+
+def main(argv: list[str] | None = None) -> None:
+    (args,) = parse_arguments((EvaluationArguments,), argv, __doc__)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+
+    from tokforget.evaluation_run import run_evaluation
+
+    try:
+        run_evaluation(args)
+    except (ValueError, OSError) as error:
+        refuse(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""
+Compare the baselines alone, without any trained policy, under one reconstructor.
+
+    python recipes/run_baselines.py --reconstructor_path outputs/reconstructor --output_dir outputs/baselines
+
+Takes the keys of recipes/evaluate.py but `model_path`; writes the same files. `--help` lists them all.
+"""
+
+import logging
+import os
+import warnings
+
+
+# tokforget sends nothing on its own, its host's ping included.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renames between its own parts
+
+from tokforget.config import parse_arguments, refuse
+from tokforget.evaluation_config import EvaluationArguments
+
+
+def main(argv: list[str] | None = None) -> None:
+    (args,) = parse_arguments((EvaluationArguments,), argv, __doc__)
+    if args.model_path:
+        refuse("`model_path` belongs to recipes/evaluate.py; here the baselines run alone.")
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+
+    from tokforget.evaluation_run import run_evaluation
+
+    try:
+        run_evaluation(args)
+    except (ValueError, OSError) as error:
+        refuse(str(error))
+
+
+if __name__ == "__main__":
+    main()

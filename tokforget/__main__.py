@@ -1,0 +1,8 @@
+"""`python -m tokforget` is the shell command `tokforget`."""
+
+import sys
+
+from tokforget.cli import main
+
+
+sys.exit(main())

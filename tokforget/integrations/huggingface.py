@@ -1,0 +1,102 @@
+"""A function for `datasets.map`, and a callable in the manner of a `transformers` pipeline."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from tokforget.compressor import Compressor
+from tokforget.integrations import COLUMNS, columns, ready
+
+
+class ColumnCompressor:
+    """
+    What [`compress_column`] returns. Pickles to the same bytes for the same model and options, so that `map` finds its
+    cache again and can start processes.
+    """
+
+    def __init__(self, compressor: Compressor, column: str, options: dict):
+        self.compressor, self.column, self.options = compressor, column, options
+
+    def __call__(self, rows: dict) -> dict:
+        if self.column not in rows:
+            raise ValueError(f"No column {self.column!r}; there are {', '.join(map(repr, rows))}.")
+        texts = rows[self.column]
+        taken = [name for name in COLUMNS if name in rows]
+        if taken:
+            raise ValueError(
+                f"The data set already has {', '.join(taken)}: rename or remove what would be overwritten."
+            )
+        if isinstance(texts, str):
+            return columns(self.compressor.compress(texts, **self.options))
+        done = [columns(result) for result in self.compressor.compress(list(texts), **self.options)]
+        return {name: [row[name] for row in done] for name in COLUMNS}
+
+    def __getstate__(self) -> dict:
+        # Without what was loaded for `restore`: it decides nothing here.
+        bare = Compressor(self.compressor.policy, self.compressor.tokenizer)
+        return {"compressor": bare, "column": self.column, "options": self.options}
+
+
+def compress_column(
+    compressor: Compressor | str | Path | None = None, column: str = "text", **options
+) -> ColumnCompressor:
+    """
+    A function for `datasets.Dataset.map`, with `batched=True` or without, and with any `num_proc`.
+
+    It adds the columns `compressed`, `original_tokens`, `compressed_tokens` and `compression_rate`. With
+    `budget="corpus"` a batch shares a budget.
+
+    Args:
+        compressor (`Compressor`, `str` or `Path`, *optional*): Or the folder or Hub id of one; the packaged model without.
+        column (`str`): Where the texts are.
+        **options: As in `Compressor.compress`.
+
+    >>> dataset.map(compress_column(column="article", rate=0.3), batched=True)  # doctest: +SKIP
+    """
+    return ColumnCompressor(ready(compressor, options), column, options)
+
+
+class CompressionPipeline:
+    """
+    Compression, called as `transformers` pipelines are: a text or a list gives a list of dictionaries, anything else that
+    can be iterated (a generator, a data set's column) gives them one by one as they are done.
+
+    Args:
+        model (`Compressor`, `str` or `Path`, *optional*): Or the folder or Hub id of one; the packaged model without.
+        device (*optional*): Where the policy runs.
+        batch_size (`int`): Texts at once, where they come one by one.
+        **options: As in `Compressor.compress`; each call may change them.
+
+    >>> pipe = CompressionPipeline(rate=0.5)  # doctest: +SKIP
+    >>> pipe("The meeting has been moved to Tuesday.", rate=0.3)[0]["compressed"]  # doctest: +SKIP
+    """
+
+    task = "prompt-compression"
+
+    def __init__(self, model: Compressor | str | Path | None = None, device=None, batch_size: int = 64, **options):
+        self.compressor, self.batch_size, self.options = ready(model, options), batch_size, options
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+        if device is not None:
+            self.compressor.policy.to(device)
+
+    def __call__(self, inputs: str | list[str] | Iterable[str], **options) -> list[dict] | Iterator[dict]:
+        options = self._merged(options)
+        if isinstance(inputs, str):
+            return [columns(self.compressor.compress(inputs, **options))]
+        if isinstance(inputs, (list, tuple)):
+            return [columns(result) for result in self.compressor.compress(inputs, **options)]
+        ready(self.compressor, options)  # now, not when the first result is asked for
+        return self._one_by_one(iter(inputs), options)
+
+    def _merged(self, options: dict) -> dict:
+        """The call's options over the constructor's; a budget of any kind replaces a budget of another."""
+        budgets = {"rate", "target_tokens", "threshold"}
+        kept = {
+            name: value for name, value in self.options.items() if not (budgets & options.keys() and name in budgets)
+        }
+        return kept | options
+
+    def _one_by_one(self, texts: Iterator[str], options: dict) -> Iterator[dict]:
+        while batch := list(islice(texts, self.batch_size)):
+            yield from (columns(result) for result in self.compressor.compress(batch, **options))

@@ -1,0 +1,267 @@
+"""
+`PromptCompressor` with the calls and result keys of LLMLingua 0.2, so that `from llmlingua import PromptCompressor` can become
+`from tokforget.integrations.llmlingua import PromptCompressor`. Written from its documentation; LLMLingua is not needed.
+
+What differs, on purpose:
+* The budget is exact and covers the whole `compressed_prompt`, instruction and question included: `compressed_tokens` is
+  never above `target_token` or `rate * origin_tokens`. Instruction and question stay as they are.
+* Tokens are counted with the policy's tokenizer, not with that of GPT-4; `saving` uses LLMLingua's price, $0.06 per 1,000.
+* No context is dropped whole, and the question does not steer what is kept.
+* What the policy cannot do is refused instead of ignored; knobs that only changed how LLMLingua computes are accepted.
+
+Method and names: Jiang et al. 2023, arXiv 2310.05736; Pan et al. 2024, arXiv 2403.12968; microsoft/LLMLingua, MIT licence.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from tokforget.compressor import Compressor
+from tokforget.masking import check_rate, keep_count
+from tokforget.protection import parse_tags
+from tokforget.results import CompressedText, encodable
+
+
+_SEPARATOR = "\n\n"
+_DOLLARS_PER_TOKEN = 0.06 / 1000
+# Only how LLMLingua computes, or parts of filters that are refused below: any value leaves our result as it is.
+_NEUTRAL = {"iterative_size", "high_priority_bonus", "context_budget", "token_budget_ratio", "chunk_end_tokens",
+            "token_to_word", "force_context_ids", "use_context_level_filter"}  # fmt: skip
+# What would change the result in a way that we cannot follow; each with the values that ask for nothing.
+_REFUSED = {
+    "force_context_number": (None,), "use_sentence_level_filter": (False,), "use_token_level_filter": (True,),
+    "keep_split": (False,), "keep_first_sentence": (0,), "keep_last_sentence": (0,), "keep_sentence_number": (0,),
+    "condition_in_question": ("none",), "reorder_context": ("original",), "dynamic_context_compression_ratio": (0.0,),
+    "condition_compare": (False,), "add_instruction": (False,), "rank_method": ("llmlingua",), "context_segs": (None,),
+    "context_segs_rate": (None,), "context_segs_compress": (None,), "target_context": (-1,), "context_level_rate": (1.0,),
+    "context_level_target_token": (-1,),
+}  # fmt: skip
+
+
+class PromptCompressor:
+    """
+    Args:
+        model_name (`Compressor`, `str` or `Path`, *optional*): A tokforget model or its folder or Hub id; the packaged model
+            without. Models of LLMLingua are none.
+        device_map (`str`): Where the policy runs.
+        use_llmlingua2 (`bool`), llmlingua2_config (`dict`, *optional*): Accepted: there is one method here, and both of
+            LLMLingua's have the same calls.
+        model_config, open_api_config, use_slingua: Only at LLMLingua's defaults.
+        unit (`str`): `"word"`, as LLMLingua-2 decides, or `"token"`.
+
+    >>> PromptCompressor().compress_prompt(contexts, question="Who won?", target_token=200)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model_name: Compressor | str | Path | None = None,
+        device_map: str = "cpu",
+        model_config: dict | None = None,
+        open_api_config: dict | None = None,
+        use_llmlingua2: bool = True,
+        use_slingua: bool = False,
+        llmlingua2_config: dict | None = None,
+        unit: str = "word",
+    ):
+        for name, value in (("model_config", model_config), ("open_api_config", open_api_config),
+                            ("use_slingua", use_slingua)):  # fmt: skip
+            if value:
+                raise ValueError(
+                    f"`{name}` configures models of LLMLingua, which tokforget does not run; got {value!r}."
+                )
+        if "llmlingua" in str(model_name).lower().split("/")[-1] and not Path(str(model_name)).is_dir():
+            raise ValueError(
+                f"{model_name!r} is a model of LLMLingua. Pass a tokforget model, or nothing for the packaged one."
+            )
+        loaded = isinstance(model_name, Compressor)
+        self.compressor = model_name if loaded else Compressor.from_pretrained(model_name, device=device_map)
+        self.unit = unit
+
+    def __call__(self, *args, **kwargs) -> dict:
+        """The same as `compress_prompt`."""
+        return self.compress_prompt(*args, **kwargs)
+
+    def compress_prompt(
+        self,
+        context: str | Sequence[str],
+        instruction: str = "",
+        question: str = "",
+        rate: float = 0.5,
+        target_token: float = -1,
+        *,
+        concate_question: bool = True,
+        return_word_label: bool = False,
+        word_sep: str = "\t\t|\t\t",
+        label_sep: str = " ",
+        force_tokens: Iterable[str] = (),
+        force_reserve_digit: bool = False,
+        drop_consecutive: bool = False,
+        on_impossible: str = "raise",
+        **others,
+    ) -> dict:
+        """
+        Compress contexts, and put instruction and question around them.
+
+        Args:
+            context (`str` or `Sequence[str]`): What is compressed.
+            instruction (`str`), question (`str`): Put before and behind, unchanged.
+            rate (`float`): Fraction of all tokens that the prompt may have, in (0, 1].
+            target_token (`float`): Tokens that the prompt may have; -1 to go by `rate`.
+            concate_question (`bool`): Whether the question is put into the prompt.
+            return_word_label (`bool`), word_sep (`str`), label_sep (`str`): Also return every word of the contexts with 1 if
+                any of it was kept, else 0.
+            force_tokens (`Iterable[str]`): Strings that are kept wherever they stand; words only as whole words.
+            force_reserve_digit (`bool`): Keep all numbers.
+            drop_consecutive (`bool`): Of a forced string that follows itself in the result, keep one.
+            on_impossible (`str`): As in `Compressor.compress`, where what is forced exceeds the budget.
+            **others: LLMLingua's other arguments, at the values that change nothing.
+
+        Returns:
+            `dict`: `compressed_prompt`, `compressed_prompt_list` (one string per context), `origin_tokens`,
+            `compressed_tokens`, `ratio` ("2.0x"), `rate` ("50.0%"), `saving`, and `fn_labeled_original_prompt` if labels
+            were asked for.
+        """
+        _refuse(others)
+        contexts = [context] if isinstance(context, str) else list(context or [""])
+        origin_tokens = self._count(_laid_out(contexts, instruction, question)[0])
+        if target_token == -1:
+            budget = max(int(keep_count(torch.tensor([origin_tokens]), check_rate(rate))), 1)
+        else:
+            budget = int(target_token)
+        text, spans, fixed = _laid_out(contexts, instruction, question if concate_question else "")
+        protect = [*fixed, *_forced(force_tokens, force_reserve_digit)]
+        result = self.compressor.compress(text, target_tokens=budget, unit=self.unit, protect=protect,
+                                          on_impossible=on_impossible)  # fmt: skip
+        parts = [_part(result, text, *span) for span in spans]
+        prompt = result.text
+        if drop_consecutive:
+            parts = [_without_repeats(part, force_tokens) for part in parts]
+            prompt = _laid_out(parts, instruction, question if concate_question else "")[0]
+        labels = {}
+        if return_word_label:
+            labels["fn_labeled_original_prompt"] = word_sep.join(_labelled(result, text, spans, label_sep))
+        return self._answer(prompt, parts, origin_tokens) | labels
+
+    def compress_prompt_llmlingua2(self, context: str | Sequence[str], **options) -> dict:
+        """LLMLingua-2's call: contexts alone."""
+        unfit = sorted(options.keys() & {"instruction", "question", "concate_question"})
+        if unfit:
+            raise TypeError(f"`compress_prompt_llmlingua2` takes no {', '.join(unfit)}; `compress_prompt` does.")
+        return self.compress_prompt(context, **options)
+
+    def structured_compress_prompt(
+        self,
+        context: str | Sequence[str],
+        instruction: str = "",
+        question: str = "",
+        rate: float = 0.5,
+        target_token: float = -1,
+        *,
+        concate_question: bool = True,
+        on_impossible: str = "raise",
+        **others,
+    ) -> dict:
+        """
+        Like `compress_prompt`, where contexts hold segments with a rate of their own: `<llmlingua, rate=0.4>...</llmlingua>`,
+        `<llmlingua, compress=False>...</llmlingua>`, `<keep>...</keep>`, `<drop>...</drop>`.
+
+        `rate` is that of the text outside such segments; instruction and question come on top. A `target_token` is turned
+        into a rate of the contexts, as LLMLingua does, so that segments may lead away from it.
+        """
+        _refuse(others)
+        contexts = [context] if isinstance(context, str) else list(context or [""])
+        question_shown = question if concate_question else ""
+        plain = [parse_tags(one)[0] for one in contexts]
+        for name, value in (("instruction", instruction), ("question", question_shown)):
+            if parse_tags(value)[0] != value:
+                raise ValueError(f"`{name}` holds tags; only contexts may.")
+        if target_token != -1:
+            rate = min(target_token / max(sum(map(self._count, plain)), 1), 1.0)
+        origin_tokens = self._count(_laid_out(plain, instruction, question)[0])
+        text, spans, fixed = _laid_out(plain, instruction, question_shown)
+        tagged = _laid_out(contexts, instruction, question_shown)[0]
+        result = self.compressor.compress(tagged, rate=check_rate(rate), unit=self.unit, protect=fixed, tags=True,
+                                          on_impossible=on_impossible)  # fmt: skip
+        return self._answer(result.text, [_part(result, text, *span) for span in spans], origin_tokens)
+
+    def _count(self, text: str) -> int:
+        return len(self.compressor.tokenizer.encode(encodable(text), add_special_tokens=False))
+
+    def _answer(self, prompt: str, parts: list[str], origin_tokens: int) -> dict:
+        compressed_tokens = self._count(prompt)
+        ratio = origin_tokens / compressed_tokens if compressed_tokens else 1.0
+        saving = (origin_tokens - compressed_tokens) * _DOLLARS_PER_TOKEN
+        return {
+            "compressed_prompt": prompt,
+            "compressed_prompt_list": parts,
+            "origin_tokens": origin_tokens,
+            "compressed_tokens": compressed_tokens,
+            "ratio": f"{ratio:.1f}x",
+            "rate": f"{100 / ratio if ratio else 100:.1f}%",
+            "saving": f", Saving ${saving:.1f} in GPT-4.",
+        }
+
+
+def _refuse(others: dict) -> None:
+    """LLMLingua's arguments that would have to change the result."""
+    unknown = sorted(others.keys() - _NEUTRAL - _REFUSED.keys())
+    if unknown:
+        raise TypeError(f"LLMLingua's `compress_prompt` has no argument {', '.join(map(repr, unknown))}.")
+    for name in sorted(others.keys() & _REFUSED.keys()):
+        if others[name] not in _REFUSED[name]:
+            raise ValueError(
+                f"`{name}={others[name]!r}` is not supported: tokforget's policy has no such step. Leave it out."
+            )
+
+
+def _laid_out(
+    contexts: list[str], instruction: str, question: str
+) -> tuple[str, list[tuple[int, int]], list[tuple[int, int]]]:
+    """The prompt, the characters of each context in it, and those of all else. What is empty takes no separator."""
+    parts, spans, length = [], [], 0
+    for index, part in enumerate([instruction, *contexts, question]):
+        separator = _SEPARATOR if part and length else ""
+        parts += [separator, part]
+        length += len(separator) + len(part)
+        if 0 < index <= len(contexts):
+            spans.append((length - len(part), length))
+    edges = [0, *(edge for span in spans for edge in span), length]
+    return "".join(parts), spans, [(a, b) for a, b in zip(edges[::2], edges[1::2]) if a < b]
+
+
+def _forced(force_tokens: Iterable[str], digits: bool) -> list[str]:
+    """Protectors for strings that must stay."""
+    edge = {True: r"(?<!\w)", False: ""}, {True: r"(?!\w)", False: ""}
+    forced = [
+        f"re:{edge[0][one[0].isalnum()]}{re.escape(one)}{edge[1][one[-1].isalnum()]}" for one in force_tokens if one
+    ]
+    return forced + ["numbers"] * digits
+
+
+def _part(result: CompressedText, text: str, start: int, end: int) -> str:
+    """What is left of the characters from `start` to `end`."""
+    kept = [
+        (" " if apart and a >= start else "") + text[max(a, start) : min(b, end)]
+        for (a, b), apart in zip(result.kept_spans.tolist(), result.separated.tolist())
+        if a < end and b > start
+    ]
+    return "".join(kept)
+
+
+def _without_repeats(text: str, force_tokens: Iterable[str]) -> str:
+    """One of each forced string that follows itself, with nothing but white space between."""
+    for one in force_tokens:
+        if one:
+            text = re.sub(rf"({re.escape(one)})(?:[^\S\n]*{re.escape(one)})+", r"\1", text)
+    return text
+
+
+def _labelled(result: CompressedText, text: str, spans: list[tuple[int, int]], label_sep: str) -> list[str]:
+    """Each word of the contexts with 1 if any of it was kept."""
+    kept = bytearray(len(text))
+    for start, end in result.kept_spans.tolist():
+        kept[start:end] = b"\1" * (end - start)
+    words = (word for start, end in spans for word in re.compile(r"\S+").finditer(text, start, end))
+    return [f"{word[0]}{label_sep}{int(any(kept[word.start() : word.end()]))}" for word in words]

@@ -1,0 +1,184 @@
+"""
+A reconstructor on disk: start from a model or an adapter, save, load, and never in the wrong layout.
+
+    adapter_config.json, adapter_model.safetensors   (LoRA)     or an ordinary causal language model folder (full)
+    tokenizer files, training_config.json (the layout among it), eval_results.json, README.md
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from peft import PeftModel, set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from tokforget.model_folder import ADAPTER
+from tokforget.reconstructor import (
+    Reconstructor,
+    add_adapter,
+    is_adapter,
+    load_adapter,
+    load_base_model,
+    marker_token_id,
+    tokenizer_source,
+)
+
+
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+MODEL_FILES = ("model.safetensors", "generation_config.json", "config.json")
+RECORD = "training_config.json"
+
+
+# -- starting from a folder or an id -----------------------------------------------------------------------------------
+def load_tokenizer(name_or_path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a reconstructor; `ValueError` in one line if it cannot be had."""
+    try:
+        return AutoTokenizer.from_pretrained(tokenizer_source(name_or_path), revision=revision)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"`reconstructor_name_or_path` {name_or_path!r} could not be loaded: {error}") from error
+
+
+def load_trainable(
+    name_or_path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    layout: str,
+    revision: str | None = None,
+    lora_rank: int = 16,
+    lora_alpha: int = 32,
+    use_peft: bool = True,
+) -> Reconstructor:
+    """
+    A reconstructor to train.
+
+    Args:
+        name_or_path (`str`): Id or folder of a causal language model, `"embedded"`, or a folder with an adapter (or with
+            an `adapter/` inside).
+        layout (`str`): `"prefix"` or `"infill"`.
+        revision (`str`, *optional*): Branch, tag or commit of an id.
+        lora_rank, lora_alpha (`int`): Of a fresh adapter; one to go on from keeps its own.
+        use_peft (`bool`): True trains an adapter, fresh or the folder's. False trains every weight of the model, an
+            adapter of the folder merged into it.
+
+    Raises:
+        `ValueError`: If the folder was trained for another layout, or model and tokenizer do not belong together.
+    """
+    check_layout(name_or_path, layout)
+    adapter = adapter_folder(name_or_path)
+    if adapter is not None:
+        model = load_adapter(str(adapter), is_trainable=use_peft)
+        if not use_peft:
+            model = model.merge_and_unload()
+    else:
+        model = load_base_model(name_or_path, revision)
+        if use_peft:
+            model = add_adapter(model, lora_rank, lora_alpha)
+            model.peft_config["default"].base_model_name_or_path = name_or_path
+            model.peft_config["default"].revision = revision
+    if not use_peft:
+        model.requires_grad_(True)
+    _check_vocabulary(model, tokenizer)
+    return Reconstructor(model, layout, marker_token_id(tokenizer))
+
+
+def load_reconstructor(
+    name_or_path: str, tokenizer: PreTrainedTokenizerBase, layout: str | None = None, revision: str | None = None
+) -> Reconstructor:
+    """A reconstructor to score and restore with, nothing of it trainable; `layout` is by default the recorded one."""
+    layout = layout or recorded_layout(name_or_path)
+    if layout is None:
+        raise ValueError(f"{name_or_path!r} does not record a layout; pass `layout`, 'prefix' or 'infill'.")
+    check_layout(name_or_path, layout)
+    adapter = adapter_folder(name_or_path)
+    model = load_base_model(name_or_path, revision) if adapter is None else load_adapter(str(adapter))
+    _check_vocabulary(model, tokenizer)
+    return Reconstructor(model, layout, marker_token_id(tokenizer)).eval()
+
+
+def adapter_folder(name_or_path: str) -> Path | None:
+    """Where the adapter of a folder lies, in it or in its `adapter/`; `None` for a whole model or an id."""
+    return next((p for p in (Path(name_or_path, ADAPTER), Path(name_or_path)) if is_adapter(str(p))), None)
+
+
+def recorded_layout(name_or_path: str) -> str | None:
+    """The layout that a folder was trained for, from its `training_config.json`; `None` if none is recorded."""
+    folder = Path(name_or_path)
+    for record in (folder / RECORD, folder.parent / RECORD if folder.name == ADAPTER else folder / RECORD):
+        if record.is_file():
+            return json.loads(record.read_text()).get("layout")
+    return None
+
+
+def check_layout(name_or_path: str, layout: str) -> None:
+    """`ValueError` if a folder was trained for another layout: its rows would mean nothing to the model."""
+    recorded = recorded_layout(name_or_path)
+    if recorded not in (None, layout):
+        raise ValueError(
+            f"`layout` is {layout!r}, but {name_or_path!r} was trained for {recorded!r}. Pass `--layout {recorded}`, or "
+            "start from another reconstructor."
+        )
+
+
+def _check_vocabulary(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"The tokenizer {tokenizer.name_or_path!r} has {len(tokenizer)} tokens, but the model embeds only {rows}. "
+            "Take the tokenizer that the model was trained with."
+        )
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+def weight_files(reconstructor: Reconstructor) -> tuple[str, ...]:
+    """The files of a reconstructor's weights, the one that makes the folder a model last."""
+    return ADAPTER_FILES if isinstance(reconstructor.model, PeftModel) else MODEL_FILES
+
+
+def save_weights(reconstructor: Reconstructor, folder: Path, state_dict: dict | None = None) -> None:
+    """
+    Write the adapter, or the whole model if that was trained. Each file appears whole or not at all; safetensors only.
+
+    `state_dict` is what a sharding trainer gathered, with the names of `reconstructor`.
+    """
+    if state_dict is not None:
+        state_dict = {name.removeprefix("model."): tensor for name, tensor in state_dict.items()}
+    options = {"save_embedding_layers": False} if isinstance(reconstructor.model, PeftModel) else {}
+    staging = folder / ".weights"
+    reconstructor.model.save_pretrained(staging, state_dict=state_dict, **options)
+    files = weight_files(reconstructor)
+    for name in files:
+        if (staging / name).is_file():
+            os.replace(staging / name, folder / name)
+    shutil.rmtree(staging)
+    for other in {*ADAPTER_FILES, *MODEL_FILES} - {*files}:
+        (folder / other).unlink(missing_ok=True)  # a full run into the folder of a LoRA run, or the other way round
+
+
+def check_checkpoint(reconstructor: Reconstructor, folder: str | Path) -> None:
+    """`ValueError` unless a folder is a checkpoint of this kind of training: state, weights, layout."""
+    wanted = (
+        "trainer_state.json",
+        *(name for name in weight_files(reconstructor) if name != "generation_config.json"),
+    )
+    missing = [name for name in wanted if not Path(folder, name).is_file()]
+    if missing:
+        raise ValueError(f"`resume_from_checkpoint` {str(folder)!r} is no checkpoint of such a run: it lacks "
+                         f"{', '.join(missing)}.")  # fmt: skip
+    check_layout(str(folder), reconstructor.layout)
+
+
+def load_weights(reconstructor: Reconstructor, folder: str | Path) -> None:
+    """Read a checkpoint's weights into this reconstructor, in place."""
+    state = load_file(Path(folder, weight_files(reconstructor)[0]))
+    if isinstance(reconstructor.model, PeftModel):
+        unexpected = set_peft_model_state_dict(reconstructor.model, state).unexpected_keys
+        missing = []
+    else:
+        result = reconstructor.model.load_state_dict(state, strict=False)
+        unexpected = result.unexpected_keys
+        missing = [name for name in result.missing_keys if name not in reconstructor.model.all_tied_weights_keys]
+    if unexpected or missing:
+        raise ValueError(
+            f"{folder} has other weights than this model; the first misfit is {[*unexpected, *missing][0]!r}."
+        )

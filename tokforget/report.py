@@ -1,0 +1,214 @@
+"""
+From the result files of an evaluation to a report, plots and a heat map. Nothing is computed here, only read and drawn.
+"""
+
+import json
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+
+EVALUATION_CONFIG, MODEL_RESULTS, BASELINE_RESULTS = (
+    "evaluation_config.json",
+    "model_results.json",
+    "baseline_results.json",
+)
+DOWNSTREAM, SPEED, SAMPLES, TRAINING_LOG = (
+    "downstream_results.json",
+    "speed_results.json",
+    "samples.json",
+    "training_log.json",
+)
+REPORT, HEATMAP = "report.md", "heatmap.html"
+_MISSING = "–"
+# One colour and one marker a scorer, the same in every plot; policies first, the two anchors in grey.
+_GREY = {"random": "#9a9a9a", "greedy_oracle": "#4d4d4d"}
+
+
+def write_report(folder: str | Path) -> list[Path]:
+    """
+    Write `report.md`, the plots and `heatmap.html` from the JSON files in `folder`.
+
+    Returns:
+        `list[Path]`: What was written. Plots without data are left out.
+    """
+    folder = Path(folder)
+    files = {name: _read(folder / name) for name in (EVALUATION_CONFIG, MODEL_RESULTS, BASELINE_RESULTS, DOWNSTREAM,
+                                                     SPEED, SAMPLES, TRAINING_LOG)}  # fmt: skip
+    if files[EVALUATION_CONFIG] is None:
+        raise FileNotFoundError(f"{folder} holds no {EVALUATION_CONFIG}: it is no evaluation's output folder.")
+    rows = [row for name in (MODEL_RESULTS, BASELINE_RESULTS) for row in (files[name] or {"scorers": []})["scorers"]]
+    speed = files[SPEED] or {"rows": [], "break_even": []}
+    plots = _draw(folder, rows, files[TRAINING_LOG])
+    environment = Environment(
+        loader=PackageLoader("tokforget"),
+        autoescape=lambda name: name.endswith(".html"),
+        trim_blocks=False,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= _FILTERS
+    downstream = (files[DOWNSTREAM] or {"rows": []})["rows"]
+    text = environment.get_template(REPORT).render(
+        config=files[EVALUATION_CONFIG],
+        rows=rows,
+        datasets=list(dict.fromkeys(row["dataset"] for row in rows)),
+        rates=sorted({row["rate"] for row in rows if row["scorer"] != "keep_all"}),
+        downstream=downstream,
+        tasks=list(dict.fromkeys(row["task"] for row in downstream)),
+        speed=speed["rows"],
+        break_even=speed["break_even"],
+        plots=plots,
+        samples=files[SAMPLES],
+    )
+    (folder / REPORT).write_text(text, encoding="utf-8")
+    written = [folder / REPORT, *(folder / plot["file"] for plot in plots)]
+    if files[SAMPLES]:
+        environment.undefined = StrictUndefined
+        html = environment.get_template(HEATMAP).render(samples=files[SAMPLES])
+        (folder / HEATMAP).write_text(html, encoding="utf-8")
+        written.append(folder / HEATMAP)
+    return written
+
+
+def _read(path: Path):
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _formatter(pattern: str, scale: float = 1.0):
+    return lambda value: pattern.format(value * scale) if isinstance(value, int | float) else _MISSING
+
+
+_FILTERS = {
+    "one": _formatter("{:.1f}"),
+    "two": _formatter("{:.2f}"),
+    "three": _formatter("{:.3f}"),
+    "four": _formatter("{:.4f}"),
+    "percent": _formatter("{:.1f} %", 100),
+    "megabytes": _formatter("{:.1f}", 1e-6),
+    "zero_or": lambda value, otherwise: otherwise if value is None else f"{value:.0f}",
+    "interval": lambda pair: f"{pair[0]:.3f} to {pair[1]:.3f}" if isinstance(pair, list | tuple) else _MISSING,
+}
+
+
+# -- plots ---------------------------------------------------------------------------------------------------------------
+def _draw(folder: Path, rows: list[dict], log: list[dict] | None) -> list[dict]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    drawn = []
+
+    def save(figure, file: str, caption: str) -> None:
+        figure.savefig(folder / file, dpi=140, bbox_inches="tight")
+        pyplot.close(figure)
+        drawn.append({"file": file, "caption": caption})
+
+    names = list(dict.fromkeys(row["scorer"] for row in rows if row["scorer"] != "keep_all"))
+    look = _looks(names, pyplot)
+    for at, dataset in enumerate(dict.fromkeys(row["dataset"] for row in rows)):
+        own = [row for row in rows if row["dataset"] == dataset and row["scorer"] != "keep_all"]
+        tag = "" if at == 0 else f"_{at + 1}"
+        save(_by_rate(pyplot, own, look, "bits_lost", "bits lost per original token", dataset, log_scale=True),
+             f"rate_distortion{tag}.png", f"Bits lost against rate with 95 % intervals, {dataset}")  # fmt: skip
+        save(_by_rate(pyplot, own, look, "exact_restored", "dropped tokens restored exactly", dataset),
+             f"exact_restored{tag}.png", f"Share of dropped tokens restored exactly, {dataset}")  # fmt: skip
+        save(_pareto(pyplot, own, look, dataset), f"quality_time{tag}.png",
+             f"Bits lost against time of scoring, {dataset}")  # fmt: skip
+        save(_word_classes(pyplot, own, dataset), f"word_classes{tag}.png", f"Tokens kept by word class, {dataset}")
+    if log and (curves := _training_curves(pyplot, log)) is not None:
+        save(curves, "training_curves.png", "Training curves")
+    return drawn
+
+
+def _looks(names: list[str], pyplot) -> dict[str, dict]:
+    colours, markers = pyplot.get_cmap("tab20").colors, "osD^vP*X<>hpd"
+    looks = {}
+    for at, name in enumerate(names):
+        looks[name] = {"color": _GREY.get(name, colours[(2 * at) % 20 + (2 * at) // 20]), "marker": markers[at % 13]}
+        if name in _GREY:
+            looks[name]["linestyle"] = "--"
+    return looks
+
+
+def _by_rate(pyplot, rows, look, key: str, label: str, dataset: str, log_scale: bool = False):
+    figure, axes = pyplot.subplots(figsize=(8, 5.2))
+    for name in dict.fromkeys(row["scorer"] for row in rows):
+        own = sorted((row for row in rows if row["scorer"] == name), key=lambda row: row["rate"])
+        values = [row[key] for row in own]
+        intervals = [row.get(f"{key}_interval") or (row[key], row[key]) for row in own]
+        errors = [[v - i[0] for v, i in zip(values, intervals)], [i[1] - v for v, i in zip(values, intervals)]]
+        errors = [[max(e, 0.0) for e in side] for side in errors]
+        axes.errorbar([row["rate"] for row in own], values, yerr=errors, label=name, capsize=2, markersize=5,
+                      linewidth=1.2, **look[name])  # fmt: skip
+    if log_scale:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+    axes.set_xticks(sorted({row["rate"] for row in rows}))
+    axes.set(xlabel="compression rate (kept / original)", ylabel=label, title=dataset)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def _pareto(pyplot, rows, look, dataset: str):
+    rates = sorted({row["rate"] for row in rows})
+    rate = rates[len(rates) // 2]
+    figure, axes = pyplot.subplots(figsize=(8, 5.2))
+    for row in rows:
+        if row["rate"] == rate:
+            style = {key: value for key, value in look[row["scorer"]].items() if key != "linestyle"}
+            axes.scatter(
+                max(row["seconds_per_token"], 1e-9) * 1e6, row["bits_lost"], label=row["scorer"], s=45, **style
+            )
+    axes.set_xscale("log")
+    axes.set(
+        xlabel="time of scoring, microseconds per token", ylabel="bits lost per original token",
+        title=f"{dataset}, rate {rate:g}",
+    )  # fmt: skip
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def _word_classes(pyplot, rows, dataset: str):
+    rates = sorted({row["rate"] for row in rows})
+    rate = rates[len(rates) // 2]
+    own = [row for row in rows if row["rate"] == rate]
+    classes = list(own[0]["kept_by_class"])
+    figure, axes = pyplot.subplots(figsize=(8, 0.32 * len(own) + 1.6))
+    shares = [[row["kept_by_class"].get(name, float("nan")) for name in classes] for row in own]
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    axes.set_xticks(range(len(classes)), classes)
+    axes.set_yticks(range(len(own)), [row["scorer"] for row in own])
+    for y, line in enumerate(shares):
+        for x, share in enumerate(line):
+            axes.text(x, y, f"{share:.2f}", ha="center", va="center", fontsize=7,
+                      color="white" if share < 0.6 else "black")  # fmt: skip
+    axes.set_title(f"Share of tokens kept, {dataset}, rate {rate:g}")
+    figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
+    return figure
+
+
+_CURVES = ("bits_lost", "rewards/information_theoretic", "reconstruction_loss", "exact_restored", "rate", "entropy",
+           "eval_bits_lost")  # fmt: skip
+
+
+def _training_curves(pyplot, log: list[dict]):
+    present = [name for name in _CURVES if any(name in entry for entry in log)]
+    if not present:
+        return None
+    columns = 3
+    lines = -(-len(present) // columns)
+    figure, axes = pyplot.subplots(lines, columns, figsize=(4 * columns, 2.6 * lines), squeeze=False)
+    for axis, name in zip(axes.flat, present):
+        points = [(entry["step"], float(entry[name])) for entry in log if name in entry]
+        axis.plot(*zip(*points), marker=".", linewidth=1.2)
+        axis.set_title(name, fontsize=9)
+        axis.set_xlabel("step", fontsize=8)
+        axis.grid(alpha=0.3)
+    for axis in list(axes.flat)[len(present) :]:
+        axis.set_visible(False)
+    figure.tight_layout()
+    return figure

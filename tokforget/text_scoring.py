@@ -1,0 +1,209 @@
+"""
+Numbers from strings: words, numbers and names that a compressed text lost and a restoration brought back, and ROUGE.
+
+A *word* is a run of letters and digits with its inner apostrophes and hyphens, or digits with their inner points, commas
+and colons (`3.5`, `1,000`, `12:30`); other punctuation and white space are none. A *number* is a word with a digit in it, a
+*name* a word of two letters or more without digits that begins with a capital in the middle of a sentence.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.scoring import Score
+from transformers import PreTrainedTokenizerBase
+
+
+_WORD = re.compile(r"\d+(?:[.,:/]\d+)+|\w+(?:['’-]\w+)*")
+# Between two words, these open a new sentence or quotation, where a capital says nothing. "Mr. Smith" is lost to it.
+_SENTENCE_BREAK = re.compile(r"[.!?…:\n\"“”«»]")
+_PRONOUN = re.compile(r"I(?:['’]\w+)?")
+
+
+def find_words(text: str) -> list[tuple[str, int, int]]:
+    """Words of a text with the places where they begin and end."""
+    return [(match[0], match.start(), match.end()) for match in _WORD.finditer(text)]
+
+
+def is_number(word: str) -> bool:
+    return any(character.isdigit() for character in word)
+
+
+def find_names(text: str, words: Sequence[tuple[str, int, int]]) -> list[bool]:
+    """For each word of a text whether it is a name."""
+    after, found = None, []
+    for word, start, end in words:
+        within = after is not None and not _SENTENCE_BREAK.search(text, after, start)
+        capital = word[0].isupper() and len(word) > 1 and not _PRONOUN.fullmatch(word)
+        found.append(within and capital and not is_number(word))
+        after = end
+    return found
+
+
+def aligned(original: Sequence[str], other: Sequence[str]) -> list[bool]:
+    """
+    Which items of `original` stand in a longest common subsequence with `other`: the same ones in the same order.
+
+    Source: the bit-parallel recurrence of Hyyrö 2004, "Bit-parallel LCS-length computation revisited", with every row
+    kept, so that the path can be walked back. Time and memory are rows of `len(original)` bits, `len(other)` of them.
+    """
+    places: dict[str, int] = {}
+    for position, item in enumerate(original):
+        places[item] = places.get(item, 0) | 1 << position
+    row = everything = (1 << len(original)) - 1
+    rows = [row]  # a zero bit at i: the i-th item lengthens the subsequence
+    for item in other:
+        match = row & places.get(item, 0)
+        row = ((row + match) | (row - match)) & everything
+        rows.append(row)
+    found, position, column = [False] * len(original), len(original) - 1, len(other)
+    while position >= 0 and column > 0:
+        if rows[column] >> position & 1:
+            position -= 1
+        elif not rows[column - 1] >> position & 1:
+            column -= 1
+        else:
+            found[position] = True
+            position, column = position - 1, column - 1
+    return found
+
+
+# -- what a compression lost and a restoration brought back ------------------------------------------------------------
+@dataclass
+class RestoredWords:
+    """
+    Counts of one text, or of many when added. Numbers and names are counted wherever the restored text has them, words
+    only in their place.
+    """
+
+    lost_words: int = 0
+    restored_words: int = 0
+    lost_numbers: int = 0
+    restored_numbers: int = 0
+    lost_names: int = 0
+    restored_names: int = 0
+
+    def __add__(self, other: "RestoredWords") -> "RestoredWords":
+        return RestoredWords(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def shares(self) -> dict[str, float]:
+        """Restored / lost of words, numbers and names; 1.0 where none was lost."""
+        return {
+            "words_restored": self.restored_words / self.lost_words if self.lost_words else 1.0,
+            "numbers_restored": self.restored_numbers / self.lost_numbers if self.lost_numbers else 1.0,
+            "names_restored": self.restored_names / self.lost_names if self.lost_names else 1.0,
+        }
+
+
+def lost_by_mask(text: str, keep_mask: Sequence[bool], spans: Sequence[tuple[int, int]]) -> list[bool]:
+    """For each word of a text whether a dropped token has a part in it, `spans` being each token's place in the text."""
+    gone = [False] * len(text)
+    for kept, (start, end) in zip(keep_mask, spans, strict=True):
+        if not kept:
+            gone[start:end] = [True] * (end - start)
+    return [any(gone[start:end]) for _, start, end in find_words(text)]
+
+
+def lost_by_text(text: str, compressed: str) -> list[bool]:
+    """For each word of a text whether the compressed text lacks it, by alignment of the two."""
+    kept = [word for word, _, _ in find_words(compressed)]
+    return [not found for found in aligned([word for word, _, _ in find_words(text)], kept)]
+
+
+def count_restored_words(original: str, restored: str, lost: Sequence[bool]) -> RestoredWords:
+    """
+    Args:
+        original (`str`): The text before compression.
+        restored (`str`): What the reconstructor made of the compressed text, running freely.
+        lost (`Sequence[bool]`): For each word of `original`; see [`lost_by_mask`] and [`lost_by_text`].
+
+    Returns:
+        `RestoredWords`: A lost word is restored if it stands in the longest common subsequence of the words of both texts.
+        Numbers and names are multisets: of each, as many are restored as the restored text has beyond those that were
+        never lost, and no more than were lost.
+    """
+    words, came_back = find_words(original), [word for word, _, _ in find_words(restored)]
+    names, back = find_names(original, words), aligned([word for word, _, _ in words], came_back)
+    kept = Counter(word for (word, _, _), is_lost in zip(words, lost, strict=True) if not is_lost)
+    offered = Counter(came_back) - kept
+    lost_numbers = Counter(word for (word, _, _), is_lost in zip(words, lost) if is_lost and is_number(word))
+    lost_names = Counter(word for (word, _, _), is_lost, is_name in zip(words, lost, names) if is_lost and is_name)
+    return RestoredWords(
+        lost_words=sum(lost),
+        restored_words=sum(is_lost and found for is_lost, found in zip(lost, back)),
+        lost_numbers=lost_numbers.total(),
+        restored_numbers=(lost_numbers & offered).total(),
+        lost_names=lost_names.total(),
+        restored_names=(lost_names & offered).total(),
+    )
+
+
+# -- tokens of strings -------------------------------------------------------------------------------------------------
+def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids of each text as it stands: no special tokens, no cutting."""
+    if not texts:
+        return []
+    # A text that spells a special token has no such token in it.
+    encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
+    return encoded["input_ids"]
+
+
+def decode(input_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of token ids with nothing tidied away."""
+    return tokenizer.decode(input_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def decode_with_spans(
+    input_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase
+) -> tuple[str, list[tuple[int, int]]]:
+    """A text and the place `(start, end)` of each of its tokens; the parts of one character share its place."""
+    text = decode(input_ids, tokenizer)
+    if tokenizer.is_fast:
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        if encoded["input_ids"] == list(input_ids):
+            return text, encoded["offset_mapping"]
+    # The text would be cut into other tokens (it was cut in mid-word, or restored): each prefix shows where its token ends.
+    ends = [min(len(decode(input_ids[: i + 1], tokenizer)), len(text)) for i in range(len(input_ids))]
+    return text, [(max(0, min(start, end - 1)), end) for start, end in zip([0, *ends], ends)]
+
+
+# -- ROUGE -------------------------------------------------------------------------------------------------------------
+ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+
+
+def rouge_scores(
+    predictions: Sequence[str],
+    references: Sequence[str | Sequence[str]],
+    rouge_types: Sequence[str] = ROUGE_TYPES,
+    use_stemmer: bool = False,
+    tokenize: Callable[[str], list[str]] | None = None,
+) -> list[dict[str, Score]]:
+    """
+    Precision, recall and F of each prediction, as rouge-score computes them. Of several references the one with the best F
+    counts, for each type on its own.
+
+    Source: Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries".
+    """
+    tokenizer = None if tokenize is None else _RougeTokenizer(tokenize)
+    scorer = RougeScorer(list(rouge_types), use_stemmer=use_stemmer, tokenizer=tokenizer)
+    return [
+        scorer.score(reference, prediction)
+        if isinstance(reference, str)
+        else scorer.score_multi(reference, prediction)
+        for prediction, reference in zip(predictions, references, strict=True)
+    ]
+
+
+class _RougeTokenizer:
+    """rouge-score asks for an object with a method where a function would do."""
+
+    def __init__(self, tokenize: Callable[[str], list[str]]):
+        self.tokenize = tokenize
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean, summed exactly: the order of the values cannot be seen in it."""
+    return math.fsum(values) / len(values)

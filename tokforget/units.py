@@ -1,0 +1,176 @@
+"""
+Where a text may be cut: tokens to characters, characters to words, and which piece needs the one before it.
+
+A *piece* is the smallest run of tokens that can be kept or dropped: tokens that share a character, or a character that
+is shown as one (accents, joined emoji, flags, CR LF), are one piece. In word units a piece is a whole word. The pieces
+of a text partition its characters, so joining the kept ones reproduces what was not dropped, exactly.
+
+A piece is *bound* to the one before it if joining it to anything else would be misread: the inside of a word, and a word
+that follows a bracket, a line end or a script without spaces directly. Where its left neighbour is dropped it is set apart
+by a space, so that "Fuel Dilution" can become "uel ilution" but never "uelilution", nor "1, 2" the number "12".
+"""
+
+import unicodedata
+from dataclasses import dataclass
+
+import numpy as np
+
+
+WORD, SPACE, EXTEND, LINK, SPACELESS, FLAG, JOINER, _KNOWN = (1 << bit for bit in range(8))
+
+# Punctuation that belongs to a word when it stands between two word characters: don't, 3.14, e-mail, U+00B7 in Catalan.
+_JOINERS = "'’.-·‐‑"
+# Scripts written without spaces: there a character is a word. First and last code points.
+_SPACELESS_RANGES = (
+    (0x0E00, 0x0EFF), (0x0F00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x1950, 0x19DF), (0x1A20, 0x1AAF),
+    (0x3005, 0x3007), (0x3040, 0x30FF), (0x31F0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xA9E0, 0xA9FF),
+    (0xAA60, 0xAA7F), (0xF900, 0xFAFF), (0xFF66, 0xFF9F), (0x1AFF0, 0x1B16F), (0x20000, 0x3FFFF),
+)  # fmt: skip
+_EXTENDING_RANGES = (
+    (0x0E33, 0x0E33), (0x0EB3, 0x0EB3), (0x1160, 0x11FF), (0x200C, 0x200D), (0xD7B0, 0xD7FF), (0xFF9E, 0xFF9F),
+    (0x1F3FB, 0x1F3FF), (0xE0020, 0xE007F),
+)  # fmt: skip
+_LINKING = {
+    0x0D, 0x200D, *range(0x0600, 0x0606), 0x06DD, 0x070F, 0x0890, 0x0891, 0x08E2, 0x0D4E, 0x110BD, 0x110CD, 0x111C2, 0x111C3,
+    0x113D1, 0x1193F, 0x11941, 0x11A3A, *range(0x11A84, 0x11A8A), 0x11D46, 0x11F02, *range(0x1100, 0x1160), *range(0xA960, 0xA97D),
+}  # fmt: skip
+# Filled as characters are met: 1.1 million look-ups in advance would take longer than a model takes to load.
+_CLASSES = np.zeros(0x110000, dtype=np.uint8)
+
+
+def _classify(code: int) -> int:
+    char, category = chr(code), unicodedata.category(chr(code))
+    found = _KNOWN
+    if category[0] in "LN" or char == "_":
+        found |= WORD
+    if char.isspace():
+        found |= SPACE
+    # Continues the character before it: marks, joiners, skin tones, tags, Hangul vowels and finals, Thai and Lao AM.
+    mark = category[0] == "M"
+    if mark or any(first <= code <= last for first, last in _EXTENDING_RANGES):
+        found |= EXTEND | WORD * mark
+    # Takes the next character with it: the joiner of emoji, the viramas that make conjuncts, prefixes, Hangul initials, CR before LF.
+    if code in _LINKING or unicodedata.combining(char) == 9:
+        found |= LINK
+    if any(first <= code <= last for first, last in _SPACELESS_RANGES):
+        found |= SPACELESS
+    if 0x1F1E6 <= code <= 0x1F1FF:
+        found |= FLAG
+    if char in _JOINERS:
+        found |= JOINER
+    return found
+
+
+def character_classes(text: str) -> np.ndarray:
+    """Class bits of each character `(len(text),)`, uint8."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    classes = _CLASSES[codes]
+    if not classes.all():
+        for code in np.unique(codes[classes == 0]).tolist():
+            _CLASSES[code] = _classify(code)
+        classes = _CLASSES[codes]
+    return classes
+
+
+@dataclass
+class Pieces:
+    """
+    What can be kept or dropped, from left to right.
+
+    Args:
+        starts (`np.ndarray` of shape `(num_pieces + 1,)`): First token of each piece, then the number of tokens.
+        chars (`np.ndarray` of shape `(num_pieces + 1,)`): First character of each piece, then the length of the text.
+        bound (`np.ndarray` of shape `(num_pieces,)`): True where a piece must not join anything but the one before it.
+        blank (`np.ndarray` of shape `(num_pieces,)`): True where a piece ends in white space: nothing joins it.
+    """
+
+    starts: np.ndarray
+    chars: np.ndarray
+    bound: np.ndarray
+    blank: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.bound)
+
+    def __getitem__(self, part: slice) -> "Pieces":
+        """Some pieces in a row, tokens and characters counted as in the whole text."""
+        edges = slice(part.start, part.stop + 1)
+        return Pieces(self.starts[edges], self.chars[edges], self.bound[part], self.blank[part])
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Tokens of each piece `(num_pieces,)`."""
+        return np.diff(self.starts)
+
+    def means(self, token_values: np.ndarray) -> np.ndarray:
+        """Mean of a token's value over each piece `(num_pieces,)`, float64."""
+        if len(self) == len(token_values):
+            return token_values.astype(np.float64)
+        return np.add.reduceat(token_values.astype(np.float64), self.starts[:-1]) / self.sizes
+
+    def to_tokens(self, piece_values: np.ndarray) -> np.ndarray:
+        """A value per piece to a value per token."""
+        return piece_values if len(self) == self.starts[-1] else np.repeat(piece_values, self.sizes)
+
+
+def cut(text: str, offsets: np.ndarray, unit: str) -> Pieces:
+    """
+    The pieces of a text.
+
+    Args:
+        text (`str`): The text.
+        offsets (`np.ndarray` of shape `(num_tokens, 2)`): First character of each token, and the one after its last, as
+            a fast tokenizer gives them. Characters that no token covers go with the token after them.
+        unit (`str`): `"token"` or `"word"`.
+    """
+    num_tokens = len(offsets)
+    if not num_tokens:
+        nothing = np.zeros(0, dtype=bool)
+        return Pieces(np.zeros(1, dtype=np.int64), np.array([len(text)]), nothing, nothing)
+    ends = np.maximum.accumulate(offsets[:, 1])
+    first = np.flatnonzero(offsets[1:, 0] >= ends[:-1]) + 1  # tokens that share no character with those before
+    place = ends[first - 1]  # the character at which such a token's piece would begin
+    classes = character_classes(text)
+    inside = (place > 0) & (place < len(text))  # a token without characters begins nothing
+    first, place = first[inside], place[inside]
+    breaks = _is_character_break(classes, place)
+    if unit == "word":
+        # A word stays whole, and white space goes with the word after it.
+        breaks &= ~_is_inside_word(classes, place)
+        previous = np.concatenate([[0], place[breaks]])
+        blank = np.logical_and.reduceat(classes & SPACE > 0, previous)[: breaks.sum()]
+        breaks[np.flatnonzero(breaks)[blank]] = False
+    first, place = first[breaks], place[breaks]
+    bound = _is_inside_word(classes, place) | (classes[place] & (WORD | SPACELESS) == WORD)
+    chars = np.concatenate([[0], place, [len(text)]])
+    return Pieces(
+        np.concatenate([[0], first, [num_tokens]]),
+        chars,
+        np.concatenate([[False], bound]),
+        classes[chars[1:] - 1] & SPACE > 0,
+    )
+
+
+def _is_character_break(classes: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Whether a user sees a boundary before the characters at `place`; after Unicode Standard Annex 29, simplified."""
+    before, after = classes[place - 1], classes[place]
+    linked = _is_linked(classes)[place - 1] if (classes & LINK).any() else np.zeros(len(place), dtype=bool)
+    linked &= before & SPACE <= after & SPACE  # CR takes white space only
+    return ~((after & EXTEND > 0) | linked | (before & after & FLAG > 0))
+
+
+def _is_linked(classes: np.ndarray) -> np.ndarray:
+    """Whether a character, or one whose continuation it is, takes the next one with it."""
+    index = np.arange(len(classes))
+    link = np.maximum.accumulate(np.where(classes & LINK > 0, index, -1))
+    begin = np.maximum.accumulate(np.where(classes & EXTEND == 0, index, 0))
+    return (link >= 0) & (link >= begin)
+
+
+def _is_inside_word(classes: np.ndarray, place: np.ndarray) -> np.ndarray:
+    spaced = classes & (WORD | SPACELESS) == WORD
+    joins = classes & JOINER > 0
+    before, after = spaced[place - 1], spaced[place]
+    second = spaced[np.maximum(place - 2, 0)] & (place > 1)
+    following = spaced[np.minimum(place + 1, len(spaced) - 1)] & (place + 1 < len(spaced))
+    return (before & after) | (joins[place - 1] & after & second) | (joins[place] & before & following)
