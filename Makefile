@@ -1,11 +1,12 @@
-# install: a virtual environment in .venv; quickstart: train, compare, compress and restore a sample; test: the suite.
+# install: a virtual environment in .venv; quickstart: train, compare, compress and restore a sample; test: the suite;
+# test-slow: launches of several processes, killed runs, a Hub on this machine.
 PYTHON ?= python3
 BIN := .venv/bin
 # Threads on purpose: what the machine has, unless the caller says otherwise.
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: install quickstart test quality style
+.PHONY: install quickstart test test-slow quality style
 
 install: .venv/.installed
 
@@ -20,6 +21,10 @@ quickstart: install
 
 test: install
 	$(OFFLINE) $(BIN)/pytest -q tests
+
+test-slow: install
+	$(BIN)/pip install -q -c constraints-cpu.txt -e ".[deepspeed]"
+	$(OFFLINE) $(BIN)/pytest -q tests -m slow
 
 quality: install
 	$(BIN)/ruff check .

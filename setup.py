@@ -49,6 +49,7 @@ setup(
     install_requires=INSTALL,
     extras_require={
         "evaluation": EVALUATION,
+        "deepspeed": ["deepspeed>=0.18.6"],
         "langchain": LANGCHAIN,
         "llama-index": LLAMA_INDEX,
         "test": ["pytest>=8", "hypothesis", "regex", *EVALUATION, *LANGCHAIN, *LLAMA_INDEX],

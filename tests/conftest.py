@@ -16,6 +16,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from tokforget.modeling import ForgetModel
 
 
+def pytest_configure(config) -> None:
+    config.addinivalue_line("markers", "slow: launches several processes, kills runs, or serves a Hub; `make test-slow`")
+    if not config.option.markexpr:
+        config.option.markexpr = "not slow"
+
+
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it brings
 
 END = "<|endoftext|>"
