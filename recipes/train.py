@@ -86,6 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     from rich.console import Console
 
     from tokforget.evaluation import print_table
+    from tokforget.hub import HubError
     from tokforget.reconstructor_folder import load_tokenizer
     from tokforget.run_blocks import draw_blocks
     from tokforget.trainer import ForgetTrainer
@@ -94,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     transformers.set_seed(args.seed)
     try:
         tokenizer = load_tokenizer(model_args.reconstructor_name_or_path, model_args.reconstructor_revision)
-        train, validation, test, fingerprint = draw_blocks(data_args, tokenizer)
+        train, validation, test, data = draw_blocks(data_args, tokenizer)
         model = load_model(model_args, tokenizer, train["input_ids"], data_args.max_length)
     except (ValueError, OSError) as error:
         refuse(str(error))
@@ -107,22 +108,38 @@ def main(argv: list[str] | None = None) -> None:
         f"Trainable parameters: policy {sizes['policy']:,}, adapter {sizes['adapter']:,}."
     )
 
-    trainer = ForgetTrainer(
-        model=model,
-        args=args,
-        train_dataset=train,
-        eval_dataset=validation,
-        processing_class=tokenizer,
-        run_record=as_record(data_args, model_args, args) | {"trainable_parameters": sizes},
-    )
+    try:
+        trainer = ForgetTrainer(
+            model=model,
+            args=args,
+            train_dataset=train,
+            eval_dataset=validation,
+            processing_class=tokenizer,
+            run_record=as_record(data_args, model_args, args) | {"trainable_parameters": sizes, "data": data},
+        )
+    except HubError as error:  # with `push_to_hub` the repository is made now
+        refuse(str(error))
     trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(args.output_dir)
+    trainer.save_model(args.output_dir, _internal_call=True)  # with `push_to_hub` sent below, with its measurements
     trainer.save_state()
     if len(test) and trainer.is_world_process_zero():
         rows = compare_with_baselines(
-            trainer, tokenizer, train["input_ids"], test, model_args.layout, data_args.dataset_name, fingerprint
+            trainer,
+            tokenizer,
+            train["input_ids"],
+            test,
+            model_args.layout,
+            data_args.dataset_name,
+            data["fingerprint"],
         )
         print_table(rows, console)
+    if args.push_to_hub:
+        try:
+            pushed = trainer.push_to_hub()
+        except HubError as error:
+            refuse(str(error))
+        if pushed is not None:
+            console.print(f"Pushed: {pushed.url}", soft_wrap=True, highlight=False)
     trainer.end()
 
 

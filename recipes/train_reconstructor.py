@@ -88,6 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     from rich.console import Console
 
     from tokforget.evaluation import write_json
+    from tokforget.hub import HubError
     from tokforget.reconstructor_folder import load_tokenizer
     from tokforget.reconstructor_trainer import ReconstructorTrainer
     from tokforget.run_blocks import draw_blocks
@@ -97,32 +98,35 @@ def main(argv: list[str] | None = None) -> None:
     try:
         tokenizer = load_tokenizer(model_args.reconstructor_name_or_path, model_args.reconstructor_revision)
         reconstructor = load_model(model_args, tokenizer, data_args.max_length, checkpoint)
-        train, validation, test, fingerprint = draw_blocks(data_args, tokenizer)
+        train, validation, test, data = draw_blocks(data_args, tokenizer)
     except (ValueError, OSError) as error:
         refuse(str(error))
-    record = as_record(data_args, model_args, args) | resolved(model_args, reconstructor)
+    record = as_record(data_args, model_args, args) | resolved(model_args, reconstructor) | {"data": data}
     console.print(
         f"Blocks of up to {data_args.max_length} tokens: {len(train)} train, {len(validation)} validation, {len(test)} test. "
         f"Trainable parameters: {record['trainable_parameters']:,} ({'adapter' if model_args.use_peft else 'all weights'})."
     )
 
-    trainer = ReconstructorTrainer(
-        model=reconstructor,
-        args=args,
-        train_dataset=train,
-        eval_dataset=validation,
-        processing_class=tokenizer,
-        run_record=record,
-    )
+    try:
+        trainer = ReconstructorTrainer(
+            model=reconstructor,
+            args=args,
+            train_dataset=train,
+            eval_dataset=validation,
+            processing_class=tokenizer,
+            run_record=record,
+        )
+    except HubError as error:  # with `push_to_hub` the repository is made now
+        refuse(str(error))
     split, held_out = ("test", test) if len(test) else ("validation", validation)
     rows = measured(trainer, held_out, "before")
     trainer.train(resume_from_checkpoint=checkpoint)
     rows += measured(trainer, held_out, "after")
-    trainer.save_model(args.output_dir)
+    trainer.save_model(args.output_dir, _internal_call=True)  # with `push_to_hub` sent below, with its measurements
     trainer.save_state()
     if trainer.is_world_process_zero():
         results = {
-            "reconstructor": rows, "texts": len(held_out), "split": split, "data_fingerprint": fingerprint,
+            "reconstructor": rows, "texts": len(held_out), "split": split, "data_fingerprint": data["fingerprint"],
             "dataset": data_args.dataset_name, "layout": model_args.layout, "seed": args.seed,
         }  # fmt: skip
         write_json(Path(args.output_dir, "eval_results.json"), results)
@@ -130,6 +134,13 @@ def main(argv: list[str] | None = None) -> None:
         print_table(rows, console)
         console.print(f"Saved. Go on with: recipes/train.py --reconstructor_path {args.output_dir} --layout {model_args.layout}",
                       soft_wrap=True, highlight=False)  # fmt: skip
+    if args.push_to_hub:
+        try:
+            pushed = trainer.push_to_hub()
+        except HubError as error:
+            refuse(str(error))
+        if pushed is not None:
+            console.print(f"Pushed: {pushed.url}", soft_wrap=True, highlight=False)
     trainer.end()
 
 

@@ -252,8 +252,8 @@ def test_too_much_left_out_is_an_error(prepared, tokenizer):
 
 def test_training_reads_prepared_data(prepared, tokenizer):
     data_args = DataArguments(dataset_name=str(prepared), max_length=64, min_length=8, max_eval_texts=3)
-    train, validation, _, fingerprint = draw_blocks(data_args, tokenizer)
-    assert fingerprint == json.loads((prepared / "manifest.json").read_text())["fingerprint"]
+    train, validation, _, record = draw_blocks(data_args, tokenizer)
+    assert record["fingerprint"] == json.loads((prepared / "manifest.json").read_text())["fingerprint"]
     assert len(validation) == 3 and sorted(train["input_ids"]) == sorted(rows_of(prepared)["train"]["input_ids"])
     assert {file.name for file in prepared.rglob("*.arrow")} == {"data-00000-of-00001.arrow"}, (
         "nothing is written there"

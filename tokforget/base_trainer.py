@@ -2,6 +2,7 @@
 What every trainer here does alike: seeds, averaged figures, evaluation at fixed rates, checkpoints that are whole or absent.
 """
 
+import logging
 import os
 import shutil
 import time
@@ -13,12 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import EarlyStoppingCallback, EvalPrediction
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, rotate_checkpoints
 
 from tokforget._trl import _BaseTrainer
+from tokforget.cards import RESULTS, write_card
 from tokforget.evaluation import measure, summarise, write_json
-from tokforget.hub import write_card
+from tokforget.hub import HubError, Uploaded, create_repository
 from tokforget.reconstructor import Reconstructor
+from tokforget.run_facts import RunFacts
+from tokforget.sharing import share
+
+
+logger = logging.getLogger(__name__)
 
 
 class BudgetTrainer(_BaseTrainer):
@@ -60,6 +67,8 @@ class BudgetTrainer(_BaseTrainer):
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         self.run_record = run_record or args.to_dict()
+        self.run_facts = RunFacts(self.accelerator.num_processes, RESULTS)
+        self.add_callback(self.run_facts)
         self._metrics: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._tokens_seen, self._clock = 0, time.perf_counter()
         torch.manual_seed(args.seed + self.accelerator.process_index)  # every process draws its own keep masks
@@ -77,6 +86,7 @@ class BudgetTrainer(_BaseTrainer):
         for name, value in values.items():
             self._metrics[name].append(value.detach().float())
         self._tokens_seen += num_tokens * self.accelerator.num_processes
+        self.run_facts.tokens += num_tokens * self.accelerator.num_processes
 
     def _figures(self) -> dict[str, float]:
         """What is logged beside the loss: means over the steps since the last log and over all processes."""
@@ -157,8 +167,12 @@ class BudgetTrainer(_BaseTrainer):
     def _describe(self, folder: Path) -> None:
         """The run's record and card beside the weights."""
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; training_config.json says the same
-        write_json(folder / "training_config.json", self.run_record)
-        write_card(folder, self._card_template)
+        facts = self.run_facts(self.args, self.state)
+        write_json(folder / "training_config.json", self.run_record | ({} if facts is None else {"run": facts}))
+        # A checkpoint is written under another name than it will have.
+        write_card(
+            folder, self._card_template, str(Path(self.args.output_dir, folder.name) if self._run_dir else folder)
+        )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         self.accelerator.unwrap_model(model or self.model).load_weights(resume_from_checkpoint)
@@ -169,3 +183,58 @@ class BudgetTrainer(_BaseTrainer):
     def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:
         if self.is_world_process_zero():
             write_card(Path(self.args.output_dir), self._card_template)
+
+    # -- the Hub -------------------------------------------------------------------------------------------------------
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make or open the repository, so that a Hub that refuses is known before training; raises [`HubError`]."""
+        if not self.is_world_process_zero():
+            return
+        name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        private = self.args.hub_private_repo if private is None else private
+        self.hub_model_id = create_repository(name, "model", private, token or self.args.hub_token)
+        self.push_in_progress = None  # asked for by the host; pushes here are through when they return
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+    ) -> Uploaded | None:
+        """
+        Save the model folder and send it, whole, with its card and records; see [`share`].
+
+        Raises:
+            [`HubError`]: If it did not arrive whole.
+        """
+        if not blocking:
+            raise ValueError("`blocking=False` is not supported: a push is reported as done when it has arrived.")
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token, private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        return self._share(self.args.output_dir, commit_message, token, revision)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """`hub_strategy: every_save`. A push that fails here is no reason to lose the training."""
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        try:
+            self._share(checkpoint_folder, f"Training in progress, step {self.state.global_step}")
+        except HubError as error:
+            logger.warning("Training goes on without a push of step %d. %s", self.state.global_step, error)
+
+    def _share(
+        self, folder: str | Path, message: str | None, token: str | None = None, revision: str | None = None
+    ) -> Uploaded:
+        return share(
+            folder,
+            self.hub_model_id,
+            revision=revision or self.args.hub_revision,
+            token=token or self.args.hub_token,
+            message=message,
+        )

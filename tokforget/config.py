@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import HubStrategy, get_last_checkpoint
 
 from tokforget._trl import _BaseConfig
 from tokforget.duplicates import THRESHOLD
@@ -221,7 +221,7 @@ class BudgetConfig(_BaseConfig):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rates."})
     warmup_steps: float = field(default=20, metadata={"help": "Steps over which the learning rates rise."})
     hub_strategy: str = field(
-        default="end", metadata={"help": "When to push; the host's `every_save` would leave the adapter folder out."}
+        default="end", metadata={"help": "With `push_to_hub`, when: at the `end`, or at `every_save` too."}
     )
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Every parameter is used."})
     metric_for_best_model: str | None = field(default="bits_lost", metadata={"help": "Lower is better for bits."})
@@ -261,6 +261,11 @@ class BudgetConfig(_BaseConfig):
         if self.gradient_checkpointing:
             raise ValueError(
                 "`gradient_checkpointing` is not supported: models of the sizes trained here fit without it."
+            )
+        if self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
+            raise ValueError(
+                f"`hub_strategy` must be 'end' or 'every_save', got {str(self.hub_strategy.value)!r}, which sends optimizer "
+                "states. The model folder alone is sent."
             )
         if self.label_smoothing_factor:
             raise ValueError("`label_smoothing_factor` would smooth the bits that are counted; leave it at 0.")

@@ -22,7 +22,7 @@ from tokforget.duplicates import NearDuplicates, signature
 from tokforget.embedded import EMBEDDED, embedded_documents, embedded_model_path
 from tokforget.packing import cut_blocks
 from tokforget.parallel import in_order
-from tokforget.sources import Document, join_articles, open_source
+from tokforget.sources import Document, join_articles, may_be_on_hub, open_source
 from tokforget.splits import NEAR_ACROSS, SPLITS, DocumentSplits, in_batches, plan_splits, split_of
 
 
@@ -263,8 +263,21 @@ def load_blocks(
     Raises:
         `ValueError`: If a split comes out empty, or prepared data do not belong to the tokenizer.
     """
-    if (Path(dataset_name) / MANIFEST).is_file():
-        return _load_prepared(Path(dataset_name), tokenizer, max_length, min_length)
+    return open_blocks(dataset_name, tokenizer, max_length, min_length, dataset_config, text_column)[0]
+
+
+def open_blocks(
+    dataset_name: str,
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int,
+    min_length: int = 1,
+    dataset_config: str | None = None,
+    text_column: str = "text",
+) -> tuple["DatasetDict", dict]:
+    """The blocks of [`load_blocks`], and what is known of the text they were cut from, as a manifest states its `source`."""
+    if (manifest := _manifest_of(dataset_name)) is not None:
+        source = json.loads(manifest.read_text(encoding="utf-8"))["source"]
+        return _load_prepared(dataset_name, manifest, tokenizer, max_length, min_length), source
     from datasets import Dataset, DatasetDict, Features
 
     source = open_source(dataset_name, dataset_config, text_column)
@@ -274,19 +287,39 @@ def load_blocks(
         tables[split].append(table)
     stream.check(dataset_name, min_length)
     columns = {split: pa.concat_tables(parts).combine_chunks() for split, parts in tables.items()}
-    return DatasetDict({
+    blocks = DatasetDict({
         split: Dataset.from_dict({name: table[name].combine_chunks() for name in table.column_names},
                                  features=Features.from_arrow_schema(SCHEMA))
         for split, table in columns.items()
     })  # fmt: skip
+    return blocks, {
+        "dataset_name": dataset_name, "dataset_config": source.config, "revision": source.revision,
+        "license": source.license, "on_hub": source.on_hub,
+    }  # fmt: skip
+
+
+def _manifest_of(dataset_name: str) -> Path | None:
+    """The manifest of prepared data, in a folder or on the Hub; `None` for any other source."""
+    path = Path(dataset_name)
+    if dataset_name == EMBEDDED or path.exists():
+        return path / MANIFEST if (path / MANIFEST).is_file() else None
+    if not may_be_on_hub(dataset_name):
+        return None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(hf_hub_download(dataset_name, MANIFEST, repo_type="dataset"))
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
+        return None  # not prepared by us, or not to be had: opening it as a source says which
 
 
 def _load_prepared(
-    folder: Path, tokenizer: "PreTrainedTokenizerBase", max_length: int, min_length: int
+    folder: str, manifest_path: Path, tokenizer: "PreTrainedTokenizerBase", max_length: int, min_length: int
 ) -> "DatasetDict":
-    from datasets import load_from_disk
+    from datasets import load_dataset, load_from_disk
 
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
     prepared_with = manifest["tokenizer"]
     if vocabulary_hash(tokenizer) != prepared_with["vocabulary_sha256"]:
         raise ValueError(
@@ -294,7 +327,15 @@ def _load_prepared(
             f"whose vocabulary is not that of {tokenizer.name_or_path!r} ({len(tokenizer):,} tokens): its ids would mean "
             "other text. Prepare the data again with this tokenizer."
         )
-    blocks = load_from_disk(str(folder))
+    if Path(folder).exists():
+        blocks = load_from_disk(folder)
+    else:
+        # The snapshot that the manifest is of.
+        blocks = load_dataset(folder, revision=manifest_path.parent.name)
+        if data_fingerprint(blocks) != manifest["fingerprint"]:
+            raise ValueError(
+                f"The blocks of {folder!r} are not those of their {MANIFEST}. Prepare and push the data again."
+            )
     longest = manifest["arguments"]["max_length"]
     if longest < max_length:
         logger.warning(

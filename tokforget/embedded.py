@@ -12,6 +12,7 @@ from pathlib import Path
 
 
 EMBEDDED = "embedded"
+PYTHON_LICENSE = "Python Software Foundation License"  # of the documentation that Python carries
 # Folders of the standard library that hold no documentation for users: its own tests, vendored and generated code.
 _SKIPPED_FOLDERS = {
     "site-packages",

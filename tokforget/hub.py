@@ -1,50 +1,192 @@
 """
-The card of a model folder, filled from what the run recorded there. What is not recorded is not written.
+Sending a folder to the Hub: one commit that is there whole or not at all, checked before it is called done.
+
+What goes wrong is retried where a retry can help (a cut connection, 409, 429, 5xx) and is else one line, a [`HubError`].
 """
 
-import json
+import fnmatch
+import hashlib
+import logging
+import re
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 
-from tokforget.data import EMBEDDED
-
-
-def template_path(name: str) -> Path:
-    """A template of `hub_cards/`: beside the package in a checkout, inside it once installed as a wheel."""
-    package = Path(__file__).parent
-    for folder in (package / "hub_cards", package.parent / "hub_cards"):
-        if (folder / name).is_file():
-            return folder / name
-    raise FileNotFoundError(f"The card template {name} is missing from the installation; install tokforget again.")
+# `HTTPError` is the base of all errors of the client's HTTP library, which is another one in each major version.
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
 
-def write_card(folder: Path, template: str = "model.md") -> None:
+logger = logging.getLogger(__name__)
+
+MAIN = constants.DEFAULT_REVISION
+_WAITS = (2.0, 5.0)  # seconds before the second and the third try; the client itself has retried most requests by then
+_LONGEST_WAIT = 60.0  # of a `Retry-After`; a longer one is reported
+_ADVICE = {
+    401: "The Hub does not accept the token. Log in with `hf auth login`, or set HF_TOKEN to a token that may write.",
+    403: "The token may not write there. Take one with write permission, or another `repo_id`.",
+    404: "Check the id (`user/name`) and the revision; the user or organisation must exist, and the token must see it.",
+    409: "Somebody else is changing the repository. Run the same command again.",
+    429: "The Hub asks to slow down. Run the same command again later; only what is missing is sent.",
+}
+
+Result = TypeVar("Result")
+
+
+class HubError(RuntimeError):
+    """What could not be sent, and what to do, in one line."""
+
+
+class Uploaded(NamedTuple):
+    """Where a push arrived: full id, commit, and its address."""
+
+    repo_id: str
+    commit: str
+    url: str
+
+
+def create_repository(
+    repo_id: str, repo_type: str = "model", private: bool | None = None, token: str | None = None
+) -> str:
     """
-    Write `README.md` into a folder from what lies beside it: `config.json`, `training_config.json`, `eval_results.json`.
+    The repository, made if it does not exist.
 
     Args:
-        template (`str`): `model.md` for policy and reconstructor, `reconstructor.md` for a reconstructor alone.
+        repo_id (`str`): `user/name`, or `name` for a repository of the token's owner.
+        private (`bool`, *optional*): Of a new repository; by default public, unless the organisation says otherwise.
+
+    Returns:
+        `str`: Its full id.
+
+    Raises:
+        [`HubError`]: If the Hub refuses, or cannot be reached.
     """
-    config, training = _read(folder / "config.json"), _read(folder / "training_config.json")
-    base = config.get("base_model_name_or_path") or training.get("base_model_name_or_path")
-    on_hub = base and base != EMBEDDED and not Path(base).exists()
-    whole = training.get("use_peft") is False
-    data = ModelCardData(
-        library_name="transformers" if whole else "peft",
-        tags=["tokforget", "trl", *([] if whole else ["lora"]), "prompt-compression"],
-        base_model=base if on_hub else None,
-        base_model_relation=("finetune" if whole else "adapter") if on_hub else None,
+    api = HfApi(token=token)
+    made = _patiently(
+        lambda: api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True),
+        f"{repo_id!r} could not be created or opened on the Hub",
     )
-    card = ModelCard.from_template(
-        data,
-        template_path=str(template_path(template)),
-        config=config,
-        training=training,
-        results=_read(folder / "eval_results.json"),
-    )
-    (folder / "README.md").write_text(str(card), encoding="utf-8")
+    return made.repo_id
 
 
-def _read(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.is_file() else {}
+def upload(
+    folder: str | Path,
+    repo_id: str,
+    repo_type: str = "model",
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    message: str = "Upload with tokforget",
+    owned: Sequence[str] = (),
+) -> Uploaded:
+    """
+    Send every file of a folder in one commit, then compare what arrived with what was sent.
+
+    Args:
+        folder (`str` or `Path`): All of it is sent.
+        repo_id (`str`), private (`bool`, *optional*): See [`create_repository`].
+        revision (`str`, *optional*): Branch, made if it does not exist; `main` by default.
+        message (`str`): Of the commit.
+        owned (`Sequence[str]`): Patterns of file names. A file of the repository that has such a name and is not in the
+            folder belongs to an earlier push and is removed in the same commit.
+
+    Raises:
+        [`HubError`]: If not every file is known to have arrived.
+    """
+    if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
+        raise HubError(f"`revision` {revision} is a commit; a push needs a branch.")
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+    repo_id = create_repository(repo_id, repo_type, private, token)
+    api = HfApi(token=token)
+
+    def commit():
+        if revision not in (None, MAIN):
+            api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
+        there = [
+            item.path for item in api.list_repo_tree(repo_id, recursive=True, revision=revision, repo_type=repo_type)
+        ]
+        stale = [
+            path
+            for path in there
+            if path not in files and any(fnmatch.fnmatchcase(path, pattern) for pattern in owned)
+        ]
+        operations = [CommitOperationAdd(name, path) for name, path in files.items()]
+        operations += [CommitOperationDelete(path, is_folder=False) for path in stale]
+        # Not `upload_folder`, which may divide a push into several commits.
+        return api.create_commit(repo_id, operations, commit_message=message, repo_type=repo_type, revision=revision)
+
+    def check(commit_id: str) -> list[str]:
+        names, arrived = list(files), {}
+        for at in range(0, len(names), 500):
+            found = api.get_paths_info(repo_id, names[at : at + 500], revision=commit_id, repo_type=repo_type)
+            arrived |= {item.path: item for item in found}
+        return [name for name, path in files.items() if name not in arrived or not _same(path, arrived[name])]
+
+    done = _patiently(commit, f"The push to {repo_id!r} failed and is not known to have arrived")
+    wrong = _patiently(lambda: check(done.oid), f"What was sent to {repo_id!r} could not be checked")
+    if wrong:
+        raise HubError(
+            f"The push to {repo_id!r} is not whole: commit {done.oid} lacks {len(wrong)} of {len(files)} files or holds "
+            f"others, the first is {wrong[0]!r}. Run the same command again."
+        )
+    return Uploaded(repo_id, done.oid, done.commit_url)
+
+
+def _same(path: Path, remote) -> bool:
+    """Whether a file of the Hub has the size and the hash of a local one."""
+    if remote.size != path.stat().st_size:
+        return False
+    if remote.lfs is not None:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == remote.lfs.sha256
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == remote.blob_id  # git's name for it
+
+
+# -- what goes wrong ---------------------------------------------------------------------------------------------------
+def _patiently(call: Callable[[], Result], what: str) -> Result:
+    """The result of `call`, tried again where that can help; else [`HubError`], beginning with `what`."""
+    for wait in (*_WAITS, None):
+        try:
+            return call()
+        except (HTTPError, OfflineModeIsEnabled, ValueError, RuntimeError) as raised:
+            # An upload to the store of large files reports its cause wrapped.
+            wrapped = isinstance(raised, RuntimeError) and isinstance(raised.__cause__, HTTPError)
+            error = raised.__cause__ if wrapped else raised
+            asked = _seconds_until_retry(error)
+            if wait is None or asked is None or asked > _LONGEST_WAIT:
+                raise HubError(f"{what}: {explain(error)}") from error
+            logger.warning("%s: %s Trying again in %g s.", what, explain(error), max(wait, asked))
+            time.sleep(max(wait, asked))
+    raise AssertionError("unreachable")
+
+
+def _seconds_until_retry(error: Exception) -> float | None:
+    """0 or what the Hub asks for; `None` if trying again cannot help."""
+    if not isinstance(error, HTTPError) or isinstance(error, OfflineModeIsEnabled):
+        return None
+    if not isinstance(error, HfHubHTTPError):
+        return 0.0  # the connection
+    status = error.response.status_code
+    if status not in (409, 429) and status < 500:
+        return None
+    asked = error.response.headers.get("Retry-After", "")
+    return float(asked) if asked.isdigit() else 0.0
+
+
+def explain(error: Exception) -> str:
+    """An error of the Hub's client in one line: what came, and what to do."""
+    if not isinstance(error, HfHubHTTPError):
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    response = error.response
+    said = error.server_message or response.reason_phrase
+    asked = response.headers.get("Retry-After")
+    return " ".join(
+        [
+            f"{response.status_code} {' '.join(said.split())[:200].rstrip('.')}.",
+            *([f"It asks to wait {asked} s."] if asked else []),
+            _ADVICE.get(response.status_code, ""),
+        ]
+    ).strip()

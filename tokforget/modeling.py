@@ -5,6 +5,7 @@ Policy and reconstructor as one `PreTrainedModel`: one forward for the trainer, 
 """
 
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +15,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
+from tokforget.cards import PLOT, write_card
+from tokforget.hub import Uploaded, upload
 from tokforget.masking import keep_count
 from tokforget.model_folder import ADAPTER, MODEL_TYPE, WEIGHTS, check_model_folder, local_folder
 from tokforget.policy import KeepMaskPolicy
 from tokforget.reconstructor import Reconstructor, load_adapter, load_base_model
 from tokforget.reconstructor_folder import load_trainable, load_weights, save_weights
+from tokforget.sharing import EVALUATION, RECORDS, share
 
 
 class ForgetModelConfig(PreTrainedConfig):
@@ -213,15 +217,20 @@ class ForgetModel(PreTrainedModel):
         is_main_process: bool = True,
         state_dict: dict | None = None,
         push_to_hub: bool = False,
+        repo_id: str | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        token: str | None = None,
         **kwargs,
     ) -> None:
         """
         Write config, policy and adapter. Each file appears whole or not at all; safetensors only.
 
-        `state_dict` is what a sharding trainer gathered, with this model's own names.
+        `state_dict` is what a sharding trainer gathered, with this model's own names. With `push_to_hub` the folder's
+        model files, its tokenizer and records among them if they are there, are sent to `repo_id` (by default the folder's
+        name); see [`share`].
         """
-        if push_to_hub:
-            raise NotImplementedError("Save the folder, then upload it with `huggingface_hub.upload_folder`.")
         if not is_main_process:
             return
         folder = Path(save_directory)
@@ -241,6 +250,32 @@ class ForgetModel(PreTrainedModel):
             save_weights(self.reconstructor, folder / ADAPTER, gathered)
         # Last: a folder without a config is not taken for a model.
         _replace_file(folder / "config.json", lambda path: self.config.to_json_file(path))
+        if push_to_hub:
+            name = repo_id or folder.absolute().name
+            share(folder, name, private, revision, token, commit_message, with_tokenizer=False)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+    ) -> Uploaded:
+        """
+        Send config, policy and adapter; the tokenizer goes by its own `push_to_hub`. What else lies in the repository stays,
+        but for the card and the records of other weights. Compress with [`Compressor`] once both are there; a run's folder
+        goes whole by `recipes/push_to_hub.py`.
+
+        Raises:
+            [`HubError`]: If it did not arrive whole.
+        """
+        with tempfile.TemporaryDirectory(prefix="tokforget-") as folder:
+            self.save_pretrained(folder)
+            write_card(folder, name=repo_id)
+            return upload(folder, repo_id, "model", private, revision, token, commit_message or "Upload model",
+                          owned=(*RECORDS, PLOT, f"{EVALUATION}/*"))  # fmt: skip
 
     @classmethod
     def from_pretrained(

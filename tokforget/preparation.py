@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from huggingface_hub import DatasetCard, DatasetCardData
 from rich.console import Console
 from rich.table import Table
 
 from tokforget.config import PreparationArguments
 from tokforget.data import MANIFEST, SCHEMA, BlockStream, data_fingerprint, vocabulary_hash
-from tokforget.hub import template_path
+from tokforget.sharing import write_data_card
 from tokforget.sources import Source, open_source
 from tokforget.splits import SPLITS, DocumentSplits, plan_splits
 
@@ -69,7 +68,7 @@ def prepare(args: PreparationArguments, tokenizer: "PreTrainedTokenizerBase", pr
         manifest = _manifest(args, source, splits, tokenizer, stream, data_fingerprint(blocks))
         del blocks
         shutil.rmtree(staging / "cache")
-        _write_card(manifest, source.on_hub, staging)
+        write_data_card(staging, manifest, args.output_dir)
         (staging / MANIFEST).write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         os.rename(staging, out)  # onto nothing, or an empty folder
     except BaseException:
@@ -121,6 +120,8 @@ def _manifest(
             "dataset_name": args.dataset_name,
             "dataset_config": source.config,
             "revision": source.revision,
+            "license": source.license,
+            "on_hub": source.on_hub,
             "text_column": args.text_column,
             "splits": splits.plan.own,
             "shares": splits.plan.shares,
@@ -144,16 +145,6 @@ def _manifest(
             },
         },
     }
-
-
-def _write_card(manifest: dict, on_hub: bool, folder: Path) -> None:
-    source = manifest["source"]
-    card = DatasetCard.from_template(
-        DatasetCardData(source_datasets=[source["dataset_name"]] if on_hub else None, tags=["tokforget"]),
-        template_path=str(template_path("dataset.md")),
-        **{**manifest, "on_hub": on_hub, "reasons": REASONS},
-    )
-    (folder / "README.md").write_text(str(card), encoding="utf-8")
 
 
 # -- what is shown at the end ------------------------------------------------------------------------------------------

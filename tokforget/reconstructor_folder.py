@@ -10,10 +10,13 @@ import os
 import shutil
 from pathlib import Path
 
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from tokforget.embedded import EMBEDDED
 from tokforget.model_folder import ADAPTER
 from tokforget.reconstructor import (
     Reconstructor,
@@ -54,7 +57,7 @@ def load_trainable(
 
     Args:
         name_or_path (`str`): Id or folder of a causal language model, `"embedded"`, or a folder with an adapter (or with
-            an `adapter/` inside).
+            an `adapter/` inside), here or on the Hub.
         layout (`str`): `"prefix"` or `"infill"`.
         revision (`str`, *optional*): Branch, tag or commit of an id.
         lora_rank, lora_alpha (`int`): Of a fresh adapter; one to go on from keeps its own.
@@ -64,8 +67,9 @@ def load_trainable(
     Raises:
         `ValueError`: If the folder was trained for another layout, or model and tokenizer do not belong together.
     """
-    check_layout(name_or_path, layout)
-    adapter = adapter_folder(name_or_path)
+    folder = _on_disk(name_or_path, revision)
+    check_layout(folder, layout)
+    adapter = adapter_folder(folder)
     if adapter is not None:
         model = load_adapter(str(adapter), is_trainable=use_peft)
         if not use_peft:
@@ -86,14 +90,27 @@ def load_reconstructor(
     name_or_path: str, tokenizer: PreTrainedTokenizerBase, layout: str | None = None, revision: str | None = None
 ) -> Reconstructor:
     """A reconstructor to score and restore with, nothing of it trainable; `layout` is by default the recorded one."""
-    layout = layout or recorded_layout(name_or_path)
+    folder = _on_disk(name_or_path, revision)
+    layout = layout or recorded_layout(folder)
     if layout is None:
         raise ValueError(f"{name_or_path!r} does not record a layout; pass `layout`, 'prefix' or 'infill'.")
-    check_layout(name_or_path, layout)
-    adapter = adapter_folder(name_or_path)
+    check_layout(folder, layout)
+    adapter = adapter_folder(folder)
     model = load_base_model(name_or_path, revision) if adapter is None else load_adapter(str(adapter))
     _check_vocabulary(model, tokenizer)
     return Reconstructor(model, layout, marker_token_id(tokenizer)).eval()
+
+
+def _on_disk(name_or_path: str, revision: str | None = None) -> str:
+    """A folder as it is; of a repository that a run was pushed to, its record and adapter; any other name as it is."""
+    if name_or_path == EMBEDDED or Path(name_or_path).exists():
+        return name_or_path
+    try:
+        record = hf_hub_download(name_or_path, RECORD, revision=revision)
+        patterns = [RECORD, *ADAPTER_FILES, *(f"{ADAPTER}/{name}" for name in ADAPTER_FILES)]
+        return snapshot_download(name_or_path, revision=Path(record).parent.name, allow_patterns=patterns)
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
+        return name_or_path  # no run of ours, or not to be had: loading it as a model says which
 
 
 def adapter_folder(name_or_path: str) -> Path | None:

@@ -91,6 +91,20 @@ _FILTERS = {
 
 
 # -- plots ---------------------------------------------------------------------------------------------------------------
+def draw_rate_quality(path: Path, rows: list[dict], dataset: str) -> None:
+    """The plot of a card: bits lost against rate, a line for each scorer."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    look = _looks(list(dict.fromkeys(row["scorer"] for row in rows)), pyplot)
+    figure = _by_rate(pyplot, rows, look, "bits_lost", "bits lost per original token", dataset, log_scale=True)
+    # Without a date and a version inside, the same numbers give the same file.
+    figure.savefig(path, dpi=140, bbox_inches="tight", metadata={"Software": None})
+    pyplot.close(figure)
+
+
 def _draw(folder: Path, rows: list[dict], log: list[dict] | None) -> list[dict]:
     import matplotlib
 

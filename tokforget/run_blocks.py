@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from tokforget.config import DataArguments
-from tokforget.data import data_fingerprint, load_blocks
+from tokforget.data import data_fingerprint, open_blocks
 
 
 if TYPE_CHECKING:
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 def draw_blocks(
     data_args: DataArguments, tokenizer: "PreTrainedTokenizerBase"
-) -> tuple["Dataset", "Dataset", "Dataset", str]:
+) -> tuple["Dataset", "Dataset", "Dataset", dict]:
     """
     Train, validation and test blocks, drawn alike in every run: training seeds are compared on the same texts. And the
-    fingerprint of all blocks they were drawn from.
+    record of them: `fingerprint` of all blocks they were drawn from, `source` of the text, `blocks` of each split drawn.
     """
-    blocks = load_blocks(
+    blocks, source = open_blocks(
         data_args.dataset_name,
         tokenizer,
         data_args.max_length,
@@ -38,4 +38,5 @@ def draw_blocks(
     train, validation, test = (
         blocks[name].select(range(min(len(blocks[name]), limit))) for name, limit in limits.items()
     )
-    return train, validation, test, fingerprint
+    counts = {"train": len(train), "validation": len(validation), "test": len(test)}
+    return train, validation, test, {"fingerprint": fingerprint, "source": source, "blocks": counts}

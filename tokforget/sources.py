@@ -14,7 +14,7 @@ from pathlib import Path
 from platform import python_version
 from typing import IO
 
-from tokforget.embedded import EMBEDDED, embedded_documents
+from tokforget.embedded import EMBEDDED, PYTHON_LICENSE, embedded_documents
 
 
 DOCUMENT_END = "<|endoftext|>"
@@ -47,6 +47,7 @@ class Source:
         revision (`str`, *optional*): Commit of a Hub data set, or the Python whose documentation is read.
         config (`str`, *optional*): Configuration of a Hub data set.
         on_hub (`bool`): Whether it is a Hub data set.
+        license (`str`, *optional*): What a Hub data set's card states, or that of the documentation that Python carries.
         divided_by_id (`bool`): Whether a document's name, not its text, decides its split.
     """
 
@@ -54,6 +55,7 @@ class Source:
     revision: str | None = None
     config: str | None = None
     on_hub: bool = False
+    license: str | None = None
     divided_by_id: bool = False
 
 
@@ -93,9 +95,11 @@ def open_source(
     is_local = dataset_name == EMBEDDED or path.exists()
     if dataset_name == EMBEDDED:
         documents = [Document(name, text) for name, text in embedded_documents().items()]
-        return Source({"train": documents}, revision=f"Python {python_version()}", divided_by_id=True)
+        return Source(
+            {"train": documents}, revision=f"Python {python_version()}", divided_by_id=True, license=PYTHON_LICENSE
+        )
     if not is_local:
-        if _kind(path) or dataset_name.startswith((".", "/", "~")):
+        if not may_be_on_hub(dataset_name):
             raise FileNotFoundError(f"`dataset_name` {dataset_name!r}: no such file or folder.")
         return _open_hub(dataset_name, dataset_config, text_column, streaming)
     splits = {}
@@ -103,6 +107,11 @@ def open_source(
         stream = _Stream(lambda files=files: _file_documents(path, files, text_column))
         splits[name] = stream if streaming else list(stream)
     return Source(splits)
+
+
+def may_be_on_hub(dataset_name: str) -> bool:
+    """Whether a name that is no local path may be an id, and not a path that does not exist."""
+    return not (_kind(Path(dataset_name)) or dataset_name.startswith((".", "/", "~")))
 
 
 # -- the Hub -----------------------------------------------------------------------------------------------------------
@@ -137,7 +146,21 @@ def _open_hub(dataset_name: str, dataset_config: str | None, text_column: str, s
             yield Document(f"{name}#{at}", text)
 
     streams = {name: _Stream(lambda n=name, s=split: documents(n, s)) for name, split in source.items()}
-    return Source(streams, revision=commit[1] if commit else None, config=dataset_config, on_hub=True)
+    revision = commit[1] if commit else None
+    return Source(streams, revision, dataset_config, on_hub=True, license=_stated_license(dataset_name, revision))
+
+
+def _stated_license(dataset_name: str, revision: str | None) -> str | None:
+    """The licence that a data set's own card states, if there is a card, at hand or to be had, and it states one."""
+    from huggingface_hub import DatasetCard, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        card = DatasetCard.load(hf_hub_download(dataset_name, "README.md", repo_type="dataset", revision=revision))
+    except (EntryNotFoundError, OfflineModeIsEnabled):
+        return None
+    stated = card.data.to_dict().get("license")
+    return ", ".join(stated) if isinstance(stated, list) else stated
 
 
 def _in_one_line(error: Exception) -> str:

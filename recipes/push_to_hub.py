@@ -1,0 +1,66 @@
+"""
+Send a trained model, a reconstructor or prepared data to the Hub, with its card: one commit, whole or absent.
+
+    python recipes/push_to_hub.py --folder outputs/quick_test --repo_id user/model --dry_run true
+
+Log in first (`hf auth login`), or set HF_TOKEN. With `--dry_run true` the exact folder is written and nothing is sent.
+`--help` lists every key. Get it back with `Compressor.from_pretrained("user/model")`, `datasets.load_dataset("user/data")`.
+"""
+
+import logging
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+
+# tokforget sends nothing on its own, its host's ping included.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renames between its own parts
+
+from tokforget.config import parse_arguments, refuse
+from tokforget.hub_config import PushArguments
+
+
+def print_folder(folder: Path, args: PushArguments, repo_type: str) -> None:
+    """Every file with its size, and where it goes."""
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    for name in sorted(sizes):
+        print(f"{sizes[name]:>13,}  {name}")
+    private = {
+        None: "private or public as the Hub's default",
+        True: "private if it is new",
+        False: "public if it is new",
+    }
+    print(
+        f"{sum(sizes.values()):>13,}  bytes in {len(sizes)} files for the {repo_type} repository {args.repo_id}, branch "
+        f"{args.revision or 'main'}, {private[args.private]}"
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    (args,) = parse_arguments((PushArguments,), argv, __doc__)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+
+    from tokforget.hub import HubError
+    from tokforget.sharing import send, stage
+
+    with tempfile.TemporaryDirectory(prefix="tokforget-") as temporary:
+        folder = Path(args.output_dir or temporary)
+        try:
+            kind = stage(args.folder, folder, args.repo_id, args.license, args.evaluation_path)
+        except (ValueError, OSError) as error:
+            refuse(str(error))
+        print_folder(folder, args, kind.repo_type)
+        if args.dry_run:
+            print(f"Nothing was sent. The folder is {folder}")
+            return
+        try:
+            done = send(folder, kind, args.repo_id, args.private, args.revision, message=args.commit_message)
+        except HubError as error:
+            refuse(str(error))
+    print(f"Pushed: {done.url}")
+
+
+if __name__ == "__main__":
+    main()
