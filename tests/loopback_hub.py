@@ -240,9 +240,9 @@ class _Handler(BaseHTTPRequestHandler):
             )
 
     def _repo(self, repo_type: str, repo_id: str) -> Repository:
-        repo = self.hub.repos.get((repo_type, repo_id))
-        if repo is None or (repo.private and self._token() is None):
-            raise _Refused(401 if self._token() is None else 404, "Repository not found", "RepoNotFound")
+        repo, token = self.hub.repos.get((repo_type, repo_id)), self._token()
+        if repo is None or (repo.private and token is None):
+            raise _Refused(401 if token is None else 404, "Repository not found", "RepoNotFound")
         return repo
 
     def _commit(self, repo: Repository, revision: str) -> str:
@@ -261,6 +261,13 @@ class _Handler(BaseHTTPRequestHandler):
                 return 200, {"Content-Type": "application/json"}, json.dumps(result).encode()
         raise _Refused(404, f"The loopback Hub has no {self.command} {path}")
 
+    def _ask_for_faults(self, body: bytes, **_) -> dict:
+        """Only here: a client asks for the fault it wants to meet."""
+        self.hub.faults.clear()
+        if asked := json.loads(body):
+            self.hub.fail(*asked)
+        return {}
+
     def _whoami(self, **_) -> dict:
         if (token := self._token()) is None:
             raise _Refused(401, "Invalid username or password.")
@@ -276,9 +283,10 @@ class _Handler(BaseHTTPRequestHandler):
         parts = text.split("---\n", 2)
         problems = [] if len(parts) == 3 and not parts[0].strip() else ["there is no metadata block"]
         data = {} if problems else yaml.safe_load(parts[1])
-        license = data.get("license")
-        if license is not None and not re.fullmatch(r"[a-z0-9.\-]+", str(license)):
-            problems.append(f'"license" must be an identifier, got {license!r}')
+        licenses = data.get("license") or []
+        for license in [licenses] if isinstance(licenses, str) else licenses:
+            if not re.fullmatch(r"[a-z0-9.\-]+", license):
+                problems.append(f'"license" must be an identifier, got {license!r}')
         if any(re.search(r"[\s:]", tag) for tag in data.get("tags", [])):
             problems.append('"tags" must be words')
         for key in ("base_model", "datasets", "source_datasets"):
@@ -456,6 +464,7 @@ class _Handler(BaseHTTPRequestHandler):
         return 200, headers, content
 
     _routes = {
+        r"/faults": _ask_for_faults,
         r"/api/whoami-v2": _whoami,
         r"/api/validate-yaml": _validate,
         r"/api/repos/create": _create,

@@ -74,7 +74,7 @@ SOURCE = {
     "dataset_name": "user/texts",
     "dataset_config": "raw",
     "revision": "abc",
-    "license": "cc-by-sa-3.0",
+    "license": ["cc-by-sa-3.0"],
     "on_hub": True,
 }
 
@@ -310,7 +310,7 @@ def test_the_licence_of_the_source_is_stated_where_it_is_known(prepared, tmp_pat
     stage(folder, tmp_path / "staged", "user/data")
     card = DatasetCard.load(tmp_path / "staged" / "README.md")
     assert "The source's own card states: cc-by-sa-3.0." in card.text
-    assert card.data.license == "cc-by-sa-3.0" and card.data.to_dict()["source_datasets"] == ["user/texts"]
+    assert card.data.license == ["cc-by-sa-3.0"] and card.data.to_dict()["source_datasets"] == ["user/texts"]
 
 
 # -- the recipe --------------------------------------------------------------------------------------------------------

@@ -1,12 +1,16 @@
 """Sending to the Hub: the real client against a Hub on this machine, whole pushes, broken ones, and what is refused."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.loopback_hub import READ_TOKEN, LoopbackHub
+from tests.loopback_hub import READ_TOKEN, ROOT, TOKEN, LoopbackHub
+
+
+pytestmark = pytest.mark.slow
 
 
 SEND = """
@@ -106,7 +110,7 @@ def test_what_goes_on_failing_is_one_line_and_nothing_half_made(
     [
         (None, ["401", "hf auth login", "HF_TOKEN"]),
         ("hf_wrong", ["401 Invalid credentials", "hf auth login"]),
-        (READ_TOKEN, ["403", "may not write"]),
+        (READ_TOKEN, ["403", "may not do that"]),
     ],
 )
 def test_a_token_that_may_not_write_is_refused(hub, folder, tmp_path, token, words):
@@ -157,3 +161,124 @@ def test_a_branch_is_made_and_a_commit_is_no_place_to_push(hub, folder, tmp_path
     assert send(env, folder, "next")[0] == said
     said, _ = send(env, folder, "0" * 40)
     assert "is a commit; a push needs a branch" in said
+
+
+# -- everything there and back -----------------------------------------------------------------------------------------
+MODEL_FILES = {
+    "README.md", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "config.json", "model.safetensors",
+    "tokenizer.json", "tokenizer_config.json", "training_config.json",
+}  # fmt: skip
+RECONSTRUCTOR_FILES = {
+    "README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    "training_config.json",
+}  # fmt: skip
+
+
+def client(hub: LoopbackHub, home: Path, function: str, token: str | None = TOKEN, **arguments):
+    """The result of a function of `hub_clients.py` in a fresh process with an empty cache."""
+    env = hub.environment(home, token)
+    words = [sys.executable, "-m", "tests.hub_clients", function, json.dumps(arguments)]
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-6000:]
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def pushed(tmp_path_factory, base_folder, texts):
+    """A Hub to which both trainers, the model's methods and the recipe have sent; the folders; what was said."""
+    from recipes.prepare_data import main
+
+    place = tmp_path_factory.mktemp("pushed")
+    (place / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    data = place / "data"
+    main(["--data_path", str(place / "texts.jsonl"), "--tokenizer", base_folder, "--max_length", "24", "--min_length",
+          "4", "--output_dir", str(data)])  # fmt: skip
+    with LoopbackHub() as hub:
+        hub.publish("user/joint", {"notes.md": b"mine", "eval_results.json": b"{}"})
+        hub.fail("POST", "/user/joint/commit/", 500, times=3)  # the push of the first checkpoint
+        said = client(hub, place / "home", "train_and_push", base=base_folder, out=str(place / "out"), data=str(data))
+        assert hub.calm() == 3
+        yield hub, place, said
+
+
+def test_every_file_arrives_and_nothing_else(pushed):
+    hub, place, said = pushed
+    joint = hub.files("user/joint")
+    assert joint.keys() == MODEL_FILES | {"notes.md"}, "what was there by hand stays, old measurements do not"
+    folder = place / "out/joint"
+    assert (folder / "checkpoint-2/optimizer.pt").is_file() and (folder / "notes.txt").is_file()
+    for name in MODEL_FILES - {"README.md"}:
+        assert joint[name] == (folder / name).read_bytes(), name
+    assert hub.files("user/joint", said["commit"]) == joint
+    assert hub.messages("user/joint") == ["End of training", "Training in progress, step 2", "publish"]
+    assert "without a push of step 1" in said["log"] and "500 injected 500" in said["log"]
+    assert hub.files("user/restorer").keys() == RECONSTRUCTOR_FILES
+    assert hub.repos["models", "user/restorer"].private and not hub.repos["models", "user/by-name"].private
+    assert hub.messages("user/restorer")[0] == "a restorer"
+    weights = {name for name in MODEL_FILES if name.endswith((".safetensors", "config.json"))} - {
+        "training_config.json", "tokenizer_config.json",
+    }  # fmt: skip
+    assert hub.files("user/bare").keys() == MODEL_FILES - {"training_config.json"}
+    assert hub.files("user/saved", "next").keys() == weights | {"README.md"} and hub.files("user/saved") == {}
+
+
+def test_the_recipe_says_where_it_went(pushed):
+    hub, _, said = pushed
+    code, out, _ = said["data"]
+    assert code == 0 and out.rstrip().splitlines()[-1].startswith(f"Pushed: {hub.url}/datasets/user/data/commit/")
+    assert hub.files("user/data", repo_type="datasets").keys() == {
+        "README.md", "manifest.json", *(f"data/{split}-00000-of-00001.parquet" for split in ("train", "validation", "test")),
+    }  # fmt: skip
+    assert hub.messages("user/data", repo_type="datasets")[0] == "the data"
+    code, out, _ = said["by_name"]
+    assert code == 0 and f"Pushed: {hub.url}/user/by-name/commit/" in out
+    assert b"license: mit" in hub.files("user/by-name")["README.md"]
+
+
+def test_every_checkpoint_that_is_pushed_is_a_whole_model(pushed):
+    hub, _, _ = pushed
+    repo = hub.repos["models", "user/joint"]
+    at_step_2 = repo.history(repo.branches["main"])[1]
+    assert hub.files("user/joint", at_step_2).keys() == MODEL_FILES | {"notes.md"}
+
+
+def test_fresh_processes_get_the_same_bits(pushed, base_folder, tmp_path):
+    hub, place, _ = pushed
+    first = hub.publish_folder(
+        "user/joint", place / "out/joint/checkpoint-1"
+    )  # an older state, on the way to the newest
+    hub.repos["models", "user/joint"].tags["v1"] = first
+    hub.publish_folder("user/joint", place / "out/joint")
+    arguments = {"base": base_folder, "out": str(place / "out"), "data": str(place / "data"), "first": first}
+    result = client(hub, tmp_path / "empty", "load_everything", **arguments)
+    assert len(result["same"]) == 16 and all(value is True for value in result["same"].values()), result["same"]
+    assert {card.partition(":")[0] for card in result["cards"].values()} == {"1 blocks"}, result["cards"]
+
+
+def test_downloads_break_off_in_one_line_or_are_resumed(pushed, tmp_path):
+    hub, _, _ = pushed
+    weights = "/resolve/.*/model.safetensors"
+    cases = [
+        ("user/saved", None, {"revision": "next"}, "ok"),
+        ("user/saved", ("GET", weights, 0), {"revision": "next"}, "ok"),
+        ("user/saved", ("GET", weights, 500, 9), {"revision": "next"}, "500 injected 500."),
+        ("user/saved", ("GET", "/api/models/", 429, 1, {"Retry-After": "0"}), {"revision": "next"}, "ok"),
+        ("user/saved", ("GET", "/resolve/", 401, 9), {"revision": "next"}, "401 injected 401. Check the id"),
+        ("user/nothing", None, {}, "404 Repository not found. Check the id"),
+        (
+            "user/joint",
+            None,
+            {"revision": "v9"},
+            "404 Invalid rev id: v9. Check the id (`user/name`) and the revision",
+        ),
+        ("user/restorer", None, {"token": False}, "401 Repository not found. Check the id (`user/name`); log in"),
+        ("user/joint", None, {"token": "hf_wrong"}, "401 Invalid credentials"),
+        ("user/restorer", None, {}, "404 Entry not found"),
+        ("user//", None, {}, "HFValidationError"),
+    ]
+    commands = [(name, fault, options) for name, fault, options, _ in cases]
+    for said, (name, fault, options, expected) in zip(
+        client(hub, tmp_path, "download_under_faults", commands=commands), cases, strict=True
+    ):
+        assert expected in said and "\n" not in said, (name, fault, options, said)
+    hub.calm()

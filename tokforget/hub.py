@@ -25,11 +25,11 @@ MAIN = constants.DEFAULT_REVISION
 _WAITS = (2.0, 5.0)  # seconds before the second and the third try; the client itself has retried most requests by then
 _LONGEST_WAIT = 60.0  # of a `Retry-After`; a longer one is reported
 _ADVICE = {
-    401: "The Hub does not accept the token. Log in with `hf auth login`, or set HF_TOKEN to a token that may write.",
-    403: "The token may not write there. Take one with write permission, or another `repo_id`.",
-    404: "Check the id (`user/name`) and the revision; the user or organisation must exist, and the token must see it.",
-    409: "Somebody else is changing the repository. Run the same command again.",
-    429: "The Hub asks to slow down. Run the same command again later; only what is missing is sent.",
+    401: "Check the id (`user/name`); log in with `hf auth login`, or set HF_TOKEN to a token with the rights for it.",
+    403: "The token may not do that. Take one with the rights for it (to write, if this was a push), or another id.",
+    404: "Check the id (`user/name`) and the revision: they must exist, and the token must see them.",
+    409: "Somebody else is changing the repository. Try again.",
+    429: "The Hub asks to slow down. Try again later; what is there already is not sent or fetched again.",
 }
 
 Result = TypeVar("Result")

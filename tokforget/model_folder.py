@@ -46,17 +46,18 @@ def local_folder(name_or_path: str | Path, **hub_options) -> Path:
         return Path(name_or_path)
     # Only here: a local path must cost no network library.
     from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    from tokforget.hub import explain
 
     wanted = ["*.json", "*.safetensors", f"{ADAPTER}/*"]
     try:
         # The config first: what is no tokforget model may hold gigabytes of weights.
         _check_model_type(Path(hf_hub_download(str(name_or_path), "config.json", **hub_options)), name_or_path)
         return Path(snapshot_download(str(name_or_path), allow_patterns=wanted, **hub_options))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+    except (HTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise ValueError(
-            f"{name_or_path!r} is no local folder and could not be had from the Hub: {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}"
+            f"{name_or_path!r} is no local folder and could not be had from the Hub: {explain(error)}"
         ) from error
 
 

@@ -47,7 +47,7 @@ class Source:
         revision (`str`, *optional*): Commit of a Hub data set, or the Python whose documentation is read.
         config (`str`, *optional*): Configuration of a Hub data set.
         on_hub (`bool`): Whether it is a Hub data set.
-        license (`str`, *optional*): What a Hub data set's card states, or that of the documentation that Python carries.
+        license (`list[str]`, *optional*): What a Hub data set's card states, or that of the documentation that Python carries.
         divided_by_id (`bool`): Whether a document's name, not its text, decides its split.
     """
 
@@ -55,7 +55,7 @@ class Source:
     revision: str | None = None
     config: str | None = None
     on_hub: bool = False
-    license: str | None = None
+    license: list[str] | None = None
     divided_by_id: bool = False
 
 
@@ -96,7 +96,7 @@ def open_source(
     if dataset_name == EMBEDDED:
         documents = [Document(name, text) for name, text in embedded_documents().items()]
         return Source(
-            {"train": documents}, revision=f"Python {python_version()}", divided_by_id=True, license=PYTHON_LICENSE
+            {"train": documents}, revision=f"Python {python_version()}", divided_by_id=True, license=[PYTHON_LICENSE]
         )
     if not is_local:
         if not may_be_on_hub(dataset_name):
@@ -150,8 +150,8 @@ def _open_hub(dataset_name: str, dataset_config: str | None, text_column: str, s
     return Source(streams, revision, dataset_config, on_hub=True, license=_stated_license(dataset_name, revision))
 
 
-def _stated_license(dataset_name: str, revision: str | None) -> str | None:
-    """The licence that a data set's own card states, if there is a card, at hand or to be had, and it states one."""
+def _stated_license(dataset_name: str, revision: str | None) -> list[str] | None:
+    """The licences that a data set's own card states, if there is a card, at hand or to be had, and it states any."""
     from huggingface_hub import DatasetCard, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
 
@@ -159,8 +159,9 @@ def _stated_license(dataset_name: str, revision: str | None) -> str | None:
         card = DatasetCard.load(hf_hub_download(dataset_name, "README.md", repo_type="dataset", revision=revision))
     except (EntryNotFoundError, OfflineModeIsEnabled):
         return None
-    stated = card.data.to_dict().get("license")
-    return ", ".join(stated) if isinstance(stated, list) else stated
+    stated = card.data.to_dict().get("license") or []
+    named = [license for license in ([stated] if isinstance(stated, str) else stated) if license != "unknown"]
+    return named or None
 
 
 def _in_one_line(error: Exception) -> str:
