@@ -13,17 +13,16 @@ import sys
 import warnings
 from pathlib import Path
 
-import torch
 
-
-torch.set_num_threads(1)
 warnings.filterwarnings("ignore", category=FutureWarning)
 TEXTS = ["we saw 12 birds fly over the sea. it rained all day long.", "a dog ran to the red house 7"]
 
 
-def digest(module: torch.nn.Module) -> str:
-    """Of all weights, bit by bit."""
+def digest(module) -> str:
+    """Of all weights of a torch module, bit by bit."""
     import hashlib
+
+    import torch
 
     total = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
@@ -50,6 +49,7 @@ def recipe(name: str, *words: str) -> tuple[int, str, str]:
 # -- sending -----------------------------------------------------------------------------------------------------------
 def train_and_push(base: str, out: str, data: str) -> dict:
     """Both trainers with `push_to_hub`, the model's own methods, and the recipe."""
+    import torch
     from datasets import Dataset
     from transformers import AutoTokenizer
 
@@ -143,6 +143,11 @@ def load_everything(base: str, out: str, data: str, first: str) -> dict:
     same["fingerprint"] = data_fingerprint(blocks) == manifest["fingerprint"]
     same["load_blocks"] = data_fingerprint(load_blocks("user/data", tokenizer, 24, 4)) == manifest["fingerprint"]
     try:
+        load_blocks("user/changed", tokenizer, 24, 4)
+        same["changed blocks"] = "were accepted"
+    except ValueError as error:
+        same["changed blocks"] = "are not those of their manifest.json" in str(error)
+    try:
         load_trainable("user/restorer", tokenizer, "infill")
         same["another layout"] = "was accepted"
     except ValueError as error:
@@ -164,26 +169,66 @@ def run_card(repo_id: str) -> str:
     return f"{len(blocks)} blocks: {out.getvalue()}"
 
 
-def download_under_faults(commands: list) -> list:
-    """Download under each fault, asked for by the test over the Hub's own wire; the error in one line, or `ok`."""
-    import tempfile
+# -- faults ------------------------------------------------------------------------------------------------------------
+def ask_for(fault: list | None) -> int:
+    """Let the Hub fail as told, from now on; how often the fault before struck."""
     from urllib.request import Request, urlopen
 
     from huggingface_hub import constants
 
+    request = Request(f"{constants.ENDPOINT}/faults", json.dumps(fault).encode(), method="POST")
+    with urlopen(request) as answer:
+        return json.load(answer)["struck"]
+
+
+def send_under_faults(folder: str, cases: list) -> list:
+    """Send a folder once per case (repository, fault, token): what came of it in words, and how often the fault struck."""
+    from tokforget import hub
+
+    hub._WAITS = (0.05, 0.05)
+    said = []
+    for repo_id, fault, token in cases:
+        ask_for(fault)
+        try:
+            done = hub.upload(folder, repo_id, token=token, message="a push")
+            words = f"done {done.repo_id}"
+        except hub.HubError as error:
+            words = f"refused {error}"
+        said.append((words, ask_for(None)))
+    return said
+
+
+def send_again(folders: list) -> list:
+    """Send several folders one after another to the same repository (folder, revision): where each arrived."""
+    from tokforget import hub
+
+    hub._WAITS = (0.05, 0.05)
+    said = []
+    for folder, revision in folders:
+        try:
+            owned = ("*.json", "*.safetensors", "README.md")
+            said.append(hub.upload(folder, "user/model", revision=revision, message="a push", owned=owned).commit)
+        except hub.HubError as error:
+            said.append(str(error))
+    return said
+
+
+def download_under_faults(cases: list) -> list:
+    """Download into an empty cache once per case (repository, fault, options): `ok` or the error."""
+    import tempfile
+
     from tokforget.model_folder import local_folder
 
     said = []
-    for name, fault, options in commands:
-        request = Request(f"{constants.ENDPOINT}/faults", json.dumps(fault).encode(), method="POST")
-        with urlopen(request) as answer:
-            answer.read()
+    for name, fault, options in cases:
+        ask_for(fault)
         with tempfile.TemporaryDirectory() as cache:
             try:
                 folder = local_folder(name, cache_dir=cache, **options)
-                said.append(f"ok {len([p for p in folder.rglob('*') if p.is_file()])}")
+                words = f"ok {len([path for path in folder.rglob('*') if path.is_file()])}"
             except ValueError as error:
-                said.append(str(error))
+                words = str(error)
+        said.append((words, ask_for(None)))
     return said
 
 

@@ -262,11 +262,12 @@ class _Handler(BaseHTTPRequestHandler):
         raise _Refused(404, f"The loopback Hub has no {self.command} {path}")
 
     def _ask_for_faults(self, body: bytes, **_) -> dict:
-        """Only here: a client asks for the fault it wants to meet."""
-        self.hub.faults.clear()
+        """Only here: a client asks for the fault it wants to meet; how often the one before struck."""
+        struck = self.hub.calm()
+        self.hub.blobs.clear()  # what one client sent must not spare the next one its upload
         if asked := json.loads(body):
             self.hub.fail(*asked)
-        return {}
+        return {"struck": struck}
 
     def _whoami(self, **_) -> dict:
         if (token := self._token()) is None:

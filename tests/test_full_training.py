@@ -114,8 +114,6 @@ def test_prepare_train_push_download_compress(hub, tmp_path):
 
     # Another process, an empty cache, no token.
     text = "the river of stone was 13 years old , the letter of winter was 14 years old . " * 3
-    command = Path(sys.executable).with_name("tokforget")
-    assert command.is_file()
     line = [sys.executable, "-m", "tokforget", "compress", "--model", "user/wiki", "--rate", "0.5", "--json"]
     fetched = json.loads(
         subprocess.run(
@@ -131,8 +129,9 @@ def test_prepare_train_push_download_compress(hub, tmp_path):
         ).stdout
     )  # fmt: skip
     assert 0 < fetched["compressed_tokens"] <= fetched["original_tokens"] / 2
-    assert {key: value for key, value in fetched.items() if key != "model"} == {
-        key: value for key, value in own.items() if key != "model"
+    timed = ("model", "seconds")
+    assert {key: v for key, v in fetched.items() if key not in timed} == {
+        key: v for key, v in own.items() if key not in timed
     }
 
 

@@ -1,6 +1,9 @@
 """Sending to the Hub: the real client against a Hub on this machine, whole pushes, broken ones, and what is refused."""
 
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,23 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.loopback_hub import READ_TOKEN, ROOT, TOKEN, LoopbackHub
+from tokforget.model_folder import packaged_model_path
 
 
 pytestmark = pytest.mark.slow
 
-
-SEND = """
-import logging, sys
-logging.basicConfig(format="%(message)s", level=logging.WARNING)
-from tokforget import hub
-hub._WAITS = (0.05, 0.05)
-folder, revision = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None
-try:
-    done = hub.upload(folder, "user/model", revision=revision, message="a push", owned=("*.json", "*.safetensors", "README.md"))
-    print("done", done.repo_id, done.commit)
-except hub.HubError as error:
-    print("refused", error)
-"""
+README = (ROOT / "README.md").read_text()
 
 
 @pytest.fixture
@@ -48,119 +40,106 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def send(env: dict[str, str], folder: Path, *words: str) -> tuple[str, str]:
-    """What a fresh process prints when it sends the folder, and what it logs."""
-    done = subprocess.run(
-        [sys.executable, "-c", SEND, folder, *words], env=env, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\n") == 1, done.stdout
-    return done.stdout, done.stderr
+def client(hub: LoopbackHub, home: Path, function: str, token: str | None = TOKEN, offline: bool = False, **arguments):
+    """The result of a function of `hub_clients.py` in a fresh process with an empty cache."""
+    env = hub.environment(home, token) | ({"HF_HUB_OFFLINE": "1"} if offline else {})
+    words = [sys.executable, "-m", "tests.hub_clients", function, json.dumps(arguments)]
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-6000:]
+    return json.loads(done.stdout)
 
 
 # -- what goes wrong is retried, or one line ---------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("method", "path", "status", "headers"),
-    [
-        ("PUT", "/store/", 0, {}),
-        ("PUT", "/store/", 500, {}),
-        ("POST", "/commit/", 0, {}),
-        ("POST", "/commit/", 409, {}),
-        ("POST", "/commit/", 429, {"Retry-After": "0"}),
-        ("POST", "/commit/", 500, {}),
-        ("POST", "/preupload/", 429, {"Retry-After": "0"}),
-        ("POST", "/repos/create", 500, {}),
-        ("POST", "/repos/create", 0, {}),
-        ("POST", "/paths-info/", 503, {}),
-    ],
-)
-def test_what_fails_once_is_sent_again_and_arrives_whole(hub, folder, tmp_path, method, path, status, headers):
-    hub.fail(method, path, status, headers=headers)
-    said, logged = send(hub.environment(tmp_path), folder)
-    assert hub.calm() == 1 and said.startswith("done user/model"), said
-    assert hub.files("user/model") == content(folder)
-    assert hub.messages("user/model") == ["a push", "initial commit"], "one commit"
-    assert "Traceback" not in logged
+ONCE = [
+    ("PUT", "/store/", 0),
+    ("PUT", "/store/", 500),
+    ("POST", "/commit/", 0),
+    ("POST", "/commit/", 409),
+    ("POST", "/commit/", 429, 1, {"Retry-After": "0"}),
+    ("POST", "/commit/", 500),
+    ("POST", "/preupload/", 429, 1, {"Retry-After": "0"}),
+    ("POST", "/preupload/", 0),
+    ("POST", "/repos/create", 500),
+    ("POST", "/repos/create", 0),
+    ("POST", "/validate-yaml", 429, 1, {"Retry-After": "0"}),
+    ("POST", "/paths-info/", 503),
+    ("GET", "/tree/", 0),
+]
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "status", "headers", "words"),
-    [
-        ("POST", "/commit/", 0, {}, ["is not known to have arrived", "RemoteProtocolError"]),
-        ("POST", "/commit/", 409, {}, ["409 injected 409", "Somebody else is changing"]),
-        ("POST", "/commit/", 429, {"Retry-After": "3600"}, ["It asks to wait 3600 s", "slow down"]),
-        ("POST", "/commit/", 500, {}, ["500 injected 500"]),
-        ("POST", "/preupload/", 404, {}, ["404 injected 404", "Check the id"]),
-        ("POST", "/repos/create", 401, {}, ["could not be created", "401", "hf auth login"]),
-    ],
-)  # fmt: skip
-def test_what_goes_on_failing_is_one_line_and_nothing_half_made(
-    hub, folder, tmp_path, method, path, status, headers, words
-):
-    hub.fail(method, path, status, times=99, headers=headers)
-    said, logged = send(hub.environment(tmp_path), folder)
-    assert hub.calm() == (3 if status in (0, 409, 500) else 1)
-    assert said.startswith("refused ") and all(word in said for word in words), said
-    assert not hub.repos or hub.files("user/model") == {}
-    assert "Traceback" not in logged
+def test_what_fails_once_is_sent_again_and_arrives_whole(hub, folder, tmp_path):
+    cases = [(f"user/model-{n}", fault, None) for n, fault in enumerate(ONCE)]
+    for (repo_id, fault, _), (said, struck) in zip(
+        cases, client(hub, tmp_path, "send_under_faults", folder=str(folder), cases=cases), strict=True
+    ):
+        assert (said, struck) == (f"done {repo_id}", 1), fault
+        assert hub.files(repo_id) == content(folder), fault
+        assert hub.messages(repo_id) == ["a push", "initial commit"], "one commit"
 
 
-@pytest.mark.parametrize(
-    ("token", "words"),
-    [
-        (None, ["401", "hf auth login", "HF_TOKEN"]),
-        ("hf_wrong", ["401 Invalid credentials", "hf auth login"]),
-        (READ_TOKEN, ["403", "may not do that"]),
-    ],
-)
-def test_a_token_that_may_not_write_is_refused(hub, folder, tmp_path, token, words):
-    said, _ = send(hub.environment(tmp_path, token), folder)
-    assert said.startswith("refused ") and all(word in said for word in words), said
-    assert not hub.repos
+GOING_ON = [  # the fault, the token, how often it strikes, what is said
+    (("POST", "/commit/", 0, 99), None, 3, ["is not known to have arrived", "RemoteProtocolError"]),
+    (("POST", "/commit/", 409, 99), None, 3, ["409 injected 409. Somebody else is changing"]),
+    (("POST", "/commit/", 429, 99, {"Retry-After": "3600"}), None, 1, ["It asks to wait 3600 s", "slow down"]),
+    (("POST", "/commit/", 500, 99), None, 3, ["500 injected 500."]),
+    (("POST", "/preupload/", 404, 99), None, 1, ["404 injected 404. Check the id"]),
+    (("POST", "/preupload/", 401, 99), None, 1, ["401 injected 401. Check the id", "hf auth login", "HF_TOKEN"]),
+    (None, "hf_wrong", 0, ["could not be created or opened", "401 Invalid credentials", "hf auth login"]),
+    (None, READ_TOKEN, 0, ["403", "The token may not do that"]),
+]
+
+
+def test_what_goes_on_failing_is_one_line_and_nothing_half_made(hub, folder, tmp_path):
+    cases = [(f"user/model-{n}", fault, token) for n, (fault, token, _, _) in enumerate(GOING_ON)]
+    results = client(hub, tmp_path, "send_under_faults", folder=str(folder), cases=cases)
+    for (repo_id, fault, token), (said, struck), (_, _, times, words) in zip(cases, results, GOING_ON, strict=True):
+        assert said.startswith("refused ") and "\n" not in said and repo_id in said, said
+        assert all(word in said for word in words) and struck == times, (said, struck)
+        assert ("models", repo_id) not in hub.repos if token else hub.files(repo_id) == {}, fault
+
+
+def test_no_token_and_another_users_name_are_refused(hub, folder, tmp_path):
+    (none,) = client(
+        hub, tmp_path, "send_under_faults", token=None, folder=str(folder), cases=[("user/model", None, None)]
+    )
+    (other,) = client(hub, tmp_path, "send_under_faults", folder=str(folder), cases=[("other/model", None, None)])
+    assert "401" in none[0] and "hf auth login" in none[0] and not hub.repos
+    assert "403" in other[0] and "under the namespace 'other'" in other[0] and not hub.repos
 
 
 def test_no_hub_at_all_is_one_line(folder, tmp_path):
-    with LoopbackHub() as hub:
-        env = hub.environment(tmp_path)
-    said, _ = send(env, folder)
-    assert said.startswith("refused ") and "could not be created or opened" in said and "ConnectError" in said
-    said, _ = send(env | {"HF_HUB_OFFLINE": "1"}, folder)
-    assert "OfflineModeIsEnabled" in said
+    with LoopbackHub() as gone:
+        pass
+    (said,) = client(gone, tmp_path, "send_again", folders=[(str(folder), None)])
+    assert "could not be created or opened" in said and "ConnectError" in said and "\n" not in said
+    (said,) = client(gone, tmp_path, "send_again", offline=True, folders=[(str(folder), None)])
+    assert "OfflineModeIsEnabled" in said and "\n" not in said
 
 
 def test_a_commit_that_lost_a_file_is_not_called_done(hub, folder, tmp_path):
     hub.lost = "config.json"
-    said, _ = send(hub.environment(tmp_path), folder)
-    assert (
-        said.startswith("refused ") and "is not whole" in said and "1 of 3 files" in said and "'config.json'" in said
-    )
+    (said,) = client(hub, tmp_path, "send_again", folders=[(str(folder), None)])
+    assert "is not whole" in said and "1 of 3 files" in said and "'config.json'" in said
 
 
 # -- a second push -----------------------------------------------------------------------------------------------------
 def test_a_second_push_leaves_nothing_of_the_first_and_all_that_is_not_ours(hub, folder, tmp_path):
-    env = hub.environment(tmp_path)
-    send(env, folder)
-    hub.publish("user/model", hub.files("user/model") | {"notes.txt": b"by hand", "paper.pdf": b"%PDF"})
-    (folder / "adapter" / "weights.safetensors").rename(folder / "model.safetensors")
-    said, _ = send(env, folder)
-    assert said.startswith("done") and hub.files("user/model") == content(folder) | {
-        "notes.txt": b"by hand", "paper.pdf": b"%PDF",
-    }  # fmt: skip
-    again, _ = send(env, folder)
-    assert again == said and len(hub.messages("user/model")) == 4, "nothing changed, nothing is committed"
-
-
-def test_a_branch_is_made_and_a_commit_is_no_place_to_push(hub, folder, tmp_path):
-    env = hub.environment(tmp_path)
-    said, _ = send(env, folder, "next")
-    assert (
-        said.startswith("done")
-        and hub.files("user/model", "next") == content(folder)
-        and hub.files("user/model") == {}
-    )
-    assert send(env, folder, "next")[0] == said
-    said, _ = send(env, folder, "0" * 40)
-    assert "is a commit; a push needs a branch" in said
+    others = {"notes.txt": b"by hand", "paper.pdf": b"%PDF", "old/config.json": b"{}", "model.safetensors": b"old"}
+    hub.publish("user/model", others)
+    second = tmp_path / "second"
+    second.mkdir()
+    (second / "README.md").write_bytes((folder / "README.md").read_bytes())
+    (second / "tokenizer.json").write_text("{}")
+    arrived = client(
+        hub, tmp_path, "send_again",
+        folders=[(str(folder), None), (str(second), None), (str(second), None), (str(second), "next"), (str(second), "0" * 40)],
+    )  # fmt: skip
+    kept = {"notes.txt": b"by hand", "paper.pdf": b"%PDF"}
+    assert hub.files("user/model", arrived[0]) == content(folder) | kept
+    assert hub.files("user/model") == hub.files("user/model", "next") == content(second) | kept
+    assert arrived[1] == arrived[2] == arrived[3], "nothing changed, nothing is committed"
+    assert hub.messages("user/model") == ["a push", "a push", "publish"]
+    assert "is a commit; a push needs a branch" in arrived[4]
 
 
 # -- everything there and back -----------------------------------------------------------------------------------------
@@ -172,15 +151,6 @@ RECONSTRUCTOR_FILES = {
     "README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json",
     "training_config.json",
 }  # fmt: skip
-
-
-def client(hub: LoopbackHub, home: Path, function: str, token: str | None = TOKEN, **arguments):
-    """The result of a function of `hub_clients.py` in a fresh process with an empty cache."""
-    env = hub.environment(home, token)
-    words = [sys.executable, "-m", "tests.hub_clients", function, json.dumps(arguments)]
-    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-6000:]
-    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -249,9 +219,12 @@ def test_fresh_processes_get_the_same_bits(pushed, base_folder, tmp_path):
     )  # an older state, on the way to the newest
     hub.repos["models", "user/joint"].tags["v1"] = first
     hub.publish_folder("user/joint", place / "out/joint")
+    changed = hub.files("user/data", repo_type="datasets")
+    changed["data/test-00000-of-00001.parquet"] = changed["data/validation-00000-of-00001.parquet"]
+    hub.publish("user/changed", changed, "datasets")
     arguments = {"base": base_folder, "out": str(place / "out"), "data": str(place / "data"), "first": first}
     result = client(hub, tmp_path / "empty", "load_everything", **arguments)
-    assert len(result["same"]) == 16 and all(value is True for value in result["same"].values()), result["same"]
+    assert len(result["same"]) == 17 and all(value is True for value in result["same"].values()), result["same"]
     assert {card.partition(":")[0] for card in result["cards"].values()} == {"1 blocks"}, result["cards"]
 
 
@@ -276,9 +249,46 @@ def test_downloads_break_off_in_one_line_or_are_resumed(pushed, tmp_path):
         ("user/restorer", None, {}, "404 Entry not found"),
         ("user//", None, {}, "HFValidationError"),
     ]
-    commands = [(name, fault, options) for name, fault, options, _ in cases]
-    for said, (name, fault, options, expected) in zip(
-        client(hub, tmp_path, "download_under_faults", commands=commands), cases, strict=True
-    ):
-        assert expected in said and "\n" not in said, (name, fault, options, said)
-    hub.calm()
+    asked = [(name, fault, options) for name, fault, options, _ in cases]
+    results = client(hub, tmp_path, "download_under_faults", cases=asked)
+    for (said, struck), (name, fault, options, expected) in zip(results, cases, strict=True):
+        assert expected in said and "\n" not in said and bool(struck) == bool(fault), (name, fault, options, said)
+
+
+# -- the README's section ----------------------------------------------------------------------------------------------
+def test_the_readmes_section_runs_as_it_stands(hub, pushed, texts, tmp_path):
+    """Each command of "Share your model" in order, from a place that has what the quick test and the preparation leave."""
+    section = README.split("\n## Share your model\n")[1].split("\n## ")[0]
+    commands = [
+        line for block in re.findall(r"```bash\n(.*?)```", section, re.DOTALL) for line in block.splitlines() if line
+    ]
+    assert len(commands) >= 4 and any("--dry_run true" in command for command in commands)
+    shutil.copytree(packaged_model_path(), tmp_path / "outputs/quick_test")
+    shutil.copytree(pushed[1] / "data", tmp_path / "outputs/data")
+    for name in ("recipes", "accelerate_configs", "README.md"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    env = hub.environment(tmp_path / "home")
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    for command in commands:
+        done = subprocess.run(
+            command,
+            shell=True,
+            executable="/bin/bash",
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        assert done.returncode == 0, (command, done.stderr[-3000:])
+    pushes = {
+        re.search(r"--repo_id (\S+)", command)[1]
+        for command in commands
+        if "--dry_run" not in command and "--repo_id" in command
+    }
+    assert pushes == {repo_id for _, repo_id in hub.repos} and pushes, "what was only tried was not sent"
+    for block in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
+        done = subprocess.run(
+            [sys.executable, "-c", block], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=900
+        )
+        assert done.returncode == 0, (block, done.stderr[-3000:])

@@ -8,12 +8,15 @@ from transformers import TrainingArguments
 
 from tokforget.config import DataArguments, ForgetConfig, ModelArguments, PreparationArguments, parse_arguments
 from tokforget.evaluation_config import EvaluationArguments
+from tokforget.hub_config import PushArguments
 from tokforget.reconstructor_config import ReconstructorArguments, ReconstructorConfig
 
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+# The code of "Share your model" needs a Hub: tests/test_hub.py runs it against one.
+OFFLINE = re.sub(r"\n## Share your model\n.*?(?=\n## )", "\n", README, flags=re.DOTALL)
+PYTHON = re.findall(r"```python\n(.*?)```", OFFLINE, re.DOTALL)
 COMMANDS = [
     line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line
 ]
@@ -31,6 +34,7 @@ RECIPES = {
     "prepare_data.py": (PreparationArguments,),
     "evaluate.py": (EvaluationArguments,),
     "run_baselines.py": (EvaluationArguments,),
+    "push_to_hub.py": (PushArguments,),
 }
 LAUNCHES = [c for c in COMMANDS if re.search(rf"recipes/({'|'.join(RECIPES)}) ".replace(".", r"\."), c)]
 

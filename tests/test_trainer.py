@@ -173,6 +173,32 @@ def test_the_saved_folder_is_complete_and_holds_no_pickle(base_folder, tokenizer
     assert record["num_masks"] == 4 and record["policy_learning_rate"] == 3e-3
 
 
+def test_hardware_time_and_tokens_are_recorded_and_old_measurements_go(base_folder, tokenizer, tmp_path):
+    (tmp_path / "eval_results.json").write_text("{}")  # of the weights that this training replaces
+    schedule = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "logging_steps": 1}
+    trainer = make_trainer(base_folder, tokenizer, tmp_path, **schedule)
+    trainer.save_model(str(tmp_path / "untrained"))
+    assert "run" not in json.loads((tmp_path / "untrained" / "training_config.json").read_text())
+    trainer.train()
+    trainer.save_model(str(tmp_path))
+    assert not (tmp_path / "eval_results.json").exists()
+    run = json.loads((tmp_path / "training_config.json").read_text())["run"]
+    assert (run["steps"], run["resumed_from_step"], run["processes"], run["threads"]) == (4, 0, 1, 1)
+    assert run["seconds"] > 0 and run["device"].startswith("CPU") and run["versions"]["torch"] == torch.__version__
+    sizes = [int(batch["attention_mask"].sum()) for batch in trainer.get_train_dataloader()]
+    assert 0 < run["tokens"] <= 4 * max(sizes)
+    resumed = make_trainer(base_folder, tokenizer, tmp_path / "again", **schedule)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    facts = resumed.run_facts(resumed.args, resumed.state)
+    assert (facts["steps"], facts["resumed_from_step"]) == (4, 2) and 0 < facts["tokens"] < run["tokens"]
+
+
+@pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
+def test_a_hub_strategy_that_sends_optimizer_states_is_refused(strategy, tmp_path):
+    with pytest.raises(ValueError, match=f"`hub_strategy` must be 'end' or 'every_save', got '{strategy}'"):
+        ForgetConfig(output_dir=str(tmp_path), use_cpu=True, hub_strategy=strategy)
+
+
 # -- rewards that fail -------------------------------------------------------------------------------------------------
 def half_unscored(episodes):
     rewards = -episodes.token_nll
