@@ -199,15 +199,17 @@ def send_under_faults(folder: str, cases: list) -> list:
 
 
 def send_again(folders: list) -> list:
-    """Send several folders one after another to the same repository (folder, revision): where each arrived."""
+    """Send several folders one after another to the same repository (folder, revision, mark): where each arrived."""
     from tokforget import hub
 
     hub._WAITS = (0.05, 0.05)
     said = []
-    for folder, revision in folders:
+    for folder, revision, mark in folders:
         try:
             owned = ("*.json", "*.safetensors", "README.md")
-            said.append(hub.upload(folder, "user/model", revision=revision, message="a push", owned=owned).commit)
+            said.append(
+                hub.upload(folder, "user/model", revision=revision, message="a push", owned=owned, mark=mark).commit
+            )
         except hub.HubError as error:
             said.append(str(error))
     return said

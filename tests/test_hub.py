@@ -110,30 +110,36 @@ def test_no_token_and_another_users_name_are_refused(hub, folder, tmp_path):
 def test_no_hub_at_all_is_one_line(folder, tmp_path):
     with LoopbackHub() as gone:
         pass
-    (said,) = client(gone, tmp_path, "send_again", folders=[(str(folder), None)])
+    (said,) = client(gone, tmp_path, "send_again", folders=[(str(folder), None, None)])
     assert "could not be created or opened" in said and "ConnectError" in said and "\n" not in said
-    (said,) = client(gone, tmp_path, "send_again", offline=True, folders=[(str(folder), None)])
+    (said,) = client(gone, tmp_path, "send_again", offline=True, folders=[(str(folder), None, None)])
     assert "OfflineModeIsEnabled" in said and "\n" not in said
 
 
 def test_a_commit_that_lost_a_file_is_not_called_done(hub, folder, tmp_path):
     hub.lost = "config.json"
-    (said,) = client(hub, tmp_path, "send_again", folders=[(str(folder), None)])
+    (said,) = client(hub, tmp_path, "send_again", folders=[(str(folder), None, None)])
     assert "is not whole" in said and "1 of 3 files" in said and "'config.json'" in said
 
 
 # -- a second push -----------------------------------------------------------------------------------------------------
+def test_a_push_into_somebody_elses_repository_removes_nothing(hub, folder, tmp_path):
+    others = {"model.safetensors": b"not ours", "vocab.json": b"{}"}
+    hub.publish("user/model", others)
+    client(hub, tmp_path, "send_again", folders=[(str(folder), None, "training_config.json")])
+    assert hub.files("user/model") == content(folder) | others
+
+
 def test_a_second_push_leaves_nothing_of_the_first_and_all_that_is_not_ours(hub, folder, tmp_path):
-    others = {"notes.txt": b"by hand", "paper.pdf": b"%PDF", "old/config.json": b"{}", "model.safetensors": b"old"}
+    others = {"notes.txt": b"by hand", "paper.pdf": b"%PDF", "config.json": b"[]", "model.safetensors": b"old"}
     hub.publish("user/model", others)
     second = tmp_path / "second"
     second.mkdir()
     (second / "README.md").write_bytes((folder / "README.md").read_bytes())
     (second / "tokenizer.json").write_text("{}")
-    arrived = client(
-        hub, tmp_path, "send_again",
-        folders=[(str(folder), None), (str(second), None), (str(second), None), (str(second), "next"), (str(second), "0" * 40)],
-    )  # fmt: skip
+    steps = [(folder, None, "config.json"), (second, None, "config.json"), (second, None, None), (second, "next", None),
+             (second, "0" * 40, None)]  # fmt: skip
+    arrived = client(hub, tmp_path, "send_again", folders=[(str(place), *where) for place, *where in steps])
     kept = {"notes.txt": b"by hand", "paper.pdf": b"%PDF"}
     assert hub.files("user/model", arrived[0]) == content(folder) | kept
     assert hub.files("user/model") == hub.files("user/model", "next") == content(second) | kept
@@ -164,7 +170,7 @@ def pushed(tmp_path_factory, base_folder, texts):
     main(["--data_path", str(place / "texts.jsonl"), "--tokenizer", base_folder, "--max_length", "24", "--min_length",
           "4", "--output_dir", str(data)])  # fmt: skip
     with LoopbackHub() as hub:
-        hub.publish("user/joint", {"notes.md": b"mine", "eval_results.json": b"{}"})
+        hub.publish("user/joint", {"notes.md": b"mine", "eval_results.json": b"{}", "training_config.json": b"{}"})
         hub.fail("POST", "/user/joint/commit/", 500, times=3)  # the push of the first checkpoint
         said = client(hub, place / "home", "train_and_push", base=base_folder, out=str(place / "out"), data=str(data))
         assert hub.calm() == 3

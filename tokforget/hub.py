@@ -80,6 +80,7 @@ def upload(
     token: str | None = None,
     message: str = "Upload with tokforget",
     owned: Sequence[str] = (),
+    mark: str | None = None,
 ) -> Uploaded:
     """
     Send every file of a folder in one commit, then compare what arrived with what was sent.
@@ -91,6 +92,8 @@ def upload(
         message (`str`): Of the commit.
         owned (`Sequence[str]`): Patterns of file names. A file of the repository that has such a name and is not in the
             folder belongs to an earlier push and is removed in the same commit.
+        mark (`str`, *optional*): The file by which an earlier push is known; without it nothing is removed, for what lies
+            there is somebody else's.
 
     Raises:
         [`HubError`]: If not every file is known to have arrived.
@@ -107,11 +110,8 @@ def upload(
         there = [
             item.path for item in api.list_repo_tree(repo_id, recursive=True, revision=revision, repo_type=repo_type)
         ]
-        stale = [
-            path
-            for path in there
-            if path not in files and any(fnmatch.fnmatchcase(path, pattern) for pattern in owned)
-        ]
+        ours = [path for path in there if any(fnmatch.fnmatchcase(path, pattern) for pattern in owned)]
+        stale = [path for path in ours if mark in there and path not in files]
         operations = [CommitOperationAdd(name, path) for name, path in files.items()]
         operations += [CommitOperationDelete(path, is_folder=False) for path in stale]
         # Not `upload_folder`, which may divide a push into several commits.

@@ -275,7 +275,7 @@ class ForgetModel(PreTrainedModel):
             self.save_pretrained(folder)
             write_card(folder, name=repo_id)
             return upload(folder, repo_id, "model", private, revision, token, commit_message or "Upload model",
-                          owned=(*RECORDS, PLOT, f"{EVALUATION}/*"))  # fmt: skip
+                          owned=(*RECORDS, PLOT, f"{EVALUATION}/*"), mark=RECORDS[0])  # fmt: skip
 
     @classmethod
     def from_pretrained(

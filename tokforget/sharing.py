@@ -34,19 +34,23 @@ _LARGEST_PART = 500_000_000  # bytes of one Parquet file, as `datasets` divides
 
 
 class Kind(NamedTuple):
-    """What a folder holds: its name, the type of its repository, its card, the names that are its own there."""
+    """
+    What a folder holds: its name, the type of its repository, its card, the names that are its own there, and the file by
+    which it is known.
+    """
 
     name: str
     repo_type: str
     template: str
     owned: tuple[str, ...]
+    mark: str
 
 
 _OWNED = (*_MODEL_FILES, *_ADAPTER_FILES, *(f"{ADAPTER}/{name}" for name in _ADAPTER_FILES), *_TOKENIZER_FILES, *RECORDS,
           CARD, PLOT, f"{EVALUATION}/*")  # fmt: skip
-MODEL = Kind("model", "model", "model.md", _OWNED)
-RECONSTRUCTOR = Kind("reconstructor", "model", "reconstructor.md", _OWNED)
-DATA = Kind("prepared data", "dataset", "dataset.md", ("data/*.parquet", MANIFEST, CARD))
+MODEL = Kind("model", "model", "model.md", _OWNED, TRAINING)
+RECONSTRUCTOR = Kind("reconstructor", "model", "reconstructor.md", _OWNED, TRAINING)
+DATA = Kind("prepared data", "dataset", "dataset.md", ("data/*.parquet", MANIFEST, CARD), MANIFEST)
 
 
 def kind_of(folder: str | Path) -> Kind:
@@ -210,5 +214,13 @@ def send(
 ) -> Uploaded:
     """Send what [`stage`] wrote; see [`share`]."""
     return upload(
-        staged, repo_id, kind.repo_type, private, revision, token, message or f"Upload {kind.name}", kind.owned
+        staged,
+        repo_id,
+        kind.repo_type,
+        private,
+        revision,
+        token,
+        message or f"Upload {kind.name}",
+        kind.owned,
+        kind.mark,
     )
