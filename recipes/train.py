@@ -82,6 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint = checkpoint_to_resume(args)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
 
+    import torch
     import transformers
     from rich.console import Console
 
@@ -89,6 +90,7 @@ def main(argv: list[str] | None = None) -> None:
     from tokforget.reconstructor_folder import load_tokenizer
     from tokforget.run_blocks import draw_blocks
     from tokforget.trainer import ForgetTrainer
+    from tokforget.warm_start import teacher_bits, warm_start
 
     console = Console()
     transformers.set_seed(args.seed)
@@ -115,6 +117,14 @@ def main(argv: list[str] | None = None) -> None:
         processing_class=tokenizer,
         run_record=as_record(data_args, model_args, args) | {"trainable_parameters": sizes},
     )
+    if args.warm_start_steps and checkpoint is None:
+        with console.status("Warm start of the policy"):
+            texts = [torch.as_tensor(text) for text in train["input_ids"]]
+            losses = warm_start(
+                model, texts, teacher_bits(model, texts, args.warm_start_teacher), args.warm_start_steps,
+                args.warm_start_learning_rate, args.warm_start_batch_size, args.min_rate, args.max_rate, args.seed,
+            )  # fmt: skip
+        console.print(f"Warm start: squared error {losses[0]:.1f} at first, {losses[-1]:.1f} bits² at the end.")
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(args.output_dir)
     trainer.save_state()

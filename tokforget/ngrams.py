@@ -89,15 +89,15 @@ class NgramTables(nn.Module):
         left, left2 = torch.cat([edge, ids[:, :-1]], 1), torch.cat([edge, edge, ids[:, :-2]], 1)[:, : ids.shape[1]]
         right = torch.cat([after[:, 1:], edge], 1)
 
-        count = _count(self.unigram[ids])
-        unigram = (count + 1) / (self.total + self.vocab_size)
+        unigram = (self._single(ids) + 1) / (self.total + self.vocab_size)
         from_left = self._conditional(self._pair(left, ids), self._single(left), unigram)
         from_right = self._conditional(self._pair(ids, right), self._single(right), unigram)
         from_two = self._conditional(
-            _count(self.triple[self._hash(left2, left, ids)]), self._pair(left2, left), from_left
+            self._elsewhere(self.triple, self._hash(left2, left, ids)), self._pair(left2, left), from_left
         )
         both = self._conditional(
-            _count(self.triple[self._hash(left, ids, right)]), _count(self.gap[self._hash(left, right)]),
+            self._elsewhere(self.triple, self._hash(left, ids, right)),
+            self._elsewhere(self.gap, self._hash(left, right)),
             (from_left * from_right / unigram).clamp(max=1.0),
         )  # fmt: skip
         probability = torch.stack([unigram, from_left, from_right, from_two, both], -1)
@@ -115,10 +115,22 @@ class NgramTables(nn.Module):
 
     def _single(self, ids: torch.Tensor) -> torch.Tensor:
         known = ids < self.vocab_size
-        return _count(self.unigram[ids.masked_fill(~known, 0)]) * known
+        return self._elsewhere(self.unigram, ids.masked_fill(~known, 0)) * known
 
     def _pair(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        return _count(self.pair[self._hash(first, second)])
+        return self._elsewhere(self.pair, self._hash(first, second))
+
+    def _elsewhere(self, table: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """
+        Counts of `keys` `(B, T)`. In training less what the text itself added: the tables were fitted on it, and a count
+        that always holds the token it is asked about would teach the policy to trust what no new text can offer.
+        """
+        counts = _count(table[keys])
+        if not self.training:
+            return counts
+        positions = torch.arange(keys.shape[1], device=keys.device).expand_as(keys)
+        earlier, later, _ = _occurrences(keys, positions)
+        return (counts - (earlier + later + 1)).clamp(min=0)
 
     @staticmethod
     def _conditional(joint: torch.Tensor, context: torch.Tensor, backoff: torch.Tensor) -> torch.Tensor:
