@@ -280,7 +280,8 @@ class ForgetConfig(BudgetConfig):
 
     # Warm start
     warm_start_steps: int = field(
-        default=0, metadata={"help": "Steps of fitting the policy's ranking to the teacher's bits before the joint loop."}
+        default=0,
+        metadata={"help": "Steps of fitting the policy's ranking to the teacher's bits before the joint loop."},
     )
     warm_start_teacher: str = field(
         default="self_information",
@@ -307,6 +308,12 @@ class ForgetConfig(BudgetConfig):
         default=0.3,
         metadata={
             "help": "Share of a neighbour's reward credited to a token, per token of distance; 1 is the whole text."
+        },
+    )
+    neighbour_baseline: bool = field(
+        default=True,
+        metadata={
+            "help": "Credit a neighbour's reward less its mean over the masks in which the neighbour was decided alike."
         },
     )
     gamma: float = field(

@@ -76,7 +76,9 @@ def warm_start(
     targets = [of_text.clamp(max=_MOST_BITS) for of_text in bits]
     mean = torch.cat(targets).mean()
     policy = model.policy.train()
-    optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=learning_rate, weight_decay=0)
+    optimizer = torch.optim.AdamW(
+        [p for p in policy.parameters() if p.requires_grad], lr=learning_rate, weight_decay=0
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=steps, pct_start=0.05, cycle_momentum=False
     )
