@@ -287,6 +287,9 @@ class ForgetConfig(BudgetConfig):
         default="self_information",
         metadata={"help": "`self_information` (one LM pass per text) or `leave_one_out` (eight, both sides)."},
     )
+    warm_start_texts: int | None = field(
+        default=None, metadata={"help": "Training texts the teacher reads, the first of them; all by default."}
+    )
     warm_start_learning_rate: float = field(default=3e-3, metadata={"help": "Of the policy in the warm start."})
     warm_start_batch_size: int = field(default=32, metadata={"help": "Texts per step of the warm start."})
 
@@ -344,6 +347,8 @@ class ForgetConfig(BudgetConfig):
         _at_least(self, "num_masks", 2)
         _at_least(self, "warm_start_steps", 0)
         _at_least(self, "warm_start_batch_size", 1)
+        if self.warm_start_texts is not None:
+            _at_least(self, "warm_start_texts", 1)
         if self.warm_start_teacher not in ("self_information", "leave_one_out"):
             raise ValueError(
                 f"`warm_start_teacher` must be 'self_information' or 'leave_one_out', got {self.warm_start_teacher!r}."
