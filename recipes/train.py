@@ -52,6 +52,25 @@ def load_model(model_args: ModelArguments, tokenizer, training_texts: list[list[
     return model
 
 
+def start_from_ranking(model, training_texts: list[list[int]], args: ForgetConfig, console) -> None:
+    """The warm start: alike in every process, for it hangs on texts and seed alone."""
+    import torch
+
+    from tokforget.warm_start import teacher_bits, warm_start
+
+    texts = [torch.as_tensor(text) for text in training_texts[: args.warm_start_texts]]
+    bits = teacher_bits(model, texts, args.warm_start_teacher)
+    losses = warm_start(
+        model, texts, bits, args.warm_start_steps, args.warm_start_learning_rate, args.warm_start_batch_size,
+        args.min_rate, args.max_rate, args.seed,
+    )  # fmt: skip
+    first, last = (sum(part) / len(part) for part in (losses[:10], losses[-10:]))
+    console.print(
+        f"Warm start on {len(texts)} texts by {args.warm_start_teacher}: squared error {first:.1f} in the first ten steps, "
+        f"{last:.1f} bits² in the last."
+    )
+
+
 def compare_with_baselines(
     trainer, tokenizer, training_texts, test, layout: str, dataset_name: str, data_fingerprint: str
 ) -> list[dict]:
@@ -119,6 +138,8 @@ def main(argv: list[str] | None = None) -> None:
         )
     except HubError as error:  # with `push_to_hub` the repository is made now
         refuse(str(error))
+    if args.warm_start_steps and checkpoint is None:
+        start_from_ranking(model, train["input_ids"], args, console)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(args.output_dir, _internal_call=True)  # with `push_to_hub` sent below, with its measurements
     trainer.save_state()

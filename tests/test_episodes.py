@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tokforget.episodes import EpisodeBatch, decision_returns, leave_one_out_advantages, token_returns
+from tokforget.episodes import EpisodeBatch, decision_returns, leave_one_out_advantages, less_alike, token_returns
 
 
 def episodes(token_nll, keep_mask, valid=None, num_masks=2, window=2, **fields) -> EpisodeBatch:
@@ -35,6 +35,21 @@ def test_decay_zero_is_the_own_reward_and_one_the_whole_text():
     rewards = torch.tensor([[1.0, 2.0, 4.0]])
     assert torch.equal(token_returns(rewards, 1, decay=0.0, gamma=0.0), rewards)
     assert token_returns(rewards, 1, decay=1.0, gamma=0.0).tolist() == [[7.0, 7.0, 7.0]]
+
+
+def test_neighbours_are_compared_with_masks_that_decided_them_alike():
+    rewards = torch.tensor([[-2.0, -9.0], [-2.0, -5.0], [-7.0, -1.0]])
+    keep_mask = torch.tensor([[True, False], [True, False], [False, True]])
+    # Kept alike: the price, nothing is left of it. Dropped alike: what the rest of the text did. Decided so once: nothing.
+    assert less_alike(rewards, keep_mask, 3).tolist() == [[0, -4], [0, 4], [0, 0]]
+    nan = torch.tensor([[-2.0, torch.nan], [-2.0, -5.0], [-7.0, -1.0]])
+    assert less_alike(nan, keep_mask, 3)[1:].tolist() == [[0, 0], [0, 0]]
+    assert less_alike(nan, keep_mask, 3)[0].isnan().tolist() == [False, True], "an unscored episode stays unscored"
+
+
+def test_own_rewards_stay_whole_beside_those_of_neighbours():
+    rewards, rest = torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[10.0, 20.0, 40.0]])
+    assert token_returns(rewards, 1, 0.5, 0.0, rest).tolist() == [[1 + 10 + 10, 2 + 5 + 20, 4 + 2.5 + 10]]
 
 
 def test_decision_returns_by_hand():

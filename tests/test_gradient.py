@@ -13,7 +13,7 @@ from tests.conftest import PAIRS_VOCABULARY, make_gpt2, make_model, make_tokeniz
 from tokforget.baselines import Policy, Random
 from tokforget.config import ForgetConfig
 from tokforget.data import BlockCollator
-from tokforget.episodes import EpisodeBatch, leave_one_out_advantages, token_returns
+from tokforget.episodes import EpisodeBatch, leave_one_out_advantages, less_alike, token_returns
 from tokforget.evaluation import compare
 from tokforget.modeling import ForgetModel
 from tokforget.rewards import information_theoretic
@@ -77,11 +77,15 @@ def gradient_of(value: torch.Tensor, model: ForgetModel) -> torch.Tensor:
     return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, grads)])
 
 
-def policy_loss(model: ForgetModel, text: torch.Tensor, generator, num_masks=4, decay=1.0) -> torch.Tensor:
+def policy_loss(
+    model: ForgetModel, text: torch.Tensor, generator, num_masks=4, decay=1.0, neighbour_baseline=False
+) -> torch.Tensor:
     """Sum over tokens, mean over episodes: minus its gradient estimates that of the expected reward."""
     decisions = decide(model, text, num_masks, generator=generator)
     rewards = information_theoretic(collect(model, text, decisions, num_masks))
-    advantages = leave_one_out_advantages(token_returns(rewards, 3, decay=decay, gamma=0.0), num_masks)
+    of_neighbours = less_alike(rewards, decisions.actions.bool(), num_masks) if neighbour_baseline else None
+    returns = token_returns(rewards, 3, decay=decay, gamma=0.0, of_neighbours=of_neighbours)
+    advantages = leave_one_out_advantages(returns, num_masks)
     return -(advantages * decisions.log_probs).sum(1).mean()
 
 
@@ -96,6 +100,25 @@ def test_the_estimator_is_unbiased(tiny, text):
     assert torch.cosine_similarity(mean, exact, dim=0) > 0.985
     off = (mean - exact).abs() / (error + 1e-6 * exact.norm())
     assert (off < 4.5).all(), f"worst coordinate is {off.max():.1f} standard errors off"
+
+
+def test_the_neighbours_baseline_takes_noise_and_no_signal(base_folder, tokenizer, text):
+    """One window, where actions are independent: the same direction as the exact gradient, from less noisy samples."""
+    model = make_model(base_folder, tokenizer, window=TOKENS)
+    exact = gradient_of(expected_reward(model, text), model)
+    noise = {}
+    for baseline in (False, True):
+        generator = torch.Generator().manual_seed(0)
+        copies = text.expand(25, -1)
+        samples = torch.stack(
+            [
+                -gradient_of(policy_loss(model, copies, generator, 16, neighbour_baseline=baseline), model)
+                for _ in range(40)
+            ]
+        )
+        assert torch.cosine_similarity(samples.mean(0), exact, dim=0) > 0.985
+        noise[baseline] = samples.var(0).sum() / samples.mean(0).square().sum()
+    assert noise[True] < 0.8 * noise[False]
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.3, 1.0])

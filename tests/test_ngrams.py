@@ -48,3 +48,16 @@ def test_tables_need_text_and_a_power_of_two():
         NgramTables(10, 16).fit([])
     with pytest.raises(ValueError, match="power of two, got 100"):
         NgramTables(10, 100)
+
+
+def test_in_training_a_text_does_not_count_itself():
+    """Tables fitted on two texts tell, of the first, what tables fitted on the second alone would tell."""
+    first, second = [5, 6, 7, 5, 6, 8, 9], [5, 6, 7, 9, 9, 6, 7, 5, 6]
+    both, other = NgramTables(vocab_size=10, num_buckets=2**16), NgramTables(vocab_size=10, num_buckets=2**16)
+    both.fit([first, second])
+    other.fit([second])
+    other.total.copy_(both.total)  # the sum of all tokens stays that of the run: one text is nothing beside it
+    ids = torch.tensor([first])
+    valid = torch.ones_like(ids, dtype=torch.bool)
+    torch.testing.assert_close(both.train()(ids, valid), other.eval()(ids, valid))
+    assert not torch.allclose(both.eval()(ids, valid), other(ids, valid), atol=0.03)

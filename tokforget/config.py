@@ -283,6 +283,21 @@ class ForgetConfig(BudgetConfig):
         default=2e-3, metadata={"help": "Of the adapter; small models take 2e-3, GPT-2 takes 2e-4 to 1e-3."}
     )
 
+    # Warm start
+    warm_start_steps: int = field(
+        default=0,
+        metadata={"help": "Steps of fitting the policy's ranking to the teacher's bits before the joint loop."},
+    )
+    warm_start_teacher: str = field(
+        default="self_information",
+        metadata={"help": "`self_information` (one LM pass per text) or `leave_one_out` (eight, both sides)."},
+    )
+    warm_start_texts: int | None = field(
+        default=None, metadata={"help": "Training texts the teacher reads, the first of them; all by default."}
+    )
+    warm_start_learning_rate: float = field(default=3e-3, metadata={"help": "Of the policy in the warm start."})
+    warm_start_batch_size: int = field(default=32, metadata={"help": "Texts per step of the warm start."})
+
     # Episodes
     num_masks: int = field(default=4, metadata={"help": "Keep masks drawn per text and step, at least 2."})
 
@@ -301,6 +316,12 @@ class ForgetConfig(BudgetConfig):
         default=0.3,
         metadata={
             "help": "Share of a neighbour's reward credited to a token, per token of distance; 1 is the whole text."
+        },
+    )
+    neighbour_baseline: bool = field(
+        default=True,
+        metadata={
+            "help": "Credit a neighbour's reward less its mean over the masks in which the neighbour was decided alike."
         },
     )
     gamma: float = field(
@@ -329,12 +350,21 @@ class ForgetConfig(BudgetConfig):
         self.learning_rate = self.reconstructor_learning_rate
         super().__post_init__()
         _at_least(self, "num_masks", 2)
+        _at_least(self, "warm_start_steps", 0)
+        _at_least(self, "warm_start_batch_size", 1)
+        if self.warm_start_texts is not None:
+            _at_least(self, "warm_start_texts", 1)
+        if self.warm_start_teacher not in ("self_information", "leave_one_out"):
+            raise ValueError(
+                f"`warm_start_teacher` must be 'self_information' or 'leave_one_out', got {self.warm_start_teacher!r}."
+            )
         for name, high in (("credit_decay", 1.0), ("gamma", 1.0)):
             if not 0 <= getattr(self, name) <= high:
                 raise ValueError(f"`{name}` must lie in [0, {high:g}], got {getattr(self, name)}.")
         if not 0 <= self.random_mask_share < 1:
             raise ValueError(f"`random_mask_share` must lie in [0, 1), got {self.random_mask_share}.")
-        for name in ("policy_learning_rate", "reconstructor_learning_rate", "entropy_coef", "reconstructor_coef"):
+        for name in ("policy_learning_rate", "reconstructor_learning_rate", "entropy_coef", "reconstructor_coef",
+                     "warm_start_learning_rate"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
 

@@ -84,8 +84,33 @@ class EpisodeBatch:
         return values.repeat_interleave(self.window, 1)[:, : self.input_ids.shape[1]]
 
 
-def token_returns(rewards: torch.Tensor, window: int, decay: float, gamma: float) -> torch.Tensor:
-    """Token returns `C` `(N, T)` of token rewards `(N, T)`: the sum above, as one product with the `(T, T)` weights."""
+def less_alike(rewards: torch.Tensor, keep_mask: torch.Tensor, num_masks: int) -> torch.Tensor:
+    """
+    Token rewards `(N, T)` less their mean over the text's other masks in which the token was decided alike; 0 where it
+    was decided so in no other.
+
+    Most of a token's reward hangs on its own action: kept, it costs the price; dropped, about the bits it always loses. To
+    its neighbours that is noise. What is left is what *they* changed. A baseline may hang on the action of another token
+    without a bias for one's own, as long as the two were drawn independently, as they are within a window.
+    """
+    rewards, alike = rewards.view(-1, num_masks, rewards.shape[-1]), keep_mask.view(-1, num_masks, rewards.shape[-1])
+    rest = torch.zeros_like(rewards)
+    for chosen in (alike, ~alike):
+        scored = chosen & ~torch.isnan(rewards)
+        known = torch.where(scored, rewards, 0.0)
+        others = scored.sum(1, keepdim=True) - 1
+        mean = (known.sum(1, keepdim=True) - known) / others.clamp(min=1)
+        rest = torch.where(chosen, torch.where(others > 0, rewards - mean, 0.0 * rewards), rest)
+    return rest.flatten(0, 1)  # (N, T)
+
+
+def token_returns(
+    rewards: torch.Tensor, window: int, decay: float, gamma: float, of_neighbours: torch.Tensor | None = None
+) -> torch.Tensor:
+    """
+    Token returns `C` `(N, T)` of token rewards `(N, T)`: the sum above, as one product with the `(T, T)` weights. The
+    rewards of others are taken from `of_neighbours` `(N, T)` where it is given.
+    """
     position = torch.arange(rewards.shape[1], device=rewards.device)
     distance = (position[:, None] - position[None, :]).abs()
     later = (position[None, :] // window - position[:, None] // window).clamp(min=0)
@@ -93,7 +118,9 @@ def token_returns(rewards: torch.Tensor, window: int, decay: float, gamma: float
         torch.as_tensor(decay, dtype=rewards.dtype) ** distance,
         torch.where(later > 0, torch.as_tensor(gamma, dtype=rewards.dtype) ** later, 0.0),
     )
-    return rewards @ weight.T.to(rewards)  # (N, T)
+    if of_neighbours is None:
+        return rewards @ weight.T.to(rewards)  # (N, T)
+    return rewards + of_neighbours @ weight.fill_diagonal_(0.0).T.to(rewards)  # (N, T)
 
 
 def decision_returns(rewards: torch.Tensor, gamma: float) -> torch.Tensor:

@@ -82,43 +82,55 @@ class NgramTables(nn.Module):
             token and pair stand earlier in this text, how often the token stands later, the distance to its last
             occurrence, and the distance from both ends, as logarithms.
         """
-        # A text's ends look like the end id of its padding: no table has such a pair, so the counts say "unknown".
         ids = input_ids.masked_fill(~valid, 0)
-        edge = torch.full_like(ids[:, :1], self.vocab_size)
-        after = torch.where(valid, ids, self.vocab_size)
-        left, left2 = torch.cat([edge, ids[:, :-1]], 1), torch.cat([edge, edge, ids[:, :-2]], 1)[:, : ids.shape[1]]
-        right = torch.cat([after[:, 1:], edge], 1)
-
-        count = _count(self.unigram[ids])
-        unigram = (count + 1) / (self.total + self.vocab_size)
-        from_left = self._conditional(self._pair(left, ids), self._single(left), unigram)
-        from_right = self._conditional(self._pair(ids, right), self._single(right), unigram)
-        from_two = self._conditional(
-            _count(self.triple[self._hash(left2, left, ids)]), self._pair(left2, left), from_left
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        left, left2 = _shifted(ids, 1), _shifted(ids, 2)
+        # Counts of what ends at each token; those of what starts at it or lies around it are the same, moved.
+        pair_key = torch.where(valid, left * self.vocab_size + ids, -1 - positions)
+        in_text, pair_in_text = (
+            _occurrences(keys, positions) for keys in (torch.where(valid, ids, -1 - positions), pair_key)
         )
+        single = self._elsewhere(self.unigram, ids, valid, in_text)
+        pair = self._elsewhere(self.pair, self._hash(left, ids), valid & (positions > 0), pair_in_text)
+        whole = valid & (positions > 1)
+        triple = self._elsewhere(self.triple, self._hash(left2, left, ids), whole)
+        gap = self._elsewhere(self.gap, self._hash(left2, ids), whole)
+
+        unigram = (single + 1) / (self.total + self.vocab_size)
+        from_left = self._conditional(pair, _shifted(single, 1), unigram)
+        from_right = self._conditional(_shifted(pair, -1), _shifted(single, -1), unigram)
+        from_two = self._conditional(triple, _shifted(pair, 1), from_left)
         both = self._conditional(
-            _count(self.triple[self._hash(left, ids, right)]), _count(self.gap[self._hash(left, right)]),
-            (from_left * from_right / unigram).clamp(max=1.0),
-        )  # fmt: skip
+            _shifted(triple, -1), _shifted(gap, -1), (from_left * from_right / unigram).clamp(max=1.0)
+        )
         probability = torch.stack([unigram, from_left, from_right, from_two, both], -1)
         surprisal = -torch.log2(probability.clamp(min=1e-9)) / _FEATURE_SCALE
 
-        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        earlier, later, distance = _occurrences(after, positions)
-        pair_earlier, _, _ = _occurrences(
-            torch.where(valid, left * (self.vocab_size + 1) + ids, -1 - positions), positions
-        )
+        earlier, later, distance = in_text
         from_end = (valid.sum(1, keepdim=True) - 1 - positions).clamp(min=0)
-        in_text = torch.stack([earlier, pair_earlier, later, distance, positions, from_end], -1)
-        features = torch.cat([surprisal, torch.log2(1.0 + in_text) / _FEATURE_SCALE], -1)
+        places = torch.stack([earlier, pair_in_text[0], later, distance, positions, from_end], -1)
+        features = torch.cat([surprisal, torch.log2(1.0 + places) / _FEATURE_SCALE], -1)
         return features * valid[..., None]  # (B, T, F)
 
-    def _single(self, ids: torch.Tensor) -> torch.Tensor:
-        known = ids < self.vocab_size
-        return _count(self.unigram[ids.masked_fill(~known, 0)]) * known
+    def _elsewhere(
+        self,
+        table: torch.Tensor,
+        keys: torch.Tensor,
+        known: torch.Tensor,
+        in_text: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """
+        Counts `(B, T)` of `keys`, 0 where not `known`.
 
-    def _pair(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        return _count(self.pair[self._hash(first, second)])
+        In training less what the text itself added: the tables were fitted on it, and a count that always holds the token
+        it is asked about would teach the policy to trust what no new text can offer.
+        """
+        counts = _count(table[keys]) * known
+        if not self.training:
+            return counts
+        positions = torch.arange(keys.shape[1], device=keys.device).expand_as(keys)
+        earlier, later, _ = in_text or _occurrences(torch.where(known, keys, -1 - positions), positions)
+        return (counts - (earlier + later + 1)).clamp(min=0)
 
     @staticmethod
     def _conditional(joint: torch.Tensor, context: torch.Tensor, backoff: torch.Tensor) -> torch.Tensor:
@@ -129,7 +141,14 @@ class NgramTables(nn.Module):
 
 
 def _count(stored: torch.Tensor) -> torch.Tensor:
-    return torch.exp2(stored.float() / _LOG_STEPS) - 1
+    return (torch.exp2(stored.float() / _LOG_STEPS) - 1).round()  # exact for counts of up to 22
+
+
+def _shifted(values: torch.Tensor, places: int) -> torch.Tensor:
+    """Each row of `values` `(B, T)` moved `places` to the right (to the left if negative), zeros moved in."""
+    padding = (places, 0) if places > 0 else (0, -places)
+    padded = nn.functional.pad(values, padding)
+    return padded[:, : values.shape[1]] if places > 0 else padded[:, -places:]
 
 
 def _occurrences(keys: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

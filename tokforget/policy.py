@@ -152,7 +152,9 @@ class KeepMaskPolicy(nn.Module):
         self.to_memory = nn.Linear(hidden_size, head_size // 4)
         self.from_state = nn.Linear(2 * (head_size // 4) + 2, head_size, bias=False)
         self.to_logit = nn.Linear(head_size, 1)
-        # A policy starts as plain sampling at the requested rate: every ranking is still to be learnt.
+        # A policy starts as plain sampling at the requested rate: every ranking is still to be learnt. What was decided
+        # before counts for nothing at first, so that a ranking learnt from whole texts holds in every window.
+        nn.init.zeros_(self.from_state.weight)
         nn.init.zeros_(self.to_logit.weight)
         nn.init.zeros_(self.to_logit.bias)
 

@@ -27,7 +27,7 @@ import torch
 from tokforget.base_trainer import BudgetTrainer
 from tokforget.config import ForgetConfig
 from tokforget.data import BlockCollator
-from tokforget.episodes import EpisodeBatch, decision_returns, leave_one_out_advantages, token_returns
+from tokforget.episodes import EpisodeBatch, decision_returns, leave_one_out_advantages, less_alike, token_returns
 from tokforget.masking import draw_rates, draw_scores, keep_count, top_k_mask
 from tokforget.modeling import ForgetModel, ForgetOutput
 from tokforget.rewards import WeightedRewards
@@ -95,7 +95,14 @@ class ForgetTrainer(BudgetTrainer):
         outputs = model(**batch, num_masks=self.args.num_masks, generator=torch.default_generator)
         episodes = self._collect(batch, outputs)
         rewards = self.rewards(episodes)
-        returns = token_returns(rewards.per_token, episodes.window, self.args.credit_decay, self.args.gamma)
+        of_neighbours = (
+            less_alike(rewards.per_token, episodes.keep_mask, episodes.num_masks)
+            if self.args.neighbour_baseline
+            else None
+        )
+        returns = token_returns(
+            rewards.per_token, episodes.window, self.args.credit_decay, self.args.gamma, of_neighbours
+        )
         returns = returns + episodes.per_token(decision_returns(rewards.per_decision, self.args.gamma))  # (N, T)
         advantages = leave_one_out_advantages(returns, self.args.num_masks)
         policy_loss = -per_text_mean(advantages * outputs.log_probs, episodes.valid).mean()

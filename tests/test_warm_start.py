@@ -1,0 +1,58 @@
+"""The warm start: its teachers against the reconstructor's own scores, and a ranking that is really learnt."""
+
+import pytest
+import torch
+
+from tests.conftest import make_model
+from tokforget.warm_start import teacher_bits, warm_start
+
+
+TEXTS = [torch.arange(5, 5 + length) for length in (12, 7, 9)]
+
+
+@pytest.mark.parametrize("layout", ["prefix", "infill"])
+def test_self_information_is_the_base_models_surprisal(base_folder, tokenizer, layout):
+    model = make_model(base_folder, tokenizer, layout=layout)
+    with model.reconstructor.model.disable_adapter(), torch.no_grad():
+        for text, bits in zip(TEXTS, teacher_bits(model, TEXTS, "self_information")):
+            row = torch.cat([torch.tensor([model.config.marker_token_id]), text])[None]
+            log_p = model.reconstructor.model(input_ids=row).logits[0, :-1].log_softmax(-1)
+            expected = -log_p.gather(1, text[:, None]).squeeze(1) / torch.log(torch.tensor(2.0))
+            assert torch.allclose(bits, expected, atol=1e-4)
+
+
+def test_leave_one_out_is_what_the_reconstructor_loses(model):
+    found = teacher_bits(model, TEXTS, "leave_one_out")
+    for text, bits in zip(TEXTS, found):
+        valid = torch.ones(1, len(text), dtype=torch.bool)
+        for turn in range(8):
+            keep = (torch.arange(len(text)) % 8 != turn)[None]
+            with torch.no_grad():
+                nll = model.reconstructor.token_nll(text[None], keep, valid).nll[0]
+            assert torch.allclose(bits[~keep[0]], nll[~keep[0]], atol=1e-4)
+
+
+def test_a_ranking_is_learnt_and_holds_in_every_window(base_folder, tokenizer):
+    """Bits that hang on the token alone: after the fit the policy keeps the dearest, wherever they stand."""
+    model = make_model(base_folder, tokenizer)
+    torch.nn.init.zeros_(model.policy.to_logit.weight)
+    generator = torch.Generator().manual_seed(0)
+    texts = [torch.randint(5, 25, (16,), generator=generator) for _ in range(64)]
+    price = torch.randperm(25, generator=generator).float() / 3
+    losses = warm_start(model, texts, [price[text] for text in texts], 120, 1e-2, 16, 0.2, 0.8, seed=0)
+    assert sum(losses[-10:]) < 0.1 * sum(losses[:10])
+    model.eval()
+    ids = torch.stack(texts[:16])
+    keep = model.keep_mask(ids, torch.ones_like(ids), torch.full((16,), 0.5))
+    assert keep.sum(1).tolist() == [8] * 16
+    best = torch.stack([price[text].topk(8).values.sum() for text in texts[:16]])
+    assert ((price[ids] * keep).sum(1) > 0.97 * best).all()
+
+
+def test_the_same_seed_gives_the_same_start(base_folder, tokenizer):
+    states = []
+    for seed in (1, 1, 2):
+        model = make_model(base_folder, tokenizer)
+        warm_start(model, TEXTS, teacher_bits(model, TEXTS, "self_information"), 3, 1e-2, 2, 0.2, 0.8, seed)
+        states.append(model.policy.to_head.weight.detach())
+    assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])

@@ -1,0 +1,108 @@
+"""
+A ranking to start from: the policy learns, token by token, what the reconstructor's model cannot predict.
+
+One regression over the training texts before the joint loop. The teacher costs a language-model pass per text once; the
+policy gradient then starts from a ranking instead of a coin, and learns what bits alone do not say: which tokens tell about
+their neighbours, and at which rate.
+"""
+
+import torch
+from tqdm.auto import trange
+
+from tokforget.lm_baselines import probe
+from tokforget.modeling import ForgetModel
+
+
+TEACHERS = ("self_information", "leave_one_out")
+# A token of 20 bits is kept at any rate that one of 14 is kept at: the square of what is beyond would rule the fit.
+_MOST_BITS = 14.0
+# Bits per unit of the keep logit: with 2 the first masks of the joint loop still differ at their margins.
+_BITS_PER_LOGIT = 2.0
+_TEACHER_BATCH = 32
+_APART = 8
+
+
+@torch.no_grad()
+def teacher_bits(model: ForgetModel, texts: list[torch.Tensor], teacher: str) -> list[torch.Tensor]:
+    """
+    Bits of every token of each text, `(T,)` each, in the order given.
+
+    Args:
+        texts (`list[torch.LongTensor]`): Token ids.
+        teacher (`str`): `"self_information"`: surprisal under the base model, what stands to the left given; one pass per
+            text. `"leave_one_out"`: bits the reconstructor loses when every eighth token is missing, what stands on both
+            sides given; eight passes per text.
+    """
+    reconstructor = model.reconstructor
+    was_training = reconstructor.training
+    reconstructor.eval()
+    found: list[torch.Tensor | None] = [None] * len(texts)
+    by_length = sorted(range(len(texts)), key=lambda place: len(texts[place]))  # little padding
+    for start in range(0, len(texts), _TEACHER_BATCH):
+        places = by_length[start : start + _TEACHER_BATCH]
+        input_ids, valid = _pad([texts[place] for place in places], model.device)
+        if teacher == "self_information":
+            bits = reconstructor.self_information(input_ids, valid)
+        else:
+            bits = probe(reconstructor, input_ids, valid, valid, _APART)
+        for place, row in zip(places, bits.cpu()):
+            found[place] = row[: len(texts[place])]
+    reconstructor.train(was_training)
+    return found
+
+
+def warm_start(
+    model: ForgetModel,
+    texts: list[torch.Tensor],
+    bits: list[torch.Tensor],
+    steps: int,
+    learning_rate: float,
+    batch_size: int,
+    min_rate: float,
+    max_rate: float,
+    seed: int,
+) -> list[float]:
+    """
+    Fit the policy's first plan to the teacher's bits by least squares, the requested rate drawn at random.
+
+    Args:
+        texts (`list[torch.LongTensor]`), bits (`list[torch.FloatTensor]`): Training texts, and of [`teacher_bits`] theirs.
+        steps (`int`), learning_rate (`float`), batch_size (`int`): Of AdamW, the rate rising over a twentieth of the steps
+            and falling along a cosine.
+
+    Returns:
+        `list[float]`: Mean squared error of each step, bits squared.
+    """
+    targets = [of_text.clamp(max=_MOST_BITS) for of_text in bits]
+    mean = torch.cat(targets).mean()
+    policy = model.policy.train()
+    optimizer = torch.optim.AdamW(
+        [p for p in policy.parameters() if p.requires_grad], lr=learning_rate, weight_decay=0
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=steps, pct_start=0.05, cycle_momentum=False
+    )
+    generator, order, losses = torch.Generator().manual_seed(seed), [], []
+    for _ in trange(steps, desc="Warm start", leave=False):
+        if len(order) < batch_size:
+            order = torch.randperm(len(texts), generator=generator).tolist()
+        picked, order = order[:batch_size], order[batch_size:]
+        input_ids, valid = _pad([texts[n] for n in picked], model.device)
+        target = torch.cat([targets[n] for n in picked]).to(model.device)  # in the order of `valid`'s places
+        rate = min_rate + (max_rate - min_rate) * torch.rand(len(picked), generator=generator).to(model.device)
+        predicted = _BITS_PER_LOGIT * policy.first_plan(input_ids, valid, rate) + mean
+        loss = (predicted[valid] - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _pad(texts: list[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids `(B, T)`, 0 on padding, and their validity."""
+    input_ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+    lengths = torch.tensor([len(text) for text in texts])
+    return input_ids.to(device), (torch.arange(input_ids.shape[1]) < lengths[:, None]).to(device)
