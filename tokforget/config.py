@@ -239,6 +239,8 @@ class BudgetConfig(_BaseConfig):
     def __post_init__(self):
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and _gpu_has_bf16()
+        if self.data_seed is None:
+            self.data_seed = self.seed  # else the order of the texts would hang on the state of torch's generator
         if self.use_cpu or not _has_gpu():
             self.dataloader_pin_memory = False  # there is nothing to pin it for, and torch would say so
         if self.metric_for_best_model is not None and self.greater_is_better is None:
