@@ -27,6 +27,7 @@ from tokforget.config import (
     parse_arguments,
     refuse,
 )
+from tokforget.launch import check_launcher, check_run
 
 
 def load_model(model_args: ModelArguments, tokenizer, training_texts: list[list[int]], max_length: int):
@@ -75,10 +76,12 @@ def compare_with_baselines(
 
 
 def main(argv: list[str] | None = None) -> None:
+    check_launcher()
     data_args, model_args, args = parse_arguments((DataArguments, ModelArguments, ForgetConfig), argv, __doc__)
     if model_args.window >= data_args.max_length:
         refuse(f"`window` ({model_args.window}) must be below `max_length` ({data_args.max_length}): a text is decided in "
                "at least two windows.")  # fmt: skip
+    check_run(args)
     checkpoint = checkpoint_to_resume(args)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
 

@@ -89,7 +89,9 @@ class BudgetTrainer(_BaseTrainer):
         if not isinstance(sampler, RandomSampler):
             return sampler
         num_texts = len(sampler.data_source)
-        return RandomSampler(sampler.data_source, num_samples=num_texts - num_texts % self._texts_per_step or num_texts)
+        return RandomSampler(
+            sampler.data_source, num_samples=num_texts - num_texts % self._texts_per_step or num_texts
+        )
 
     def _number(self, num_texts: int) -> range:
         """

@@ -107,7 +107,9 @@ def row_noise(
     if generator is None or isinstance(generator, torch.Generator):
         return draw(valid.shape, generator=generator).to(valid.device)
     drawn = [draw(length, generator=own) for length, own in zip(valid.sum(1).tolist(), generator, strict=True)]
-    return torch.zeros(valid.shape, device=valid.device).masked_scatter(valid, torch.cat([torch.empty(0), *drawn]).to(valid.device))
+    return torch.zeros(valid.shape, device=valid.device).masked_scatter(
+        valid, torch.cat([torch.empty(0), *drawn]).to(valid.device)
+    )
 
 
 # -- masks to train on -------------------------------------------------------------------------------------------------

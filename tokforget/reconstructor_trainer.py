@@ -89,7 +89,9 @@ class ReconstructorTrainer(BudgetTrainer):
     def _kinds(self, numbers: range) -> list[str]:
         """Kinds of mask for the texts of these numbers, in their shares over the batch of all processes."""
         args, size = self.args, self._texts_per_step
-        kinds = draw_kinds(size, args.mask_kinds, args.mask_weights, seeded_generator(args.seed, numbers[0] // size, 1))
+        kinds = draw_kinds(
+            size, args.mask_kinds, args.mask_weights, seeded_generator(args.seed, numbers[0] // size, 1)
+        )
         return [kinds[number % size] for number in numbers]
 
     def _surprisal(self, input_ids: torch.Tensor) -> torch.Tensor:

@@ -103,7 +103,9 @@ class ForgetTrainer(BudgetTrainer):
         advantages = leave_one_out_advantages(returns, self.args.num_masks)
         policy_loss = -per_text_mean(advantages * outputs.log_probs, episodes.valid).mean()
         entropy = per_text_mean(outputs.entropy, episodes.valid).mean()
-        reconstruction_loss = outputs.bits_per_dropped.sum() / (len(numbers) * (self.args.num_masks + self._random_masks))
+        reconstruction_loss = outputs.bits_per_dropped.sum() / (
+            len(numbers) * (self.args.num_masks + self._random_masks)
+        )
         loss = policy_loss - self.args.entropy_coef * entropy + self.args.reconstructor_coef * reconstruction_loss
         self._record(
             episodes, rewards, advantages,
