@@ -131,6 +131,22 @@ class BudgetTrainer(_BaseTrainer):
         super().log({name: value for name, value in logs.items() if value == value}, start_time)
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
+    def evaluation_loop(self, *args, **kwargs):
+        """
+        As the host's, but for one before training. There the host prepares the model for evaluation alone; asked to train it
+        it finds it prepared and averages no gradients: every process would train a model of its own, without a word.
+        """
+        if self.is_in_train or self.accelerator._models:
+            return super().evaluation_loop(*args, **kwargs)
+        self.model.to(self.args.device)
+        with_deepspeed, self.is_deepspeed_enabled = self.is_deepspeed_enabled, False
+        self.accelerator._models.append(self.model)  # to the host: nothing is left to prepare
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            self.accelerator._models.remove(self.model)
+            self.is_deepspeed_enabled = with_deepspeed
+
     def _measure_rates(
         self,
         reconstructor: Reconstructor,
