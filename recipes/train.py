@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     from tokforget.run_blocks import draw_blocks
     from tokforget.trainer import ForgetTrainer
 
-    console = Console()
+    console = Console(quiet=args.process_index > 0)
     transformers.set_seed(args.seed)
     try:
         tokenizer = load_tokenizer(model_args.reconstructor_name_or_path, model_args.reconstructor_revision)

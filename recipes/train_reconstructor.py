@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     from tokforget.reconstructor_trainer import ReconstructorTrainer
     from tokforget.run_blocks import draw_blocks
 
-    console = Console()
+    console = Console(quiet=args.process_index > 0)
     transformers.set_seed(args.seed)
     try:
         tokenizer = load_tokenizer(model_args.reconstructor_name_or_path, model_args.reconstructor_revision)

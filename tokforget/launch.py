@@ -29,8 +29,12 @@ _MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 def check_launcher(environ: Mapping[str, str] = os.environ) -> None:
     """Refuse what cannot work whatever the arguments are; to be called before they are parsed, which starts processes."""
-    problem = _missing_for_deepspeed(environ) if _asks(environ, "ACCELERATE_USE_DEEPSPEED") else None
-    problem = problem or _only_process(environ)
+    problem = _only_process(environ)
+    if _asks(environ, "ACCELERATE_USE_DEEPSPEED"):
+        import torch
+
+        compiles = not torch.cuda.is_available() or environ.get("DS_ACCELERATOR") == "cpu"
+        problem = problem or _deepspeed_ignored(environ) or _missing_for_deepspeed(environ, compiles)
     if problem:
         refuse(problem)
 
@@ -109,10 +113,24 @@ def _only_process(environ: Mapping[str, str]) -> str | None:
     return None
 
 
-def _missing_for_deepspeed(environ: Mapping[str, str]) -> str | None:
+def _deepspeed_ignored(environ: Mapping[str, str]) -> str | None:
+    if _asks(environ, "ACCELERATE_USE_CPU"):
+        return (
+            "DeepSpeed was asked for, but under ACCELERATE_USE_CPU Accelerate leaves it out and trains plain copies. Unset that "
+            "variable and pass `--use_cpu true` to the run."
+        )
+    if environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
+        return (
+            "ZeRO-3 does not run: evaluation reads weights that it has divided among the processes. Launch with "
+            "accelerate_configs/deepspeed_zero2.yaml, or with multi_gpu.yaml, which needs no DeepSpeed."
+        )
+    return None
+
+
+def _missing_for_deepspeed(environ: Mapping[str, str], compiles: bool) -> str | None:
     if find_spec("deepspeed") is None:
         return 'DeepSpeed is not installed. Install it: `pip install -e ".[deepspeed]"`.'
-    if not _asks(environ, "ACCELERATE_USE_CPU"):
+    if not compiles:
         return None
     # On the CPU it compiles its communication at the first launch.
     compiler = environ.get("CXX", "c++")

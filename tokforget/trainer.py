@@ -8,7 +8,7 @@ Logged, averaged over the steps since the last log and over all processes:
     reward                  weighted sum of all rewards, per original token
     rewards/<name>          one reward, unweighted, per original token (bits for `information_theoretic`)
     bits_lost               bits lost per original token under the sampled masks
-    exact_restored          share of dropped tokens restored exactly, free-running, on a few texts of the last batch
+    exact_restored          share of dropped tokens restored exactly, free-running, on a few texts of the last batch, of each process
     rate, rate_target       kept / original of the sampled masks, and the budget in whole tokens that was asked for
     keep_price              bits charged per kept token
     entropy                 of the policy per token, nats; log 2 = 0.693 is a coin
@@ -189,11 +189,11 @@ class ForgetTrainer(BudgetTrainer):
     @torch.no_grad()
     def _sampled_restoration(self) -> dict[str, float]:
         input_ids, keep_mask, valid = self._last_batch
-        dropped = int((~keep_mask & valid).sum())
-        if not dropped:
-            return {}
         restored = self._unwrapped.reconstructor.restore(input_ids, keep_mask, valid).input_ids
-        return {"exact_restored": int(exact_restored(restored, input_ids, keep_mask, valid).sum()) / dropped}
+        exact = exact_restored(restored, input_ids, keep_mask, valid).sum()
+        counts = torch.stack([exact, (~keep_mask & valid).sum()])
+        exact, dropped = self.accelerator.gather(counts[None]).sum(0).tolist()
+        return {"exact_restored": exact / dropped} if dropped else {}
 
     @staticmethod
     def _warn_of_collapse(logs: dict[str, float]) -> None:
