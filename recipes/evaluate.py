@@ -17,9 +17,11 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 from tokforget.config import parse_arguments, refuse
 from tokforget.evaluation_config import EvaluationArguments
+from tokforget.launch import check_launcher
 
 
 def main(argv: list[str] | None = None) -> None:
+    check_launcher()
     (args,) = parse_arguments((EvaluationArguments,), argv, __doc__)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
 

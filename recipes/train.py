@@ -27,6 +27,7 @@ from tokforget.config import (
     parse_arguments,
     refuse,
 )
+from tokforget.launch import check_launcher, check_run
 
 
 def load_model(model_args: ModelArguments, tokenizer, training_texts: list[list[int]], max_length: int):
@@ -94,10 +95,12 @@ def compare_with_baselines(
 
 
 def main(argv: list[str] | None = None) -> None:
+    check_launcher()
     data_args, model_args, args = parse_arguments((DataArguments, ModelArguments, ForgetConfig), argv, __doc__)
     if model_args.window >= data_args.max_length:
         refuse(f"`window` ({model_args.window}) must be below `max_length` ({data_args.max_length}): a text is decided in "
                "at least two windows.")  # fmt: skip
+    check_run(args)
     checkpoint = checkpoint_to_resume(args)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
 
@@ -110,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     from tokforget.run_blocks import draw_blocks
     from tokforget.trainer import ForgetTrainer
 
-    console = Console()
+    console = Console(quiet=args.process_index > 0)
     transformers.set_seed(args.seed)
     try:
         tokenizer = load_tokenizer(model_args.reconstructor_name_or_path, model_args.reconstructor_revision)

@@ -18,6 +18,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renames between its own parts
 
 from tokforget.config import DataArguments, as_record, checkpoint_to_resume, parse_arguments, refuse
+from tokforget.launch import check_launcher, check_run
 from tokforget.reconstructor_config import ReconstructorArguments, ReconstructorConfig
 
 
@@ -78,9 +79,11 @@ def print_table(rows: list[dict], console) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    check_launcher()
     data_args, model_args, args = parse_arguments(
         (DataArguments, ReconstructorArguments, ReconstructorConfig), argv, __doc__
     )
+    check_run(args)
     checkpoint = checkpoint_to_resume(args)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
 
@@ -93,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
     from tokforget.reconstructor_trainer import ReconstructorTrainer
     from tokforget.run_blocks import draw_blocks
 
-    console = Console()
+    console = Console(quiet=args.process_index > 0)
     transformers.set_seed(args.seed)
     try:
         tokenizer = load_tokenizer(model_args.reconstructor_name_or_path, model_args.reconstructor_revision)

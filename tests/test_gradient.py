@@ -90,7 +90,7 @@ def policy_loss(
 
 
 def test_the_estimator_is_unbiased(tiny, text):
-    """60 batches of 400 episodes: each coordinate within 4.5 standard errors, the direction within 10 degrees."""
+    """60 batches of 400 episodes: each coordinate within 6 standard errors, the direction within 10 degrees."""
     exact = gradient_of(expected_reward(tiny, text), tiny)
     generator = torch.Generator().manual_seed(0)
     copies = text.expand(100, -1)
@@ -99,7 +99,8 @@ def test_the_estimator_is_unbiased(tiny, text):
     assert exact.norm() > 1e-3
     assert torch.cosine_similarity(mean, exact, dim=0) > 0.985
     off = (mean - exact).abs() / (error + 1e-6 * exact.norm())
-    assert (off < 4.5).all(), f"worst coordinate is {off.max():.1f} standard errors off"
+    # By chance one of 3,637 coordinates with Student's t of 59 degrees lies above 4.5 in one run of 8, above 6 in one of 2,200.
+    assert (off < 6).all(), f"worst coordinate is {off.max():.1f} standard errors off"
 
 
 def test_the_neighbours_baseline_takes_noise_and_no_signal(base_folder, tokenizer, text):

@@ -96,7 +96,7 @@ def test_padding_and_neighbours_change_neither_loss_nor_gradient(base_folder, to
     torch.nn.init.normal_(next(p for n, p in trainer.model.named_parameters() if "lora_B" in n), std=0.3)
     places = torch.arange(16) * 7 % 11  # masks that do not hang on the shape of the batch
     monkeypatch.setattr(
-        reconstructor_trainer, "draw_scores", lambda kinds, valid, _: places[: valid.shape[1]].float() * valid
+        reconstructor_trainer, "draw_scores", lambda kinds, valid, *_: places[: valid.shape[1]].float() * valid
     )
     texts = [{"input_ids": list(range(5, 5 + length))} for length in (12, 7, 3)]
 

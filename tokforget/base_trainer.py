@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import RandomSampler, Sampler
 from transformers import EarlyStoppingCallback, EvalPrediction
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, rotate_checkpoints
 
@@ -20,6 +21,7 @@ from tokforget._trl import _BaseTrainer
 from tokforget.cards import RESULTS, write_card
 from tokforget.evaluation import measure, summarise, write_json
 from tokforget.hub import HubError, Uploaded, create_repository
+from tokforget.masking import seeded_generator
 from tokforget.reconstructor import Reconstructor
 from tokforget.run_facts import RunFacts
 from tokforget.sharing import share
@@ -71,7 +73,6 @@ class BudgetTrainer(_BaseTrainer):
         self.add_callback(self.run_facts)
         self._metrics: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._tokens_seen, self._clock = 0, time.perf_counter()
-        torch.manual_seed(args.seed + self.accelerator.process_index)  # every process draws its own keep masks
 
     def _send_telemetry(self) -> None:
         """The host's base would ping its makers here; tokforget sends nothing on its own."""
@@ -79,6 +80,42 @@ class BudgetTrainer(_BaseTrainer):
     @property
     def _unwrapped(self):
         return self.accelerator.unwrap_model(self.model)
+
+    # -- texts and their randomness ------------------------------------------------------------------------------------
+    _drawing_step, _micro_batch = -1, 0
+
+    @property
+    def _texts_per_step(self) -> int:
+        args = self.args
+        return args.train_batch_size * self.accelerator.num_processes * args.gradient_accumulation_steps
+
+    def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
+        """
+        Whole batches: what an epoch has left over waits for the next shuffle. Else the last batch would be small in one
+        process, and filled up with texts seen before in several.
+        """
+        sampler = super()._get_train_sampler(train_dataset)
+        if not isinstance(sampler, RandomSampler):
+            return sampler
+        num_texts = len(sampler.data_source)
+        return RandomSampler(
+            sampler.data_source, num_samples=num_texts - num_texts % self._texts_per_step or num_texts
+        )
+
+    def _number(self, num_texts: int) -> range:
+        """
+        Numbers of this micro-batch's texts: they count the texts of the run, in the order in which one process with the
+        whole batch would see them. A text's random numbers hang on the seed and on its number alone, hence neither on
+        how a batch is spread over processes and micro-batches nor on where a run was interrupted.
+        """
+        args, step = self.args, self.state.global_step
+        self._drawing_step, self._micro_batch = step, self._micro_batch + 1 if step == self._drawing_step else 0
+        batch = (step * args.gradient_accumulation_steps + self._micro_batch) * self.accelerator.num_processes
+        first = (batch + self.accelerator.process_index) * args.train_batch_size
+        return range(first, first + num_texts)
+
+    def _generators(self, numbers: range) -> list[torch.Generator]:
+        return [seeded_generator(self.args.seed, number, 0) for number in numbers]
 
     # -- logging -------------------------------------------------------------------------------------------------------
     def _note(self, num_tokens: int, values: dict[str, torch.Tensor]) -> None:
@@ -104,6 +141,22 @@ class BudgetTrainer(_BaseTrainer):
         super().log({name: value for name, value in logs.items() if value == value}, start_time)
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
+    def evaluation_loop(self, *args, **kwargs):
+        """
+        As the host's, but for one before training. There the host prepares the model for evaluation alone; asked to train it
+        it finds it prepared and averages no gradients: every process would train a model of its own, without a word.
+        """
+        if self.is_in_train or self.accelerator._models:
+            return super().evaluation_loop(*args, **kwargs)
+        self.model.to(self.args.device)
+        with_deepspeed, self.is_deepspeed_enabled = self.is_deepspeed_enabled, False
+        self.accelerator._models.append(self.model)  # to the host: nothing is left to prepare
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            self.accelerator._models.remove(self.model)
+            self.is_deepspeed_enabled = with_deepspeed
+
     def _measure_rates(
         self,
         reconstructor: Reconstructor,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import yaml
+from accelerate.utils import parse_flag_from_env
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import HubStrategy, get_last_checkpoint
 
@@ -212,7 +213,10 @@ class BudgetConfig(_BaseConfig):
 
     # Host defaults that differ here
     bf16: bool | None = field(
-        default=None, metadata={"help": "bfloat16 autocast; by default on where a GPU supports it, off on CPU."}
+        default=None,
+        metadata={
+            "help": "bfloat16 autocast; by default on where a GPU supports it, off on CPU and under DeepSpeed or FSDP."
+        },
     )
     gradient_checkpointing: bool | None = field(
         default=None, metadata={"help": "Not supported: models of the sizes trained here fit without it."}
@@ -238,7 +242,11 @@ class BudgetConfig(_BaseConfig):
 
     def __post_init__(self):
         if self.bf16 is None:
-            self.bf16 = not self.fp16 and not self.use_cpu and _gpu_has_bf16()
+            # DeepSpeed and FSDP would store weights in bfloat16, which is another thing than autocast: only when asked for.
+            sharded = any(parse_flag_from_env(name) for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"))
+            self.bf16 = not self.fp16 and not self.use_cpu and not sharded and _gpu_has_bf16()
+        if self.data_seed is None:
+            self.data_seed = self.seed  # else the order of the texts would hang on the state of torch's generator
         if self.use_cpu or not _has_gpu():
             self.dataloader_pin_memory = False  # there is nothing to pin it for, and torch would say so
         if self.metric_for_best_model is not None and self.greater_is_better is None:

@@ -9,9 +9,10 @@ from importlib import metadata, util
 from pathlib import Path
 
 import tokforget
+from tokforget.launches import as_facts
 
 
-LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "safetensors",
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets", "tokenizers", "safetensors",
              "huggingface_hub", "numpy", "langchain-core", "llama-index-core")  # fmt: skip
 # What changes how the libraries behave. Only names that hold no secrets.
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM")
@@ -34,6 +35,7 @@ def describe(ask_torch: bool = False) -> dict[str, str]:
         "devices": _nvidia_devices(),
         "CPUs": f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} usable of {os.cpu_count()}",
         **{name: os.environ[name] for name in VARIABLES if name in os.environ},
+        **as_facts(),
     }
     return facts | (_torch_facts() if ask_torch else {})
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, parse_flag_from_env
 from rich.console import Console
 from transformers import AutoTokenizer
 
@@ -21,6 +21,7 @@ from tokforget.data import BlockCollator, data_fingerprint, load_blocks
 from tokforget.downstream import Continuations, Reading, compress_contexts, load_questions, read_all
 from tokforget.evaluation import KEEP_ALL, Comparison, judge, print_table, rows_of, write_json
 from tokforget.evaluation_config import EvaluationArguments
+from tokforget.launch import check_evaluation
 from tokforget.modeling import ForgetModel
 from tokforget.reader import load_reader, load_tokenizer
 from tokforget.reconstructor import Reconstructor
@@ -53,7 +54,9 @@ class EvaluationRun:
 
     def __init__(self, args: EvaluationArguments, console: Console | None = None):
         self.args, self.console = args, console or Console()
-        self.state = PartialState(cpu=args.use_cpu)
+        # A launcher says it by a variable; TrainingArguments know it, PartialState does not.
+        self.state = PartialState(cpu=args.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU"))
+        check_evaluation(self.state.num_processes)
         self.device = self.state.device
         judge_path = args.reconstructor_name_or_path or args.models[0][1]
         self.tokenizer = load_tokenizer(judge_path)

@@ -7,8 +7,9 @@ The masks that a reconstructor trains on come in kinds: `random` tokens, random 
 rare tokens kept, by a noisy surprisal.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
 
@@ -83,10 +84,38 @@ def random_keep_mask(counts: torch.Tensor, valid: torch.Tensor, generator: torch
     return top_k_mask(noise, counts, valid)
 
 
+# -- randomness --------------------------------------------------------------------------------------------------------
+# One generator for a whole batch, or one for each row.
+Generators = torch.Generator | Sequence[torch.Generator]
+
+
+def seeded_generator(*words: int) -> torch.Generator:
+    """A generator for each tuple of non-negative numbers, such as a seed and the number of a text."""
+    # Hashed: torch's own seeding looks at 32 bits and makes streams of neighbouring seeds from neighbouring states.
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
+
+
+def row_noise(
+    valid: torch.Tensor, generator: Generators | None = None, draw: Callable[..., torch.Tensor] = torch.rand
+) -> torch.Tensor:
+    """
+    Noise `(B, T)`, uniform or from another `draw`.
+
+    A row that has its own generator draws as many numbers as it has tokens in `valid` `(B, T)`: neither padding nor its
+    neighbours change them. One generator may serve several rows, in their order.
+    """
+    if generator is None or isinstance(generator, torch.Generator):
+        return draw(valid.shape, generator=generator).to(valid.device)
+    drawn = [draw(length, generator=own) for length, own in zip(valid.sum(1).tolist(), generator, strict=True)]
+    return torch.zeros(valid.shape, device=valid.device).masked_scatter(
+        valid, torch.cat([torch.empty(0), *drawn]).to(valid.device)
+    )
+
+
 # -- masks to train on -------------------------------------------------------------------------------------------------
-def draw_rates(num_texts: int, low: float, high: float, generator: torch.Generator | None = None) -> torch.Tensor:
+def draw_rates(num_texts: int, low: float, high: float, generator: Generators | None = None) -> torch.Tensor:
     """Rates `(num_texts,)`, uniform between `low` and `high`."""
-    return low + (high - low) * torch.rand(num_texts, generator=generator)
+    return low + (high - low) * row_noise(torch.ones(num_texts, 1, dtype=torch.bool), generator).squeeze(1)
 
 
 def draw_kinds(
@@ -108,7 +137,7 @@ def draw_scores(
     kinds: Sequence[str],
     valid: torch.Tensor,
     surprisal: torch.Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generators | None = None,
 ) -> torch.Tensor:
     """
     Random scores whose top-k is a mask of the given kind, at any count.
@@ -118,18 +147,23 @@ def draw_scores(
         valid (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): False for padding.
         surprisal (`torch.FloatTensor` of shape `(batch_size, num_tokens)`, *optional*):
             Bits of each token under a unigram model; needed for `frequency`.
+        generator (`torch.Generator`, or a list of one for each text, *optional*): See [`row_noise`].
 
     Returns:
         `torch.FloatTensor` of shape `(batch_size, num_tokens)`: For [`top_k_mask`], which keeps the highest.
     """
-    scores = torch.rand(valid.shape, generator=generator).to(valid.device)
+    scores = row_noise(valid, generator)
     rows = {kind: [row for row, other in enumerate(kinds) if other == kind] for kind in MASK_KINDS}
-    if rows["frequency"]:
-        noise = torch.randn(valid.shape, generator=generator).to(valid.device)
-        scores[rows["frequency"]] = (surprisal + _NOISY_FREQUENCY_BITS * noise)[rows["frequency"]]
-    if rows["span"]:
-        starts = torch.rand(valid.shape, generator=generator).to(valid.device) < 1 / _SEGMENT_TOKENS
+
+    def noise_of(rows: list[int], draw: Callable[..., torch.Tensor]) -> torch.Tensor:
+        own = generator if isinstance(generator, torch.Generator | None) else [generator[row] for row in rows]
+        return row_noise(valid[rows], own, draw)
+
+    if some := rows["frequency"]:
+        scores[some] = surprisal[some] + _NOISY_FREQUENCY_BITS * noise_of(some, torch.randn)
+    if some := rows["span"]:
+        starts = noise_of(some, torch.rand) < 1 / _SEGMENT_TOKENS
         starts[:, 0] = False
         # One score per segment: it is kept or dropped as a whole, but for the one that the budget cuts.
-        scores[rows["span"]] = scores.gather(1, starts.long().cumsum(1))[rows["span"]]
+        scores[some] = scores[some].gather(1, starts.long().cumsum(1))
     return scores  # (B, T)

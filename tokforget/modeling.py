@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 
 from tokforget.cards import PLOT, write_card
 from tokforget.hub import Uploaded, upload
-from tokforget.masking import keep_count
+from tokforget.masking import Generators, keep_count
 from tokforget.model_folder import ADAPTER, MODEL_TYPE, WEIGHTS, check_model_folder, local_folder
 from tokforget.policy import KeepMaskPolicy
 from tokforget.reconstructor import Reconstructor, load_adapter, load_base_model
@@ -130,7 +130,7 @@ class ForgetModel(PreTrainedModel):
         attention_mask: torch.Tensor,
         rate: torch.Tensor,
         num_masks: int = 1,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
         random_texts: torch.Tensor | None = None,
         random_keep_mask: torch.Tensor | None = None,
     ) -> ForgetOutput:
@@ -142,7 +142,8 @@ class ForgetModel(PreTrainedModel):
                 Texts, padded on the right.
             rate (`torch.FloatTensor` of shape `(B,)`): Requested rates.
             num_masks (`int`): Episodes per text.
-            generator (`torch.Generator`, *optional*): Samples the keep masks; without it the best are taken.
+            generator (`torch.Generator`, or a list of one for each episode, *optional*): Samples the keep masks; without
+                it the best are taken.
             random_texts (`torch.LongTensor` of shape `(R,)`, *optional*), random_keep_mask (`torch.BoolTensor` of shape
                 `(R, T)`, *optional*): Further rows for the reconstructor: which text, under which mask.
         """

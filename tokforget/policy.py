@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tokforget.masking import top_k_mask
+from tokforget.masking import Generators, row_noise, top_k_mask
 from tokforget.ngrams import NgramTables
 
 
@@ -207,7 +207,7 @@ class KeepMaskPolicy(nn.Module):
         rate: torch.Tensor,
         counts: torch.Tensor,
         num_masks: int = 1,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
         actions: torch.Tensor | None = None,
     ) -> Decisions:
         """
@@ -219,8 +219,8 @@ class KeepMaskPolicy(nn.Module):
             rate (`torch.FloatTensor` of shape `(batch_size,)`): The requested rate, which the trunk sees.
             counts (`torch.LongTensor` of shape `(batch_size,)`): The budget, tokens to keep.
             num_masks (`int`): Episodes per text; those of one text stand side by side.
-            generator (`torch.Generator`, *optional*): Samples, with an expected count equal to the budget. Without it
-                the best tokens are kept, exactly `counts` of them.
+            generator (`torch.Generator`, or a list of one for each episode, *optional*): Samples, with an expected count
+                equal to the budget. Without it the best tokens are kept, exactly `counts` of them.
             actions (`torch.LongTensor` of shape `(batch_size * num_masks, num_tokens)`, *optional*):
                 Decisions taken before, whose log-probabilities are wanted.
 
@@ -233,6 +233,7 @@ class KeepMaskPolicy(nn.Module):
         valid, rate, left = (part.repeat_interleave(num_masks, 0) for part in (valid, rate, counts))
         tokens_left = valid.sum(1)
         total = tokens_left.clamp(min=1)
+        noise = None if generator is None else row_noise(valid, generator)  # (N, T)
         memory = memory_inputs.new_zeros(len(left), 2 * memory_inputs.shape[-1])
         taken: list[torch.Tensor] = []
         logits: list[torch.Tensor] = []
@@ -243,13 +244,12 @@ class KeepMaskPolicy(nn.Module):
             pace = left / tokens_left.clamp(min=1) - rate
             state = torch.cat([memory, torch.stack([pace, tokens_left / total], -1).to(memory.dtype)], -1)
             planned = self.plan(head_inputs[:, start:], state)
-            if actions is not None or generator is not None:
+            if actions is not None or noise is not None:
                 biased = meet_budget(planned, left, rest)[:, : here.shape[1]]
                 if actions is not None:
                     chosen = actions[:, window]
                 else:
-                    noise = torch.rand(biased.shape, generator=generator).to(biased.device)
-                    chosen = ((noise < torch.sigmoid(biased)) & here).long()
+                    chosen = ((noise[:, window] < torch.sigmoid(biased)) & here).long()
             else:
                 biased = planned[:, : here.shape[1]]
                 chosen = top_k_mask(planned.detach(), left, rest)[:, : here.shape[1]].long()

@@ -26,7 +26,7 @@ import torch
 
 from tokforget.base_trainer import BudgetTrainer
 from tokforget.data import BlockCollator
-from tokforget.masking import draw_kinds, draw_rates, draw_scores, keep_count, top_k_mask
+from tokforget.masking import draw_kinds, draw_rates, draw_scores, keep_count, seeded_generator, top_k_mask
 from tokforget.reconstructor import Reconstructor
 from tokforget.reconstructor_config import ReconstructorConfig
 from tokforget.reconstructor_folder import load_weights, save_weights
@@ -70,9 +70,10 @@ class ReconstructorTrainer(BudgetTrainer):
     # -- one step ------------------------------------------------------------------------------------------------------
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         input_ids, valid = inputs["input_ids"], inputs["attention_mask"].bool()
-        kinds = draw_kinds(len(input_ids), self.args.mask_kinds, self.args.mask_weights)
-        rate = draw_rates(len(input_ids), self.args.min_rate, self.args.max_rate).to(input_ids.device)
-        scores = draw_scores(kinds, valid, self._surprisal(input_ids))
+        numbers = self._number(len(input_ids))
+        kinds, generators = self._kinds(numbers), self._generators(numbers)
+        rate = draw_rates(len(input_ids), self.args.min_rate, self.args.max_rate, generators).to(input_ids.device)
+        scores = draw_scores(kinds, valid, self._surprisal(input_ids), generators)
         keep_mask = top_k_mask(scores, keep_count(valid.sum(1), rate), valid)  # (B, T)
         token_nll = model(input_ids=input_ids, keep_mask=keep_mask, valid=valid)  # (B, T)
         bits_per_dropped = per_text_mean(token_nll, ~keep_mask & valid)  # (B,)
@@ -84,6 +85,14 @@ class ReconstructorTrainer(BudgetTrainer):
             | {"bits_lost": token_nll.sum() / valid.sum(), "rate": compression_rate(keep_mask, valid).mean()},
         )
         return (loss, {"token_nll": token_nll}) if return_outputs else loss
+
+    def _kinds(self, numbers: range) -> list[str]:
+        """Kinds of mask for the texts of these numbers, in their shares over the batch of all processes."""
+        args, size = self.args, self._texts_per_step
+        kinds = draw_kinds(
+            size, args.mask_kinds, args.mask_weights, seeded_generator(args.seed, numbers[0] // size, 1)
+        )
+        return [kinds[number % size] for number in numbers]
 
     def _surprisal(self, input_ids: torch.Tensor) -> torch.Tensor:
         self.surprisal = self.surprisal.to(input_ids.device)

@@ -8,7 +8,7 @@ Logged, averaged over the steps since the last log and over all processes:
     reward                  weighted sum of all rewards, per original token
     rewards/<name>          one reward, unweighted, per original token (bits for `information_theoretic`)
     bits_lost               bits lost per original token under the sampled masks
-    exact_restored          share of dropped tokens restored exactly, free-running, on a few texts of the last batch
+    exact_restored          share of dropped tokens restored exactly, free-running, on a few texts of the last batch, of each process
     rate, rate_target       kept / original of the sampled masks, and the budget in whole tokens that was asked for
     keep_price              bits charged per kept token
     entropy                 of the policy per token, nats; log 2 = 0.693 is a coin
@@ -91,8 +91,11 @@ class ForgetTrainer(BudgetTrainer):
         return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        batch = self._draw(inputs)
-        outputs = model(**batch, num_masks=self.args.num_masks, generator=torch.default_generator)
+        numbers = self._number(len(inputs["input_ids"]))
+        generators = self._generators(numbers)
+        batch = self._draw(inputs, numbers, generators)
+        sampling = [own for own in generators for _ in range(self.args.num_masks)]
+        outputs = model(**batch, num_masks=self.args.num_masks, generator=sampling)
         episodes = self._collect(batch, outputs)
         rewards = self.rewards(episodes)
         of_neighbours = (
@@ -107,7 +110,9 @@ class ForgetTrainer(BudgetTrainer):
         advantages = leave_one_out_advantages(returns, self.args.num_masks)
         policy_loss = -per_text_mean(advantages * outputs.log_probs, episodes.valid).mean()
         entropy = per_text_mean(outputs.entropy, episodes.valid).mean()
-        reconstruction_loss = outputs.bits_per_dropped.mean()
+        reconstruction_loss = outputs.bits_per_dropped.sum() / (
+            len(numbers) * (self.args.num_masks + self._random_masks)
+        )
         loss = policy_loss - self.args.entropy_coef * entropy + self.args.reconstructor_coef * reconstruction_loss
         self._record(
             episodes, rewards, advantages,
@@ -115,19 +120,27 @@ class ForgetTrainer(BudgetTrainer):
         )  # fmt: skip
         return (loss, outputs) if return_outputs else loss
 
-    def _draw(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    @property
+    def _random_masks(self) -> float:
+        """Random keep masks per text; of a fraction, every so manieth text has one."""
+        return self.args.num_masks * self.args.random_mask_share / (1 - self.args.random_mask_share)
+
+    def _draw(
+        self, inputs: dict[str, torch.Tensor], numbers: range, generators: list[torch.Generator]
+    ) -> dict[str, torch.Tensor]:
         """A rate for each text, and the random keep masks of the reconstructor's share of the batch."""
         input_ids, valid = inputs["input_ids"], inputs["attention_mask"].bool()
-        batch_size, low, high = len(input_ids), self.args.min_rate, self.args.max_rate
-        rate = draw_rates(batch_size, low, high).to(input_ids.device)
-        share = self.args.random_mask_share
-        num_random = round(batch_size * self.args.num_masks * share / (1 - share))
-        texts = (torch.arange(num_random) % batch_size).to(input_ids.device)
-        random_rate = draw_rates(num_random, low, high).to(input_ids.device)
+        low, high, device = self.args.min_rate, self.args.max_rate, input_ids.device
+        rate = draw_rates(len(numbers), low, high, generators).to(device)
+        # The masks of the run are counted, too: the n-th text has those from floor(n * share) on.
+        masks = [range(int(n * self._random_masks), int((n + 1) * self._random_masks)) for n in numbers]
+        rows = [row for row, own in enumerate(masks) for _ in own]
+        texts, own_generators = torch.tensor(rows, dtype=torch.long, device=device), [generators[row] for row in rows]
+        random_rate = draw_rates(len(rows), low, high, own_generators).to(device)
         ngrams = self._unwrapped.policy.ngrams
-        kinds = ["random" if ngrams is None or n % 2 == 0 else "frequency" for n in range(num_random)]
+        kinds = ["random" if ngrams is None or m % 2 == 0 else "frequency" for own in masks for m in own]
         surprisal = None if ngrams is None else ngrams.surprisal(input_ids[texts])
-        scores = draw_scores(kinds, valid[texts], surprisal)
+        scores = draw_scores(kinds, valid[texts], surprisal, own_generators)
         mask = top_k_mask(scores, keep_count(valid[texts].sum(1), random_rate), valid[texts])
         return {
             "input_ids": input_ids, "attention_mask": inputs["attention_mask"], "rate": rate,
@@ -183,11 +196,11 @@ class ForgetTrainer(BudgetTrainer):
     @torch.no_grad()
     def _sampled_restoration(self) -> dict[str, float]:
         input_ids, keep_mask, valid = self._last_batch
-        dropped = int((~keep_mask & valid).sum())
-        if not dropped:
-            return {}
         restored = self._unwrapped.reconstructor.restore(input_ids, keep_mask, valid).input_ids
-        return {"exact_restored": int(exact_restored(restored, input_ids, keep_mask, valid).sum()) / dropped}
+        exact = exact_restored(restored, input_ids, keep_mask, valid).sum()
+        counts = torch.stack([exact, (~keep_mask & valid).sum()])
+        exact, dropped = self.accelerator.gather(counts[None]).sum(0).tolist()
+        return {"exact_restored": exact / dropped} if dropped else {}
 
     @staticmethod
     def _warn_of_collapse(logs: dict[str, float]) -> None:

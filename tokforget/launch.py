@@ -1,0 +1,153 @@
+"""
+What a launcher may leave in the way of a run: copies instead of processes, another precision, sharding that is not there.
+
+`accelerate launch` and `torchrun` speak to a script by environment variables. Where these and the run disagree, the host
+goes on with something that was not asked for; here it is one line and exit code 2, before anything is loaded.
+"""
+
+import logging
+import os
+import shutil
+import sysconfig
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+from transformers import TrainingArguments
+
+from tokforget.config import refuse
+
+
+logger = logging.getLogger(__name__)
+
+ON_CPU = (
+    "ACCELERATE_USE_CPU=true accelerate launch --config_file accelerate_configs/multi_gpu.yaml --num_processes 2 "
+    "--mixed_precision no"
+)
+_MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+def check_launcher(environ: Mapping[str, str] = os.environ) -> None:
+    """Refuse what cannot work whatever the arguments are; to be called before they are parsed, which starts processes."""
+    problem = _only_process(environ)
+    if _asks(environ, "ACCELERATE_USE_DEEPSPEED"):
+        import torch
+
+        compiles = not torch.cuda.is_available() or environ.get("DS_ACCELERATOR") == "cpu"
+        problem = problem or _deepspeed_ignored(environ) or _missing_for_deepspeed(environ, compiles)
+    if problem:
+        refuse(problem)
+
+
+def check_run(args: TrainingArguments, environ: Mapping[str, str] = os.environ) -> None:
+    """Refuse a run that the launcher and the arguments see differently."""
+    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
+    problem = (
+        copies(args.world_size, environ)
+        or _other_precision(precision, environ)
+        or unsupported(args.device.type, args.n_gpu, precision, environ)
+    )
+    if problem:
+        refuse(problem)
+
+
+def check_evaluation(num_processes: int, environ: Mapping[str, str] = os.environ) -> None:
+    """The same for what does not train: it always computes in float32, and says so to a launcher that asks for less."""
+    problem = copies(num_processes, environ)
+    if problem:
+        refuse(problem)
+    wanted = environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if wanted != "no":
+        logger.warning("The launcher asks for %s; evaluation computes in float32 all the same.", wanted)
+
+
+def copies(num_processes: int, environ: Mapping[str, str]) -> str | None:
+    """What is wrong if the launcher started more processes than know of each other."""
+    started = int(environ.get("WORLD_SIZE", "1"))
+    if num_processes == 1 < started:
+        return (
+            f"{started} processes were started, but each would run alone, and all of them write the same output folder: there "
+            f"is no GPU, or `use_cpu` was not passed. On the CPU launch with `{ON_CPU} ...`, or pass `--use_cpu true`."
+        )
+    return None
+
+
+def unsupported(device: str, num_gpus: int, precision: str, environ: Mapping[str, str]) -> str | None:
+    """What is wrong if the device cannot do what was asked for."""
+    if precision == "fp16" and device != "cuda":
+        return f"`fp16` needs a CUDA GPU, and this run is on {device}. Leave it out, or try `--bf16 true`."
+    if num_gpus > 1:
+        return (
+            f"One process sees {num_gpus} GPUs and would spread each batch over them without telling. Launch with `accelerate "
+            f"launch --config_file accelerate_configs/multi_gpu.yaml --num_processes {num_gpus} ...`, or show it one GPU: "
+            "`CUDA_VISIBLE_DEVICES=0`."
+        )
+    if _asks(environ, "ACCELERATE_USE_FSDP") and device == "cpu":
+        return (
+            "FSDP was asked for, but Accelerate shards nothing without a GPU: it would train plain copies. Launch with "
+            f"`{ON_CPU} ...`, or with accelerate_configs/deepspeed_zero2.yaml, which shards on the CPU, too."
+        )
+    return None
+
+
+def _other_precision(precision: str, environ: Mapping[str, str]) -> str | None:
+    wanted = environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    # A launcher's "no" is its default and is overruled by the run; anything else would silently overrule the run.
+    if wanted in ("no", precision):
+        return None
+    agree = f", or `--{wanted} true` to the run" if wanted in ("bf16", "fp16") else ""
+    return (
+        f"The launcher asks for mixed precision {wanted!r}, the run for {precision!r}, and the launcher would have its way. "
+        f"Pass `--mixed_precision no` to `accelerate launch`{agree}."
+    )
+
+
+def _only_process(environ: Mapping[str, str]) -> str | None:
+    """Accelerate's `MULTI_CPU` starts one process unless MPI does, and `--cpu` beside several processes does the same."""
+    launched = "ACCELERATE_MIXED_PRECISION" in environ and "MASTER_PORT" in environ
+    if launched and not any(name in environ for name in ("WORLD_SIZE", *_MPI_SIZES)):
+        return (
+            "The launcher was asked for several processes and started this one alone, as Accelerate does with `MULTI_CPU` or "
+            f"`--cpu`. Launch with `{ON_CPU} ...`; for one process pass `--num_processes 1`, and unset MASTER_PORT."
+        )
+    return None
+
+
+def _deepspeed_ignored(environ: Mapping[str, str]) -> str | None:
+    if _asks(environ, "ACCELERATE_USE_CPU"):
+        return (
+            "DeepSpeed was asked for, but under ACCELERATE_USE_CPU Accelerate leaves it out and trains plain copies. Unset that "
+            "variable and pass `--use_cpu true` to the run."
+        )
+    if environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
+        return (
+            "ZeRO-3 does not run: evaluation reads weights that it has divided among the processes. Launch with "
+            "accelerate_configs/deepspeed_zero2.yaml, or with multi_gpu.yaml, which needs no DeepSpeed."
+        )
+    return None
+
+
+def _missing_for_deepspeed(environ: Mapping[str, str], compiles: bool) -> str | None:
+    if find_spec("deepspeed") is None:
+        return 'DeepSpeed is not installed. Install it: `pip install -e ".[deepspeed]"`.'
+    if not compiles:
+        return None
+    # On the CPU it compiles its communication at the first launch.
+    compiler = environ.get("CXX", "c++")
+    if shutil.which(compiler, path=environ.get("PATH")) is None:
+        return (
+            f"DeepSpeed compiles its communication on the CPU, and there is no C++ compiler {compiler!r}. Install one (Debian, "
+            "Ubuntu: `apt-get install g++`), or name yours in the variable CXX."
+        )
+    if shutil.which("ninja", path=environ.get("PATH")) is None:
+        return "DeepSpeed compiles its communication on the CPU, and `ninja` is not on the PATH. Install it: `pip install ninja`."
+    if not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
+        return (
+            "DeepSpeed compiles its communication on the CPU and needs Python's headers (Debian, Ubuntu: `apt-get install "
+            "python3-dev`)."
+        )
+    return None
+
+
+def _asks(environ: Mapping[str, str], name: str) -> bool:
+    return environ.get(name, "false").lower() in ("1", "true", "yes")
