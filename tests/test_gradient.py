@@ -99,7 +99,7 @@ def test_the_estimator_is_unbiased(tiny, text):
     assert exact.norm() > 1e-3
     assert torch.cosine_similarity(mean, exact, dim=0) > 0.985
     off = (mean - exact).abs() / (error + 1e-6 * exact.norm())
-    # By chance one of 3,637 coordinates with Student's t of 59 degrees lies above 4.5 in one run of 8, above 6 in one of 2,200.
+    # By chance one of 3,637 coordinates with Student's t of 59 degrees lies above 4.5 in one run of 8, above 6 in one of 2,100.
     assert (off < 6).all(), f"worst coordinate is {off.max():.1f} standard errors off"
 
 

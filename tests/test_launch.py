@@ -368,3 +368,18 @@ def test_traps_as_the_launchers_set_them(launcher, cpu_variable, message, site):
     lines = [line for line in result.stderr.splitlines() if line.startswith("train.py: error: ")]
     assert lines and all(message in line for line in lines), result.stderr[-3000:]
     assert not (site / "refused").exists()
+
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_readme_carries_the_table():
+    assert launches.as_markdown() in README
+
+
+def test_the_readme_launches_what_the_slow_tests_launch():
+    section = README.split("## Train on your hardware")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if "launch --config" in line]
+    on_cpu = [line for line in lines if "USE_CPU" in line or "--use_cpu" in line]
+    known = [launcher.split(" --main_process_port")[0] for launcher, _, _ in MATRIX.values()]
+    assert len(on_cpu) == 2 and all(any(launcher in line for launcher in known) for line in on_cpu)
