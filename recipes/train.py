@@ -23,6 +23,7 @@ from tokforget.config import (
     ForgetConfig,
     ModelArguments,
     as_record,
+    check_output_dir,
     checkpoint_to_resume,
     parse_arguments,
     refuse,
@@ -79,6 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     if model_args.window >= data_args.max_length:
         refuse(f"`window` ({model_args.window}) must be below `max_length` ({data_args.max_length}): a text is decided in "
                "at least two windows.")  # fmt: skip
+    check_output_dir(args)
     checkpoint = checkpoint_to_resume(args)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
 
@@ -88,6 +90,7 @@ def main(argv: list[str] | None = None) -> None:
     from tokforget.evaluation import print_table
     from tokforget.reconstructor_folder import load_tokenizer
     from tokforget.run_blocks import draw_blocks
+    from tokforget.stopping import faults_in_one_line
     from tokforget.trainer import ForgetTrainer
 
     console = Console()
@@ -115,14 +118,15 @@ def main(argv: list[str] | None = None) -> None:
         processing_class=tokenizer,
         run_record=as_record(data_args, model_args, args) | {"trainable_parameters": sizes},
     )
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(args.output_dir)
-    trainer.save_state()
+    with faults_in_one_line():
+        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model(args.output_dir)
     if len(test) and trainer.is_world_process_zero():
         rows = compare_with_baselines(
             trainer, tokenizer, train["input_ids"], test, model_args.layout, data_args.dataset_name, fingerprint
         )
         print_table(rows, console)
+    trainer.save_state()  # last: it says that the run has finished
     trainer.end()
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renames between its own parts
 
-from tokforget.config import DataArguments, as_record, checkpoint_to_resume, parse_arguments, refuse
+from tokforget.config import DataArguments, as_record, check_output_dir, checkpoint_to_resume, parse_arguments, refuse
 from tokforget.reconstructor_config import ReconstructorArguments, ReconstructorConfig
 
 
@@ -81,6 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     data_args, model_args, args = parse_arguments(
         (DataArguments, ReconstructorArguments, ReconstructorConfig), argv, __doc__
     )
+    check_output_dir(args)
     checkpoint = checkpoint_to_resume(args)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
 
@@ -91,6 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     from tokforget.reconstructor_folder import load_tokenizer
     from tokforget.reconstructor_trainer import ReconstructorTrainer
     from tokforget.run_blocks import draw_blocks
+    from tokforget.stopping import faults_in_one_line
 
     console = Console()
     transformers.set_seed(args.seed)
@@ -116,10 +118,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     split, held_out = ("test", test) if len(test) else ("validation", validation)
     rows = measured(trainer, held_out, "before")
-    trainer.train(resume_from_checkpoint=checkpoint)
-    rows += measured(trainer, held_out, "after")
-    trainer.save_model(args.output_dir)
-    trainer.save_state()
+    with faults_in_one_line():
+        trainer.train(resume_from_checkpoint=checkpoint)
+        rows += measured(trainer, held_out, "after")
+        trainer.save_model(args.output_dir)
     if trainer.is_world_process_zero():
         results = {
             "reconstructor": rows, "texts": len(held_out), "split": split, "data_fingerprint": fingerprint,
@@ -130,6 +132,7 @@ def main(argv: list[str] | None = None) -> None:
         print_table(rows, console)
         console.print(f"Saved. Go on with: recipes/train.py --reconstructor_path {args.output_dir} --layout {model_args.layout}",
                       soft_wrap=True, highlight=False)  # fmt: skip
+    trainer.save_state()  # last: it says that the run has finished
     trainer.end()
 
 
