@@ -297,7 +297,8 @@ class BudgetTrainer(_BaseTrainer):
         write_card(folder, self._card_template)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        self.accelerator.unwrap_model(model or self.model).load_weights(resume_from_checkpoint)
+        with self._reading(resume_from_checkpoint):
+            self.accelerator.unwrap_model(model or self.model).load_weights(resume_from_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with self._reading(checkpoint):
@@ -310,7 +311,7 @@ class BudgetTrainer(_BaseTrainer):
     @staticmethod
     @contextmanager
     def _reading(checkpoint: str | None) -> Iterator[None]:
-        """What torch's restricted loader finds in a file that was not written by this trainer."""
+        """What does not fit, and what torch's restricted loader finds in a file that no trainer wrote."""
         try:
             yield
         except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, ValueError) as error:

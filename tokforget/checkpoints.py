@@ -44,23 +44,28 @@ def check_checkpoint(folder: str | Path) -> None:
     Whether the weights fit the model is found out when they are read.
     """
     folder = Path(folder)
-    state = [STATE]
-    weights = [p for p in (*folder.glob("*.safetensors"), *folder.glob("adapter/*.safetensors"))]
-    sharded = (folder / "latest").is_file() or any(folder.glob("optimizer*/"))
-    if not sharded:
-        state += ["optimizer.pt", "scheduler.pt"]
-    missing = [name for name in state if not (folder / name).is_file()]
-    missing += [] if weights else ["*.safetensors"]
+    sharded = (folder / "latest").is_file() or any(path.is_dir() for path in folder.glob("optimizer*"))
+    wanted = [STATE] if sharded else [STATE, "optimizer.pt", "scheduler.pt", *_weights(folder)]
+    missing = [name for name in wanted if not (folder / name).is_file()]
     missing += [] if any(folder.glob("rng_state*.pth")) else ["rng_state.pth"]
     if missing:
         raise ValueError(f"{folder} is no checkpoint to go on from: it lacks {', '.join(missing)}.")
     step = read_json(folder / STATE).get("global_step")
     if not isinstance(step, int) or step < 0:
         raise ValueError(f"{folder / STATE} is broken: `global_step` is {step!r}.")
-    for path in weights:
+    for path in (*folder.glob("*.safetensors"), *folder.glob("adapter/*.safetensors")):
         check_safetensors(path)
     for path in (*folder.glob("*.pt"), *folder.glob("*.pth")):
         _check_torch_file(path)
+
+
+def _weights(folder: Path) -> tuple[str, ...]:
+    """The files of weights that a checkpoint must hold: of a policy and its adapter, an adapter alone, a whole model."""
+    if not (folder / "config.json").is_file():
+        return "adapter_config.json", "adapter_model.safetensors"
+    if read_json(folder / "config.json").get("model_type") == "tokforget":
+        return "model.safetensors", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"
+    return ("model.safetensors",)
 
 
 def _check_torch_file(path: Path) -> None:

@@ -140,11 +140,11 @@ def check_config(path: Path, model_type: str) -> dict:
     return config
 
 
-def check_shapes(path: Path, shapes: Shapes, expected: Shapes) -> None:
-    """`ValueError` unless a file holds exactly the expected tensors."""
+def check_shapes(path: Path, shapes: Shapes, expected: Shapes, owner: str = "its config.json") -> None:
+    """`ValueError` unless a file holds exactly the tensors that its `owner` expects."""
     wrong = sorted(expected.keys() ^ shapes.keys()) or sorted(n for n in expected if expected[n] != shapes[n])
     if wrong:
-        raise ValueError(f"{path} does not fit its config; the first of {len(wrong)} misfits is {wrong[0]!r}.")
+        raise ValueError(f"{path} does not fit {owner}; the first of {len(wrong)} misfits is {wrong[0]!r}.")
 
 
 def check_adapter(folder: Path) -> Shapes:
@@ -193,12 +193,16 @@ def check_base_folder(folder: Path) -> Shapes:
     shapes: Shapes = {}
     for shard in _shards(folder):
         shapes |= check_safetensors(shard)
-    for name, value in config.items():
-        if _is_int(value, -(2**62), 2**62) and ("layer" in name or "head" in name) and value > _MOST_LAYERS:
-            raise ValueError(f"{path} is refused: `{name}` is {value:,}.")
-        if isinstance(value, int) and abs(value) > 2**31:
-            raise ValueError(f"{path} is refused: `{name}` is {value:.3g}.")
+    _refuse_absurd_numbers(path, config)
     return shapes
+
+
+def _refuse_absurd_numbers(path: Path, config: dict) -> None:
+    for name, value in config.items():
+        if isinstance(value, dict):
+            _refuse_absurd_numbers(path, value)
+        if isinstance(value, int) and abs(value) > (_MOST_LAYERS if "layer" in name or "head" in name else 2**31):
+            raise ValueError(f"{path} is refused: `{name}` is {value:.3g}.")
 
 
 def _shards(folder: Path) -> Iterable[Path]:
