@@ -17,7 +17,9 @@ from tokforget.modeling import ForgetModel
 
 
 def pytest_configure(config) -> None:
-    config.addinivalue_line("markers", "slow: launches several processes, kills runs, or serves a Hub; `make test-slow`")
+    config.addinivalue_line(
+        "markers", "slow: launches several processes, kills runs, or serves a Hub; `make test-slow`"
+    )
     if not config.option.markexpr:
         config.option.markexpr = "not slow"
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -192,19 +192,15 @@ class BudgetTrainer(_BaseTrainer):
                 f"{f', {broken[0]} first' if broken else ''}. They were not saved. "
                 f"{self._how_to_go_on(last_checkpoint(self.args.output_dir))} Lower the learning rates."
             )
-        with self._writing(output_dir or self.args.output_dir):
+        with nullcontext() if _internal_call else self._writing(output_dir or self.args.output_dir):
             super().save_model(output_dir, _internal_call)
 
     @contextmanager
     def _writing(self, target: str | Path) -> Iterator[None]:
-        """What the file system refuses, in whatever dress, as a [`SaveError`]."""
+        """What the file system refuses as a [`SaveError`]."""
         try:
             yield
-        except SaveError:
-            raise
-        except (OSError, SafetensorError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "inline_container" not in str(error):
-                raise  # torch's archive writer names its file where it failed; others are not about files
+        except (OSError, SafetensorError) as error:
             raise SaveError(
                 f"{target} could not be written: {error}. {self._how_to_go_on(last_checkpoint(self.args.output_dir))}"
             ) from error
@@ -280,6 +276,14 @@ class BudgetTrainer(_BaseTrainer):
                 shutil.rmtree(staging, ignore_errors=True)  # on a full disk, room for the next try
         self.accelerator.wait_for_everyone()
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        with _archiving():
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        with _archiving():
+            super()._save_rng_state(output_dir)
+
     _run_dir: Path | None = None
 
     def _get_output_dir(self, trial) -> str:
@@ -338,3 +342,12 @@ class _NumberedTexts(torch.utils.data.Dataset):
 
     def __getitem__(self, place: int) -> dict:
         return {**self.texts[place], "text_index": place}
+
+
+@contextmanager
+def _archiving() -> Iterator[None]:
+    """`torch.save` reports what the file system refuses as a `RuntimeError` ("iostream error")."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(f"torch could not write its archive: {' '.join(str(error).split())[:200]}") from error
