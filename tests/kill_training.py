@@ -25,14 +25,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.conftest import make_gpt2, make_tokenizer
-from tests.test_trainer import make_trainer, rows
-
-
-# Above, because the fixtures choose the cache folder before the libraries are imported.
 import torch
 from safetensors.torch import load_file
 
+# The first: it chooses the cache folder before the libraries look for it.
+from tests.conftest import make_gpt2, make_tokenizer
+from tests.test_trainer import make_trainer, rows
 from tokforget.checkpoints import STAGING, check_checkpoint, checkpoints, last_checkpoint, step_of
 from tokforget.config import checkpoint_to_resume
 

@@ -379,6 +379,19 @@ def test_a_flipped_bit_in_the_optimizer_is_found(run, tmp_path):
         check_checkpoint(out / "checkpoint-4")
 
 
+@pytest.mark.parametrize("tag", ["../elsewhere", "", "..", "global_step9", "/tmp"])
+def test_a_sharded_checkpoint_names_a_folder_beside_it(tag, run, tmp_path):
+    """DeepSpeed's `latest` says which folder to read, and it reads pickles."""
+    out = Path(shutil.copytree(run, tmp_path / "run"))
+    (tmp_path / "run" / "elsewhere").mkdir()
+    (out / "checkpoint-4" / "global_step4").mkdir()
+    (out / "checkpoint-4" / "latest").write_text("global_step4")
+    check_checkpoint(out / "checkpoint-4")
+    (out / "checkpoint-4" / "latest").write_text(tag)
+    with pytest.raises(ValueError, match="is no folder beside it"):
+        check_checkpoint(out / "checkpoint-4")
+
+
 def test_a_checkpoint_of_another_model_is_refused(run, base_folder, tokenizer, tmp_path):
     trainer = make_trainer(base_folder, tokenizer, tmp_path, max_steps=4)
     trainer.model = make_model(base_folder, tokenizer, hidden_size=32)

@@ -48,7 +48,7 @@ def check_checkpoint(folder: str | Path) -> None:
     wanted = [STATE] if sharded else [STATE, "optimizer.pt", "scheduler.pt", *_weights(folder)]
     if (folder / "latest").is_file():
         tag = (folder / "latest").read_text()[:256].strip()
-        if Path(tag).name != tag or not (folder / tag).is_dir():
+        if not re.fullmatch(r"\w[\w.-]*", tag) or not (folder / tag).is_dir():
             raise ValueError(f"{folder / 'latest'} names {tag!r}, which is no folder beside it.")
     missing = [name for name in wanted if not (folder / name).is_file()]
     missing += [] if any(folder.glob("rng_state*.pth")) else ["rng_state.pth"]
