@@ -23,6 +23,7 @@ from tokforget.config import (
     ForgetConfig,
     ModelArguments,
     as_record,
+    check_output_dir,
     checkpoint_to_resume,
     parse_arguments,
     refuse,
@@ -101,6 +102,7 @@ def main(argv: list[str] | None = None) -> None:
         refuse(f"`window` ({model_args.window}) must be below `max_length` ({data_args.max_length}): a text is decided in "
                "at least two windows.")  # fmt: skip
     check_run(args)
+    check_output_dir(args)
     checkpoint = checkpoint_to_resume(args)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
 
@@ -111,6 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     from tokforget.hub import HubError
     from tokforget.reconstructor_folder import load_tokenizer
     from tokforget.run_blocks import draw_blocks
+    from tokforget.stopping import faults_in_one_line
     from tokforget.trainer import ForgetTrainer
 
     console = Console(quiet=args.process_index > 0)
@@ -143,9 +146,11 @@ def main(argv: list[str] | None = None) -> None:
         refuse(str(error))
     if args.warm_start_steps and checkpoint is None:
         start_from_ranking(model, train["input_ids"], args, console)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(args.output_dir, _internal_call=True)  # with `push_to_hub` sent below, with its measurements
-    trainer.save_state()
+    with faults_in_one_line():
+        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model(
+            args.output_dir, _internal_call=True
+        )  # with `push_to_hub` sent below, with its measurements
     if len(test) and trainer.is_world_process_zero():
         rows = compare_with_baselines(
             trainer,
@@ -157,6 +162,7 @@ def main(argv: list[str] | None = None) -> None:
             data["fingerprint"],
         )
         print_table(rows, console)
+    trainer.save_state()  # it says that the run has finished; a push that fails can be made up for by recipes/push_to_hub.py
     if args.push_to_hub:
         try:
             pushed = trainer.push_to_hub()

@@ -17,7 +17,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renames between its own parts
 
-from tokforget.config import DataArguments, as_record, checkpoint_to_resume, parse_arguments, refuse
+from tokforget.config import DataArguments, as_record, check_output_dir, checkpoint_to_resume, parse_arguments, refuse
 from tokforget.launch import check_launcher, check_run
 from tokforget.reconstructor_config import ReconstructorArguments, ReconstructorConfig
 
@@ -84,6 +84,7 @@ def main(argv: list[str] | None = None) -> None:
         (DataArguments, ReconstructorArguments, ReconstructorConfig), argv, __doc__
     )
     check_run(args)
+    check_output_dir(args)
     checkpoint = checkpoint_to_resume(args)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
 
@@ -95,6 +96,7 @@ def main(argv: list[str] | None = None) -> None:
     from tokforget.reconstructor_folder import load_tokenizer
     from tokforget.reconstructor_trainer import ReconstructorTrainer
     from tokforget.run_blocks import draw_blocks
+    from tokforget.stopping import faults_in_one_line
 
     console = Console(quiet=args.process_index > 0)
     transformers.set_seed(args.seed)
@@ -123,10 +125,12 @@ def main(argv: list[str] | None = None) -> None:
         refuse(str(error))
     split, held_out = ("test", test) if len(test) else ("validation", validation)
     rows = measured(trainer, held_out, "before")
-    trainer.train(resume_from_checkpoint=checkpoint)
-    rows += measured(trainer, held_out, "after")
-    trainer.save_model(args.output_dir, _internal_call=True)  # with `push_to_hub` sent below, with its measurements
-    trainer.save_state()
+    with faults_in_one_line():
+        trainer.train(resume_from_checkpoint=checkpoint)
+        rows += measured(trainer, held_out, "after")
+        trainer.save_model(
+            args.output_dir, _internal_call=True
+        )  # with `push_to_hub` sent below, with its measurements
     if trainer.is_world_process_zero():
         results = {
             "reconstructor": rows, "texts": len(held_out), "split": split, "data_fingerprint": data["fingerprint"],
@@ -137,6 +141,7 @@ def main(argv: list[str] | None = None) -> None:
         print_table(rows, console)
         console.print(f"Saved. Go on with: recipes/train.py --reconstructor_path {args.output_dir} --layout {model_args.layout}",
                       soft_wrap=True, highlight=False)  # fmt: skip
+    trainer.save_state()  # it says that the run has finished; a push that fails can be made up for by recipes/push_to_hub.py
     if args.push_to_hub:
         try:
             pushed = trainer.push_to_hub()

@@ -381,7 +381,7 @@ def test_train_py_starts_from_the_folder(trained, capsys):
         (["--reconstructor_path", "{out}", "--layout", "prefix"], "was trained for 'infill'. Pass `--layout infill`"),
         (["--reconstructor_path", "{base}", "--resume_from_checkpoint", "gone"], "'gone': no such folder"),
         (["--reconstructor_path", "{base}", "--output_dir", "{empty}", "--resume_from_checkpoint", "last"], "holds no checkpoint"),
-        (["--reconstructor_path", "{base}", "--resume_from_checkpoint", "{base}"], "it lacks trainer_state.json, adapter_model"),
+        (["--reconstructor_path", "{base}", "--resume_from_checkpoint", "{base}"], "it lacks trainer_state.json, optimizer"),
         (["--reconstructor_path", "{base}", "--data_path", "missing.txt"], "'missing.txt': no such file or folder"),
     ],
 )  # fmt: skip

@@ -21,8 +21,16 @@ def test_what_the_trainer_stands_on_is_there():
         "_load_from_checkpoint",
         "_load_best_model",
         "create_optimizer",
+        "training_step",
+        "_run_epoch",
+        "_save_optimizer_and_scheduler",
+        "_save_rng_state",
+        "_load_optimizer_and_scheduler",
+        "_load_rng_state",
     ):
         assert callable(getattr(_BaseTrainer, name))
+    after_step = inspect.signature(_BaseTrainer._maybe_log_save_evaluate).parameters
+    assert list(after_step)[:3] == ["self", "tr_loss", "grad_norm"]
 
 
 def test_nothing_is_sent(base_folder, tokenizer, tmp_path, monkeypatch):

@@ -1,10 +1,8 @@
 """
-What every trainer here does alike: seeds, averaged figures, evaluation at fixed rates, checkpoints that are whole or absent.
+What every trainer here does alike: seeds, averaged figures, evaluation at fixed rates, the record beside the weights.
 """
 
 import logging
-import os
-import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -15,12 +13,12 @@ import numpy as np
 import torch
 from torch.utils.data import RandomSampler, Sampler
 from transformers import EarlyStoppingCallback, EvalPrediction
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, rotate_checkpoints
+from transformers.trainer_utils import HubStrategy
 
-from tokforget._trl import _BaseTrainer
 from tokforget.cards import RESULTS, write_card
 from tokforget.evaluation import measure, summarise, write_json
 from tokforget.hub import HubError, Uploaded, create_repository
+from tokforget.interruptible_trainer import InterruptibleTrainer, NumberedTexts
 from tokforget.masking import seeded_generator
 from tokforget.reconstructor import Reconstructor
 from tokforget.run_facts import RunFacts
@@ -30,7 +28,7 @@ from tokforget.sharing import share
 logger = logging.getLogger(__name__)
 
 
-class BudgetTrainer(_BaseTrainer):
+class BudgetTrainer(InterruptibleTrainer):
     r"""
     Host of the trainers that mask texts at a budget and learn from what a reconstructor loses.
 
@@ -60,7 +58,7 @@ class BudgetTrainer(_BaseTrainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=train_dataset,
+            train_dataset=NumberedTexts(train_dataset),
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             compute_metrics=self._summarise_rates,
@@ -180,38 +178,6 @@ class BudgetTrainer(_BaseTrainer):
         return metrics
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
-    def _save_checkpoint(self, model, trial) -> None:
-        """Save under another name and rename when complete: a killed run leaves no checkpoint that looks whole."""
-        run_dir = Path(self.args.output_dir)
-        staging = run_dir / ".saving"
-        if self.args.should_save:
-            shutil.rmtree(staging, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        best_before, self._run_dir = self.state.best_model_checkpoint, staging
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._run_dir = None
-        self.accelerator.wait_for_everyone()
-        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        self.state.best_model_checkpoint = (
-            str(run_dir / name) if self.state.best_global_step == self.state.global_step else best_before
-        )
-        if self.args.should_save:
-            self.state.save_to_json(str(staging / name / "trainer_state.json"))
-            shutil.rmtree(run_dir / name, ignore_errors=True)
-            os.replace(staging / name, run_dir / name)
-            shutil.rmtree(staging)
-            rotate_checkpoints(
-                str(run_dir), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
-            )
-        self.accelerator.wait_for_everyone()
-
-    _run_dir: Path | None = None
-
-    def _get_output_dir(self, trial) -> str:
-        return str(self._run_dir) if self._run_dir is not None else super()._get_output_dir(trial)
-
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
@@ -228,7 +194,8 @@ class BudgetTrainer(_BaseTrainer):
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        self.accelerator.unwrap_model(model or self.model).load_weights(resume_from_checkpoint)
+        with self._reading(resume_from_checkpoint):
+            self.accelerator.unwrap_model(model or self.model).load_weights(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         self._unwrapped.load_weights(self.state.best_model_checkpoint)

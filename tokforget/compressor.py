@@ -78,17 +78,18 @@ class Compressor:
             **hub_options: `revision`, `token`, `cache_dir`, `local_files_only`.
 
         Raises:
-            `ValueError`: If the folder is no tokforget model.
+            `ValueError`: If the folder is no tokforget model, or not a whole one, or holds anything that would run.
         """
         name = pretrained_model_name_or_path
         folder = packaged_model_path() if name is None else local_folder(name, **hub_options)
         policy = read_policy(folder)
+        tokenizer = read_tokenizer(folder, len(policy.tokens.table))
         if device is not None or dtype is not None:
             counted = policy.ngrams.total if policy.ngrams is not None else None
             policy = policy.to(device=device, dtype=dtype)
             if counted is not None:  # a sum over the training text: half precision cannot hold it
                 policy.ngrams.total = counted.to(device)
-        return cls(policy, read_tokenizer(folder), folder)
+        return cls(policy, tokenizer, folder)
 
     # -- compress ------------------------------------------------------------------------------------------------------
     def compress(

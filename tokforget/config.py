@@ -7,7 +7,9 @@ No `from __future__ import annotations` here: the host's parser reads the annota
 import argparse
 import dataclasses
 import json
+import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +18,10 @@ from typing import NoReturn
 import yaml
 from accelerate.utils import parse_flag_from_env
 from transformers import HfArgumentParser, TrainingArguments
-from transformers.trainer_utils import HubStrategy, get_last_checkpoint
+from transformers.trainer_utils import HubStrategy
 
 from tokforget._trl import _BaseConfig
+from tokforget.checkpoints import check_checkpoint, is_finished, last_checkpoint
 from tokforget.duplicates import THRESHOLD
 from tokforget.masking import check_rate
 from tokforget.rewards import WeightedRewards
@@ -229,6 +232,16 @@ class BudgetConfig(_BaseConfig):
     )
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Every parameter is used."})
     metric_for_best_model: str | None = field(default="bits_lost", metadata={"help": "Lower is better for bits."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "No use here: a loss that is not finite ends the run."}
+    )
+    auto_resume: bool = field(
+        default=False,
+        metadata={
+            "help": "Go on from the last whole checkpoint of `output_dir` if there is one, else start: the same command "
+            "serves for both. A run that has finished is not trained again."
+        },
+    )
 
     # Rates and evaluation
     min_rate: float = field(default=0.2, metadata={"help": "Lowest requested rate in training, in (0, 1)."})
@@ -494,15 +507,48 @@ def _without_aliases(words: list[str], parser: argparse.ArgumentParser) -> list[
     return out
 
 
-def checkpoint_to_resume(args: TrainingArguments) -> str | None:
-    """The checkpoint of `resume_from_checkpoint`, `last` being the newest one of `output_dir`; refused if there is none."""
-    wanted = args.resume_from_checkpoint
+def checkpoint_to_resume(args: BudgetConfig) -> str | None:
+    """
+    The checkpoint to go on from, `None` to start; said in one line, and refused if it is asked for and not there or not
+    whole. Ends the process with 0 if `auto_resume` finds that the run has finished.
+    """
+    wanted, run_dir = args.resume_from_checkpoint, args.output_dir
+    if args.auto_resume and not wanted:
+        if is_finished(run_dir, {"max_steps": args.max_steps, "num_train_epochs": args.num_train_epochs}):
+            _say(
+                f"{run_dir}: this run has finished, nothing is trained. Ask for more steps to go on, or take another folder."
+            )
+            sys.exit(0)
+        found = last_checkpoint(run_dir)
+        _say(f"Going on from {found}." if found else f"{run_dir} holds no whole checkpoint: starting at step 0.")
+        return str(found) if found else None
     if wanted == "last":
-        found = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-        return found or refuse(f"`resume_from_checkpoint last`: {args.output_dir!r} holds no checkpoint.")
-    if wanted and not Path(wanted).is_dir():
-        refuse(f"`resume_from_checkpoint` {wanted!r}: no such folder.")
+        found = last_checkpoint(run_dir) or refuse(f"`resume_from_checkpoint last`: {run_dir!r} holds no checkpoint.")
+        _say(f"Going on from {found}.")
+        return str(found)
+    if wanted:
+        if not Path(wanted).is_dir():
+            refuse(f"`resume_from_checkpoint` {wanted!r}: no such folder.")
+        try:
+            check_checkpoint(wanted)
+        except ValueError as error:
+            refuse(f"`resume_from_checkpoint`: {error}")
     return wanted
+
+
+def check_output_dir(args: TrainingArguments) -> None:
+    """Refuse a run whose folder cannot be written, before anything is loaded."""
+    try:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=args.output_dir):
+            pass
+    except OSError as error:
+        refuse(f"`output_dir` {args.output_dir!r} cannot be written: {error.strerror}.")
+
+
+def _say(line: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr, flush=True)
 
 
 def refuse(message: str) -> NoReturn:

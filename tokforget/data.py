@@ -396,7 +396,10 @@ def data_fingerprint(blocks: "DatasetDict") -> str:
 
 
 class BlockCollator:
-    """Pads blocks on the right: `input_ids` `(B, T)` and `attention_mask` `(B, T)`."""
+    """
+    Pads blocks on the right: `input_ids` `(B, T)` and `attention_mask` `(B, T)`; and `text_index` `(B,)`, their places in
+    the training set, where a trainer counts them.
+    """
 
     def __init__(self, pad_token_id: int):
         self.pad_token_id = pad_token_id
@@ -406,4 +409,7 @@ class BlockCollator:
         input_ids = torch.nn.utils.rnn.pad_sequence(blocks, batch_first=True, padding_value=self.pad_token_id)
         lengths = torch.tensor([len(block) for block in blocks])
         attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
-        return {"input_ids": input_ids, "attention_mask": attention_mask}
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if "text_index" in rows[0]:
+            batch["text_index"] = torch.tensor([row["text_index"] for row in rows])
+        return batch

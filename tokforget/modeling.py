@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from tokforget.cards import PLOT, write_card
+from tokforget.folder_checks import check_safetensors, check_shapes
 from tokforget.hub import Uploaded, upload
 from tokforget.masking import Generators, keep_count
 from tokforget.model_folder import ADAPTER, MODEL_TYPE, WEIGHTS, check_model_folder, local_folder
@@ -306,11 +306,17 @@ class ForgetModel(PreTrainedModel):
             pretrained_model_name_or_path,
             revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only,
         )  # fmt: skip
-        check_model_folder(folder)
+        check_model_folder(folder, with_adapter=with_reconstructor)
         config = config or ForgetModelConfig.from_pretrained(folder)
         reconstructor = None
         if with_reconstructor:
             base = load_base_model(config.base_model_name_or_path, config.base_model_revision)
+            rows, width = base.get_input_embeddings().weight.shape
+            if (rows, width) != (config.vocab_size, config.base_hidden_size):
+                raise ValueError(
+                    f"{folder} was trained over embeddings ({config.vocab_size}, {config.base_hidden_size}), but "
+                    f"{config.base_model_name_or_path!r} has ({rows}, {width})."
+                )
             peft_model = load_adapter(str(folder / ADAPTER), base, is_trainable=is_trainable)
             reconstructor = Reconstructor(peft_model, config.layout, config.marker_token_id)
         model = cls(config, reconstructor)
@@ -320,17 +326,9 @@ class ForgetModel(PreTrainedModel):
     def load_policy(self, folder: str | Path) -> None:
         """Read the policy's weights from a model folder into this model."""
         path = Path(folder, WEIGHTS)
-        try:
-            state = load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a whole safetensors file: {error}. Download or save it again.") from error
-        own = {f"policy.{name}": tensor for name, tensor in self.policy.state_dict().items()}
-        wrong = sorted(own.keys() ^ state.keys()) or sorted(n for n in own if own[n].shape != state[n].shape)
-        if wrong:
-            raise ValueError(
-                f"{path} does not fit its config.json; the first of {len(wrong)} misfits is {wrong[0]!r}."
-            )
-        self.load_state_dict(state, strict=False)
+        own = {f"policy.{name}": tuple(tensor.shape) for name, tensor in self.policy.state_dict().items()}
+        check_shapes(path, check_safetensors(path), own)
+        self.load_state_dict(load_file(path), strict=False)
 
     def load_weights(self, folder: str | Path) -> None:
         """Read policy and adapter of a checkpoint into this model, in place."""

@@ -21,18 +21,21 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from tokforget.cross_entropy import dense_cross_entropy, frozen_head_cross_entropy, is_plain_head
 from tokforget.data import EMBEDDED, embedded_model_path
+from tokforget.folder_checks import Shapes, check_adapter, check_base_folder, check_shapes, read_json
 from tokforget.packing import kept_tokens, prefix_rows
 
 
 LAYOUTS = ("prefix", "infill")
 _LN2 = math.log(2.0)
+# Numbers that a model may compute without storing them: 12 causal masks of GPT-2 are 12.6 million.
+_COMPUTED = 2**26
 
 
 @dataclass
@@ -326,10 +329,33 @@ def marker_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def load_base_model(name_or_path: str, revision: str | None = None) -> PreTrainedModel:
-    """A causal language model in float32: id, folder, or `"embedded"`. Its weights are frozen."""
-    model = AutoModelForCausalLM.from_pretrained(resolve_base(name_or_path), revision=revision, dtype=torch.float32)
+    """
+    A causal language model in float32: id, folder, or `"embedded"`. Its weights are frozen. Safetensors only, and no code
+    of its own: `ValueError` in one line for that, as for a folder that is broken or asks for more than its weights hold.
+    """
+    path = resolve_base(name_or_path)
+    try:
+        if Path(path).is_dir():
+            _check_size(path, check_base_folder(Path(path)))
+        model = AutoModelForCausalLM.from_pretrained(
+            path, revision=revision, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+        )
+    except Exception as error:  # the config of a stranger: its class may stumble over it in any way
+        raise ValueError(f"{name_or_path!r} could not be loaded: {' '.join(str(error).split())[:500]}") from error
     model.requires_grad_(False)
     return model
+
+
+def _check_size(path: str, shapes: Shapes) -> None:
+    """`ValueError` if a config describes a larger model than the weights beside it: the rest would be made up."""
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    model.tie_weights()
+    described, computed = (sum(t.numel() for t in part()) for part in (model.parameters, model.buffers))
+    stored = sum(math.prod(shape) for shape in shapes.values())
+    if described > 1.1 * stored or computed > stored + _COMPUTED:
+        raise ValueError(f"{path}/config.json describes {described:,} weights, and {stored:,} lie beside it.")
 
 
 def add_adapter(base_model: PreTrainedModel, rank: int, alpha: int) -> PeftModel:
@@ -345,11 +371,27 @@ def is_adapter(path: str) -> bool:
 
 
 def load_adapter(path: str, base_model: PreTrainedModel | None = None, is_trainable: bool = False) -> PeftModel:
-    """An adapter folder on its base model, which is loaded if it is not given."""
-    if base_model is None:
+    """
+    A folder with a LoRA adapter on its base model, which is loaded if it is not given. `ValueError` if it is broken, does
+    not fit or asks for anything but LoRA.
+    """
+    shapes = check_adapter(Path(path))
+    try:
         config = PeftConfig.from_pretrained(path)
-        base_model = load_base_model(config.base_model_name_or_path, config.revision)
-    return PeftModel.from_pretrained(base_model, path, is_trainable=is_trainable)
+        if base_model is None:
+            base_model = load_base_model(config.base_model_name_or_path, config.revision)
+        model = PeftModel.from_pretrained(base_model, path, is_trainable=is_trainable, use_safetensors=True)
+    except Exception as error:  # as for a base model
+        raise ValueError(f"The adapter {path} could not be loaded: {' '.join(str(error).split())[:500]}") from error
+    # PEFT loads what fits and draws the rest.
+    check_shapes(Path(path, "adapter_model.safetensors"), shapes, adapter_shapes(model))
+    return model
+
+
+def adapter_shapes(model: PeftModel) -> Shapes:
+    """Names and shapes of the weights that an adapter's file holds."""
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def tokenizer_source(reconstructor_name_or_path: str) -> str:
@@ -359,5 +401,6 @@ def tokenizer_source(reconstructor_name_or_path: str) -> str:
         return reconstructor_name_or_path
     for adapter in (folder, folder / "adapter"):
         if is_adapter(str(adapter)):
-            return resolve_base(PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path)
+            check_adapter(adapter)
+            return resolve_base(read_json(adapter / "adapter_config.json")["base_model_name_or_path"])
     return resolve_base(reconstructor_name_or_path)

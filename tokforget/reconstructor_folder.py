@@ -5,7 +5,6 @@ A reconstructor on disk: start from a model or an adapter, save, load, and never
     tokenizer files, training_config.json (the layout among it), eval_results.json, README.md
 """
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -17,9 +16,11 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tokforget.embedded import EMBEDDED
+from tokforget.folder_checks import check_safetensors, check_shapes, check_tokenizer_files, read_json
 from tokforget.model_folder import ADAPTER
 from tokforget.reconstructor import (
     Reconstructor,
+    adapter_shapes,
     add_adapter,
     is_adapter,
     load_adapter,
@@ -38,9 +39,14 @@ RECORD = "training_config.json"
 def load_tokenizer(name_or_path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a reconstructor; `ValueError` in one line if it cannot be had."""
     try:
-        return AutoTokenizer.from_pretrained(tokenizer_source(name_or_path), revision=revision)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"`reconstructor_name_or_path` {name_or_path!r} could not be loaded: {error}") from error
+        source = tokenizer_source(name_or_path)
+        if Path(source).is_dir():
+            check_tokenizer_files(Path(source))
+        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except Exception as error:  # the library raises nothing narrower for a broken tokenizer.json
+        raise ValueError(
+            f"`reconstructor_name_or_path` {name_or_path!r} could not be loaded: {' '.join(str(error).split())[:500]}"
+        ) from error
 
 
 def load_trainable(
@@ -123,7 +129,7 @@ def recorded_layout(name_or_path: str) -> str | None:
     folder = Path(name_or_path)
     for record in (folder / RECORD, folder.parent / RECORD if folder.name == ADAPTER else folder / RECORD):
         if record.is_file():
-            return json.loads(record.read_text()).get("layout")
+            return read_json(record).get("layout")
     return None
 
 
@@ -186,16 +192,16 @@ def check_checkpoint(reconstructor: Reconstructor, folder: str | Path) -> None:
 
 
 def load_weights(reconstructor: Reconstructor, folder: str | Path) -> None:
-    """Read a checkpoint's weights into this reconstructor, in place."""
-    state = load_file(Path(folder, weight_files(reconstructor)[0]))
-    if isinstance(reconstructor.model, PeftModel):
-        unexpected = set_peft_model_state_dict(reconstructor.model, state).unexpected_keys
-        missing = []
+    """Read a checkpoint's weights into this reconstructor, in place; `ValueError` if they are another model's."""
+    path = Path(folder, weight_files(reconstructor)[0])
+    shapes = check_safetensors(path)
+    model = reconstructor.model
+    if isinstance(model, PeftModel):
+        check_shapes(path, shapes, adapter_shapes(model), "this model")
+        set_peft_model_state_dict(model, load_file(path))
     else:
-        result = reconstructor.model.load_state_dict(state, strict=False)
-        unexpected = result.unexpected_keys
-        missing = [name for name in result.missing_keys if name not in reconstructor.model.all_tied_weights_keys]
-    if unexpected or missing:
-        raise ValueError(
-            f"{folder} has other weights than this model; the first misfit is {[*unexpected, *missing][0]!r}."
-        )
+        tied = model.all_tied_weights_keys
+        own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        check_shapes(path, shapes, {name: shape for name, shape in own.items() if name not in tied or name in shapes},
+                     "this model")  # fmt: skip
+        model.load_state_dict(load_file(path), strict=False)
