@@ -36,6 +36,8 @@ from transformers import (
 from tokforget import Compressor
 from tokforget.config import ForgetConfig
 from tokforget.data import load_blocks
+from tokforget.evaluation_config import EvaluationArguments
+from tokforget.evaluation_run import EvaluationRun
 from tokforget.modeling import ForgetModel
 from tokforget.reconstructor import LAYOUTS, Reconstructor, add_adapter
 from tokforget.reconstructor_folder import load_reconstructor, load_trainable
@@ -292,6 +294,14 @@ def test_texts_longer_than_the_context(run):
     reconstructor.restore(fits, (torch.arange(limit) > 0)[None], fits.bool())
     with pytest.raises(ValueError, match=f"`max_length` \\({limit + 1}\\) exceeds the {limit} tokens"):
         reconstructor.check_max_length(limit + 1)
+
+
+def test_an_evaluation_beyond_the_judges_context_says_so(run):
+    trainer, _, folder = run
+    limit = trainer.model.reconstructor.max_tokens
+    EvaluationRun(EvaluationArguments("unused", model_path=[str(folder)], max_length=limit, use_cpu=True))
+    with pytest.raises(ValueError, match=f"`max_length` \\({limit + 1}\\) exceeds the {limit} tokens"):
+        EvaluationRun(EvaluationArguments("unused", model_path=[str(folder)], max_length=limit + 1, use_cpu=True))
 
 
 # -- tokenizers --------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import TrainingArguments
 
+from recipes.leaderboard import LeaderboardArguments
 from tokforget.config import DataArguments, ForgetConfig, ModelArguments, PreparationArguments, parse_arguments
 from tokforget.evaluation_config import EvaluationArguments
 from tokforget.reconstructor_config import ReconstructorArguments, ReconstructorConfig
@@ -31,6 +32,7 @@ RECIPES = {
     "prepare_data.py": (PreparationArguments,),
     "evaluate.py": (EvaluationArguments,),
     "run_baselines.py": (EvaluationArguments,),
+    "leaderboard.py": (LeaderboardArguments,),
 }
 LAUNCHES = [c for c in COMMANDS if re.search(rf"recipes/({'|'.join(RECIPES)}) ".replace(".", r"\."), c)]
 
