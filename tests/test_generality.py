@@ -299,9 +299,13 @@ def test_texts_longer_than_the_context(run):
 def test_an_evaluation_beyond_the_judges_context_says_so(run):
     trainer, _, folder = run
     limit = trainer.model.reconstructor.max_tokens
-    EvaluationRun(EvaluationArguments("unused", model_path=[str(folder)], max_length=limit, use_cpu=True))
+    EvaluationRun(
+        EvaluationArguments("unused", model_path=[str(folder)], max_length=limit, min_length=8, use_cpu=True)
+    )
     with pytest.raises(ValueError, match=f"`max_length` \\({limit + 1}\\) exceeds the {limit} tokens"):
-        EvaluationRun(EvaluationArguments("unused", model_path=[str(folder)], max_length=limit + 1, use_cpu=True))
+        EvaluationRun(
+            EvaluationArguments("unused", model_path=[str(folder)], max_length=limit + 1, min_length=8, use_cpu=True)
+        )
 
 
 # -- tokenizers --------------------------------------------------------------------------------------------------------
