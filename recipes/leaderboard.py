@@ -112,7 +112,10 @@ def plan(args: LeaderboardArguments) -> list[Step]:
         folder = root / name
         words: dict[str, list[str]] = {}
         for key, value in (pair for group in keys for pair in group.items()):
-            words[key] = [f"{v}" for v in value] if isinstance(value, list) else [f"{value}"]
+            if value is None:  # as in a run file: the key is not given
+                words.pop(key, None)
+            else:
+                words[key] = [*map(str, value)] if isinstance(value, list) else [str(value)]
         words |= {"output_dir": [str(folder)]} | ({} if seed is None else {"seed": [str(seed)]})
         first = ["--config", *words.pop("config")] if "config" in words else []
         steps.append(Step(name, kind, seed, folder, first + [w for k, v in words.items() for w in (f"--{k}", *v)]))

@@ -52,6 +52,18 @@ def test_the_dry_run_prints_every_command_and_writes_nothing(tmp_path, capsys):
     assert not out.exists()
 
 
+def test_a_variant_overrides_and_an_empty_value_takes_a_key_away():
+    args = leaderboard.LeaderboardArguments(
+        "board", seeds=[0], policy='{"config": "a.yaml", "max_steps": 5, "reward_weights": [1, 2]}',
+        variants='{"short": {"max_steps": 3, "reward_weights": null, "eval_rates": [0.5, 0.7]}}',
+    )  # fmt: skip
+    policy, short = (step.words for step in leaderboard.plan(args)[1:3])
+    assert policy[:2] == short[:2] == ["--config", "a.yaml"]
+    assert policy[policy.index("--max_steps") + 1] == "5" and short[short.index("--max_steps") + 1] == "3"
+    assert "--reward_weights" in policy and "--reward_weights" not in short
+    assert short[short.index("--eval_rates") :][:3] == ["--eval_rates", "0.5", "0.7"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
