@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import TrainingArguments
 
+from recipes.leaderboard import LeaderboardArguments
 from tokforget.config import DataArguments, ForgetConfig, ModelArguments, PreparationArguments, parse_arguments
 from tokforget.evaluation_config import EvaluationArguments
 from tokforget.hub_config import PushArguments
@@ -35,6 +36,7 @@ RECIPES = {
     "evaluate.py": (EvaluationArguments,),
     "run_baselines.py": (EvaluationArguments,),
     "push_to_hub.py": (PushArguments,),
+    "leaderboard.py": (LeaderboardArguments,),
 }
 LAUNCHES = [c for c in COMMANDS if re.search(rf"recipes/({'|'.join(RECIPES)}) ".replace(".", r"\."), c)]
 

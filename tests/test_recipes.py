@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from recipes.leaderboard import LeaderboardArguments
 from tokforget.config import DataArguments, ForgetConfig, ModelArguments, PreparationArguments, parse_arguments
 from tokforget.evaluation_config import EvaluationArguments
 from tokforget.modeling import ForgetModel
@@ -27,6 +28,7 @@ TYPES = {
     "reconstructor_gpu.yaml": RECONSTRUCTOR,
     "evaluation.yaml": EVALUATION,
     "evaluation_quick.yaml": EVALUATION,
+    "leaderboard.yaml": (LeaderboardArguments,),
 }
 HARDWARE = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 

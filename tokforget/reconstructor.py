@@ -90,13 +90,11 @@ class Reconstructor(nn.Module):
         self._switch_off_functional_dropout()
 
     def _switch_off_functional_dropout(self) -> None:
-        # Attention dropout is a number on the config or on the attention module, not an `nn.Dropout`.
-        for module in self.model.modules():
-            if isinstance(getattr(module, "attention_dropout", None), float):
-                module.attention_dropout = 0.0
-        for name in ("attn_pdrop", "resid_pdrop", "embd_pdrop", "attention_dropout", "hidden_dropout"):
-            if hasattr(self.base_model.config, name):
-                setattr(self.base_model.config, name, 0.0)
+        # Where dropout is a function, its rate is a number on a module or, for some attention kernels, on the config.
+        for holder in (*self.base_model.modules(), self.base_model.config):
+            for name, value in vars(holder).items():
+                if isinstance(value, float) and ("dropout" in name or name.endswith("_pdrop")):
+                    setattr(holder, name, 0.0)
 
     @property
     def base_model(self) -> PreTrainedModel:
@@ -105,7 +103,7 @@ class Reconstructor(nn.Module):
     @property
     def max_tokens(self) -> int | None:
         """Longest text in tokens that every keep mask of it leaves room for; `None` if the model states no limit."""
-        positions = getattr(self.base_model.config, "max_position_embeddings", None)
+        positions = getattr(self.base_model.config.get_text_config(), "max_position_embeddings", None)
         if positions is None:
             return None
         return (positions - 1) // 2 if self.layout == "prefix" else positions - 1
@@ -116,6 +114,26 @@ class Reconstructor(nn.Module):
             raise ValueError(
                 f"`max_length` ({max_length}) exceeds the {self.max_tokens} tokens that fit this model's context."
             )
+
+    @torch.no_grad()
+    def check_full_attention(self) -> None:
+        """`ValueError` if the infill layout asks for tokens to the right that this model would not look at."""
+        if self.layout != "infill":
+            return
+        device = self.base_model.device
+        ids, valid = torch.arange(3, device=device)[None], torch.ones(1, 3, dtype=torch.bool, device=device)
+        keep_mask = torch.tensor([[False, True, True]], device=device)
+        reason = None
+        try:
+            first, second = (self.token_nll(row, keep_mask, valid).nll[0, 0] for row in (ids, ids * 2))
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            reason = error  # each model has its own way to say that it takes no mask of this shape
+        if reason is not None or first == second:
+            raise ValueError(
+                f"`layout` 'infill' needs attention to both sides, which a model of type "
+                f"{self.base_model.config.model_type!r} does not allow{f' ({reason})' if reason else ''}. Pass "
+                "`--layout prefix`, or take another model."
+            ) from reason
 
     # -- scoring ---------------------------------------------------------------------------------------------------
     def forward(self, input_ids: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
@@ -150,7 +168,10 @@ class Reconstructor(nn.Module):
             shown = {"input_ids": rows.input_ids, "attention_mask": rows.attention_mask}
             return shown, text, rows.original_start[text] + position - 1
         ids, present = self._infill_rows(input_ids, keep_mask, valid)
-        return {"input_ids": ids, "attention_mask": self._full_attention(present)}, text, position
+        # Positions in so many words: some models would count them from a two-dimensional mask.
+        columns = torch.arange(ids.shape[1], device=ids.device)[None]
+        shown = {"input_ids": ids, "attention_mask": self._full_attention(present), "position_ids": columns}
+        return shown, text, position
 
     def _infill_rows(
         self, input_ids: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor

@@ -89,7 +89,9 @@ def load_trainable(
     if not use_peft:
         model.requires_grad_(True)
     _check_vocabulary(model, tokenizer)
-    return Reconstructor(model, layout, marker_token_id(tokenizer))
+    reconstructor = Reconstructor(model, layout, marker_token_id(tokenizer))
+    reconstructor.check_full_attention()
+    return reconstructor
 
 
 def load_reconstructor(
@@ -104,7 +106,9 @@ def load_reconstructor(
     adapter = adapter_folder(folder)
     model = load_base_model(name_or_path, revision) if adapter is None else load_adapter(str(adapter))
     _check_vocabulary(model, tokenizer)
-    return Reconstructor(model, layout, marker_token_id(tokenizer)).eval()
+    reconstructor = Reconstructor(model, layout, marker_token_id(tokenizer)).eval()
+    reconstructor.check_full_attention()
+    return reconstructor
 
 
 def _on_disk(name_or_path: str, revision: str | None = None) -> str:

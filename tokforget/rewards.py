@@ -48,7 +48,8 @@ REWARDS: dict[str, RewardFunction] = {"information_theoretic": information_theor
 
 def load_reward(name: str | RewardFunction) -> tuple[str, RewardFunction]:
     """
-    Name and function of a reward: one of `REWARDS`, an import path `package.module:function`, or the callable itself.
+    Name and function of a reward: one of `REWARDS`, an import path `package.module:function`, or the callable itself. A
+    class is called without arguments, and the object it makes is the reward.
 
     Raises:
         `ValueError`: If the name is not registered and is no import path that leads to a callable.
@@ -68,7 +69,7 @@ def load_reward(name: str | RewardFunction) -> tuple[str, RewardFunction]:
         raise ValueError(f"The reward {name!r} cannot be imported: {error}.") from error
     if not callable(function):
         raise ValueError(f"The reward {name!r} leads to a {type(function).__name__}, which cannot be called.")
-    return attribute, function
+    return attribute, function() if isinstance(function, type) else function
 
 
 @dataclass

@@ -1,0 +1,281 @@
+"""
+One table from scratch: train a reconstructor, the policies of every seed and variant, and a judge; compare; write it down.
+
+    python recipes/leaderboard.py --config recipes/leaderboard.yaml
+
+Run again, it goes on behind the steps that are finished. `--dry_run true` prints the plan and ends. Every step is one command
+of another recipe, printed before it runs and recorded in `leaderboard.json` with its seed and the commit it ran at.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+
+# tokforget sends nothing on its own, its host's ping included.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renames between its own parts
+sys.path.append(os.getcwd())  # as in train.py: rewards of one's own are looked for when the plan is checked
+
+from tokforget.baselines import CHEAP_BASELINES
+from tokforget.config import DataArguments, ForgetConfig, ModelArguments, parse_arguments, refuse
+from tokforget.evaluation import CEILING, FLOOR, KEEP_ALL, write_json
+from tokforget.evaluation_config import EvaluationArguments
+from tokforget.reconstructor_config import ReconstructorArguments, ReconstructorConfig
+from tokforget.report import BASELINE_RESULTS, EVALUATION_CONFIG, MODEL_RESULTS
+
+
+POLICY = "policy"
+RECORD, TABLE = "leaderboard.json", "leaderboard.md"
+# The recipe of each kind of step, its arguments, and the file that it writes last or next to last.
+KINDS = {
+    "reconstructor": ("train_reconstructor.py", (DataArguments, ReconstructorArguments, ReconstructorConfig),
+                      "trainer_state.json"),
+    "policy": ("train.py", (DataArguments, ModelArguments, ForgetConfig), "trainer_state.json"),
+    "evaluation": ("evaluate.py", (EvaluationArguments,), MODEL_RESULTS),
+}  # fmt: skip
+
+
+@dataclass
+class LeaderboardArguments:
+    """What is trained and compared. `reconstructor`, `policy`, `evaluation` are keys of the recipes, a run file in `config`."""
+
+    output_dir: str = field(metadata={"help": "Folder for everything: models, evaluation, record and table."})
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Training seeds of the policies."})
+    reconstructor_seed: int = field(
+        default=100, metadata={"help": "Of the reconstructor that all policies start from."}
+    )
+    judge_seed: int = field(
+        default=101, metadata={"help": "Of the reconstructor that judges, and that none started from."}
+    )
+    # Mappings are one word of JSON on the command line, hence `str`; from `__post_init__` on they are dictionaries.
+    common: str = field(
+        default="{}", metadata={"help": "Keys for every step, such as the data; JSON or YAML mapping."}
+    )
+    reconstructor: str = field(default="{}", metadata={"help": "Keys of train_reconstructor.py, for start and judge."})
+    policy: str = field(default="{}", metadata={"help": "Keys of train.py."})
+    evaluation: str = field(default="{}", metadata={"help": "Keys of evaluate.py."})
+    variants: str = field(
+        default="{}", metadata={"help": "Ablations: a name, and the keys of train.py that differ from `policy`."}
+    )
+    hardware: str = field(
+        default="accelerate_configs/cpu.yaml", metadata={"help": "Hardware file of `accelerate launch`."}
+    )
+    dry_run: bool = field(default=False, metadata={"help": "Print the plan, run nothing, write nothing."})
+
+    def __post_init__(self):
+        for name in ("common", "reconstructor", "policy", "evaluation", "variants"):
+            try:
+                value = json.loads(getattr(self, name))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"`{name}` must be a mapping in JSON: {error}.") from error
+            if not isinstance(value, dict):
+                raise ValueError(f"`{name}` must be a mapping of keys to values, got {getattr(self, name)}.")
+            setattr(self, name, value)
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"`seeds` must be one or more different numbers, got {self.seeds}.")
+        if self.reconstructor_seed == self.judge_seed:
+            raise ValueError(f"`judge_seed` must differ from `reconstructor_seed`, both are {self.judge_seed}.")
+        for name, keys in self.variants.items():
+            if name in (POLICY, KEEP_ALL, FLOOR, CEILING) or not name.isidentifier():
+                raise ValueError(
+                    f"A variant cannot be called {name!r}: letters, digits and `_`, and no scorer's name."
+                )
+            if not isinstance(keys, dict):
+                raise ValueError(f"The variant {name!r} must be a mapping of keys of train.py, got {keys!r}.")
+
+
+@dataclass
+class Step:
+    """One command: its name, which is its folder's, its kind, seed and words."""
+
+    name: str
+    kind: str
+    seed: int | None
+    folder: Path
+    words: list[str]
+
+
+# -- the plan ----------------------------------------------------------------------------------------------------------
+def plan(args: LeaderboardArguments) -> list[Step]:
+    """All steps in order. Later keys win: `common`, what the plan says, the recipe's own, a variant's."""
+    root, steps = Path(args.output_dir), []
+
+    def add(name: str, kind: str, seed: int | None, *keys: dict) -> str:
+        folder = root / name
+        words: dict[str, list[str]] = {}
+        for key, value in (pair for group in keys for pair in group.items()):
+            if value is None:  # as in a run file: the key is not given
+                words.pop(key, None)
+            else:
+                words[key] = [*map(str, value)] if isinstance(value, list) else [str(value)]
+        words |= {"output_dir": [str(folder)]} | ({} if seed is None else {"seed": [str(seed)]})
+        first = ["--config", *words.pop("config")] if "config" in words else []
+        steps.append(Step(name, kind, seed, folder, first + [w for k, v in words.items() for w in (f"--{k}", *v)]))
+        return str(folder)
+
+    start = add("reconstructor", "reconstructor", args.reconstructor_seed, args.common, args.reconstructor)
+    models = []
+    for name, keys in {POLICY: {}, **args.variants}.items():
+        for seed in args.seeds:
+            own = {"reconstructor_name_or_path": start}
+            folder = add(f"{name}_seed_{seed}", "policy", seed, args.common, own, args.policy, keys)
+            models.append(f"{name}={folder}")
+    judge = add("judge", "reconstructor", args.judge_seed, args.common, args.reconstructor)
+    own = {"model_path": models, "reconstructor_name_or_path": judge}
+    add("evaluation", "evaluation", None, args.common, args.evaluation, own)
+    return steps
+
+
+def check(args: LeaderboardArguments, steps: list[Step]) -> None:
+    """Every command is read as its recipe will read it: a wrong key ends this now, not after an hour."""
+    if not Path("recipes/train.py").is_file():
+        refuse("the steps are recipes of this repository: run this from its root.")
+    if not Path(args.hardware).is_file():
+        refuse(f"`hardware` {args.hardware!r}: no such file.")
+    for step in steps:
+        types = KINDS[step.kind][1]
+        parse_arguments(types, [*step.words, *(["--use_cpu", "true"] if step.kind != "evaluation" else [])])
+
+
+def commit() -> str | None:
+    """The commit of this checkout, `+` behind it if files differ from it; `None` outside a repository."""
+    try:
+        words = ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+# -- running -----------------------------------------------------------------------------------------------------------
+def command(args: LeaderboardArguments, step: Step) -> str:
+    recipe = f"recipes/{KINDS[step.kind][0]}"
+    return shlex.join(["accelerate", "launch", "--config_file", args.hardware, recipe, *step.words])
+
+
+def is_finished(args: LeaderboardArguments, step: Step, record: dict) -> bool:
+    """On record with the very command, and its folder as it left it."""
+    done = record["steps"].get(step.name)
+    return (
+        done is not None and done["command"] == command(args, step) and (step.folder / KINDS[step.kind][2]).is_file()
+    )
+
+
+def run(args: LeaderboardArguments, step: Step, record: dict) -> None:
+    shutil.rmtree(step.folder, ignore_errors=True)  # what an interrupted step, or one with other keys, left
+    line, began = command(args, step), time.time()
+    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli"]
+    code = subprocess.run([*launcher, *shlex.split(line)[1:]]).returncode
+    if code:
+        refuse(
+            f"the step {step.name!r} ended with code {code}, its message is above. The same command goes on from here."
+        )
+    record["steps"][step.name] = {
+        "command": line, "seed": step.seed, "commit": commit(), "seconds": round(time.time() - began, 1),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+    }  # fmt: skip
+    write_json(Path(args.output_dir, RECORD), record)
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+def table_rows(evaluation: Path) -> list[dict]:
+    """
+    Rows of the evaluation, by source, rate and bits. Each model has `fewer_bits`, a share of the bits of the best baseline
+    without a language-model pass, and for the policy its interval: the paired difference over texts, divided by those bits.
+    """
+    models, others = (
+        json.loads((evaluation / name).read_text())["scorers"] for name in (MODEL_RESULTS, BASELINE_RESULTS)
+    )
+    rows = [row for row in models + others if row["scorer"] != KEEP_ALL]
+    for row in models:
+        cheap = [other for other in others if other["scorer"] in CHEAP_BASELINES
+                 and (other["dataset"], other["rate"]) == (row["dataset"], row["rate"])]  # fmt: skip
+        if not cheap:
+            continue
+        best = min(cheap, key=lambda other: other["bits_lost"])
+        row |= {"best_cheap": best["scorer"], "fewer_bits": 1 - row["bits_lost"] / best["bits_lost"]}
+        if row["scorer"] == POLICY:  # the first scorer of an evaluation: differences are taken against it
+            row["fewer_bits_interval"] = [excess / best["bits_lost"] for excess in best["excess_bits_interval"]]
+    return sorted(rows, key=lambda row: (row["dataset"], row["rate"], row["bits_lost"]))
+
+
+def write_table(args: LeaderboardArguments, record: dict) -> None:
+    folder, evaluation = Path(args.output_dir), Path(args.output_dir, "evaluation")
+    config = json.loads((evaluation / EVALUATION_CONFIG).read_text())
+    rows = record["table"] = table_rows(evaluation)
+    write_json(folder / RECORD, record)
+    lines = [
+        "# Leaderboard", "",
+        f"All scorers keep exactly the same number of tokens of the same held-out texts. One judge, seed {args.judge_seed}, "
+        f"which no policy was trained with; policies: mean over the training seeds {', '.join(map(str, args.seeds))}. Bits "
+        "lost are per original token, ± the standard deviation over training seeds (of baselines that draw: over draws), in "
+        "brackets the 95 % interval by bootstrap over texts. *Gap*: the share of the way from random to a greedy oracle that "
+        "searches with the judge. *Exact*: dropped tokens restored in free-running restoration. *Fewer*: than the best "
+        "baseline that needs no language-model pass, named behind it. Time: of scoring, batched.",
+    ]  # fmt: skip
+    for dataset in config["datasets"]:
+        for rate in config["arguments"]["rates"]:
+            own = [row for row in rows if (row["dataset"], row["rate"]) == (dataset["dataset"], rate)]
+            lines += ["", f"## {dataset['dataset']}, rate {rate:g} ({dataset['texts']} texts)", "",
+                      "| scorer | bits lost | gap | exact | µs per token | fewer |", "|---|---|---|---|---|---|"]  # fmt: skip
+            lines += ["| " + " | ".join(_cells(row, args)) + " |" for row in own]
+    plots = sorted(path.name for path in evaluation.glob("*.png"))
+    lines += ["", *(f"![{name}](evaluation/{name})" for name in plots), "", "## Commands", ""]
+    for name, step in record["steps"].items():
+        lines.append(f"* {name}, commit {step['commit']}, {step['seconds']:.0f} s: `{step['command']}`")
+    (folder / TABLE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _cells(row: dict, args: LeaderboardArguments) -> list[str]:
+    name = row["scorer"]
+    spread = f" ± {row['bits_lost_std']:.3f}" if "bits_lost_std" in row else ""
+    low, high = row["bits_lost_interval"]
+    fewer = ""
+    if "fewer_bits" in row:
+        interval = row.get("fewer_bits_interval")
+        between = "" if interval is None else f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+        fewer = f"{100 * row['fewer_bits']:.1f} %{between} ({row['best_cheap']})"
+    return [
+        f"**{name}**" if name == POLICY else f"{name} (variant)" if name in args.variants else name,
+        f"{row['bits_lost']:.3f}{spread} [{low:.3f}, {high:.3f}]",
+        f"{100 * row['oracle_gap_closed']:.1f} %" if "oracle_gap_closed" in row else "–",
+        f"{100 * row['exact_restored']:.1f} %",
+        f"{1e6 * row['seconds_per_token']:.1f}",
+        fewer or "–",
+    ]
+
+
+def main(argv: list[str] | None = None) -> None:
+    (args,) = parse_arguments((LeaderboardArguments,), argv, __doc__)
+    steps, path = plan(args), Path(args.output_dir, RECORD)
+    check(args, steps)
+    record = json.loads(path.read_text()) if path.is_file() else {"steps": {}}
+    record |= {"arguments": asdict(args), "commit": commit()}
+    for number, step in enumerate(steps, 1):
+        finished = is_finished(args, step, record)
+        print(
+            f"[{number}/{len(steps)}] {step.name}{', finished' if finished else ''}\n  {command(args, step)}",
+            flush=True,
+        )
+        if finished or args.dry_run:
+            continue
+        # What was made from this step is made again: the evaluation from all, the policies from their start.
+        for later in steps[number:]:
+            if later.kind == "evaluation" or (step.name == "reconstructor" and later.kind == "policy"):
+                record["steps"].pop(later.name, None)
+        run(args, step, record)
+    if not args.dry_run:
+        record["steps"] = {step.name: record["steps"][step.name] for step in steps}
+        write_table(args, record)
+        print(f"written: {path}\nwritten: {path.with_name(TABLE)}")
+
+
+if __name__ == "__main__":
+    main()
