@@ -67,6 +67,7 @@ def quick_run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     result = run(
         Path(sys.executable).with_name("accelerate"), "launch", "--config_file", "accelerate_configs/cpu.yaml",
         "recipes/train.py", "--config", "recipes/quick_test.yaml", "--output_dir", out, "--max_steps", "4",
+        "--warm_start_steps", "4", "--warm_start_texts", "16",
         "--eval_steps", "2", "--save_steps", "2", "--max_eval_texts", "4", "--max_test_texts", "6", "--logging_steps", "2",
         "--batch_size", "3", "--reward_type", "simple",
     )  # fmt: skip
