@@ -87,6 +87,11 @@ class Rewards:
     per_decision: torch.Tensor
     by_name: dict[str, torch.Tensor]
 
+    @property
+    def any_infinite(self) -> torch.Tensor:
+        """Whether a reward is infinite, a scalar."""
+        return torch.isinf(self.per_token).any() | torch.isinf(self.per_decision).any()
+
 
 class WeightedRewards:
     """

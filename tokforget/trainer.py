@@ -109,6 +109,8 @@ class ForgetTrainer(BudgetTrainer):
         returns = returns + episodes.per_token(decision_returns(rewards.per_decision, self.args.gamma))  # (N, T)
         advantages = leave_one_out_advantages(returns, self.args.num_masks)
         policy_loss = -per_text_mean(advantages * outputs.log_probs, episodes.valid).mean()
+        # Differences of infinities are nan, which would pass for "cannot be scored": an infinite reward has to end the run.
+        policy_loss = torch.where(rewards.any_infinite, torch.inf, policy_loss)
         entropy = per_text_mean(outputs.entropy, episodes.valid).mean()
         reconstruction_loss = outputs.bits_per_dropped.sum() / (
             len(numbers) * (self.args.num_masks + self._random_masks)
