@@ -157,7 +157,7 @@ def run(request, bases, tmp_path_factory):
         save_strategy="no", seed=0,
     )  # fmt: skip
     trainer = ForgetTrainer(
-        model, args, rows, processing_class=tokenizer, run_record={"layout": layout, "max_length": 24}
+        model, args, rows, processing_class=tokenizer, run_record=args.to_dict() | {"layout": layout, "max_length": 24}
     )
     trainer.before = {name: p.detach().clone() for name, p in model.named_parameters()}
     trainer.bits_before = bits_of_training_texts(trainer)
