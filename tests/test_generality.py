@@ -257,7 +257,7 @@ def test_restoring_keeps_what_was_kept(run):
 def test_the_teacher_is_the_plain_model(run, bases):
     trainer = run[0]
     plain = AutoModelForCausalLM.from_pretrained(bases[trainer.model.reconstructor.base_model.config.model_type][0])
-    rows = trainer.train_dataset["input_ids"][:2]
+    rows = trainer.train_dataset.texts["input_ids"][:2]
     for row, bits in zip(rows, trainer.teacher):
         ids = torch.tensor([trainer.model.reconstructor.marker_token_id, *row])
         with torch.no_grad():
