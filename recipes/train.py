@@ -148,9 +148,8 @@ def main(argv: list[str] | None = None) -> None:
         start_from_ranking(model, train["input_ids"], args, console)
     with faults_in_one_line():
         trainer.train(resume_from_checkpoint=checkpoint)
-        trainer.save_model(
-            args.output_dir, _internal_call=True
-        )  # with `push_to_hub` sent below, with its measurements
+        # With `push_to_hub` the folder is sent below, with its measurements.
+        trainer.save_model(args.output_dir, _internal_call=True)
     if len(test) and trainer.is_world_process_zero():
         rows = compare_with_baselines(
             trainer,

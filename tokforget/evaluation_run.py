@@ -13,7 +13,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
 from rich.console import Console
-from transformers import AutoTokenizer
 
 import tokforget
 from tokforget.baselines import Ground, Policy, Scorer, baselines
@@ -72,7 +71,7 @@ class EvaluationRun:
 
     def _load_policy(self, label: str, path: str) -> Policy:
         model = ForgetModel.from_pretrained(path, with_reconstructor=False).to(self.device)
-        theirs = AutoTokenizer.from_pretrained(path)
+        theirs = load_tokenizer(path)
         if theirs.get_vocab() != self.tokenizer.get_vocab():
             raise ValueError(
                 f"The policy {path} reads another vocabulary than the judge {self.judge_path}: their tokens cannot be compared."

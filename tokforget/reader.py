@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from tokforget.reconstructor import resolve_base, tokenizer_source
+from tokforget import reconstructor_folder
+from tokforget.reconstructor import resolve_base
 from tokforget.text_scoring import encode
 
 
@@ -37,10 +38,10 @@ def load_reader(model: str | Path | PreTrainedModel, dtype: torch.dtype = torch.
 
 
 def load_tokenizer(tokenizer: str | Path | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A tokenizer by id, folder or `"embedded"`; a loaded one is returned as it is."""
+    """A tokenizer by id, folder or `"embedded"`, `ValueError` if it cannot be had; a loaded one is returned as it is."""
     if not isinstance(tokenizer, str | Path):
         return tokenizer
-    return AutoTokenizer.from_pretrained(tokenizer_source(str(tokenizer)))
+    return reconstructor_folder.load_tokenizer(str(tokenizer))
 
 
 def start_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

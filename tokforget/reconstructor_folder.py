@@ -45,7 +45,8 @@ def load_tokenizer(name_or_path: str, revision: str | None = None) -> PreTrained
         return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     except Exception as error:  # the library raises nothing narrower for a broken tokenizer.json
         raise ValueError(
-            f"`reconstructor_name_or_path` {name_or_path!r} could not be loaded: {' '.join(str(error).split())[:500]}"
+            f"The tokenizer of {name_or_path!r} could not be loaded; it is no folder that a run has saved, and no id that "
+            f"can be reached: {' '.join(str(error).split())[:500]}"
         ) from error
 
 
