@@ -76,7 +76,7 @@ def start_from_ranking(model, training_texts: list[list[int]], args: ForgetConfi
 def compare_with_baselines(
     trainer, tokenizer, training_texts, test, layout: str, dataset_name: str, data_fingerprint: str
 ) -> list[dict]:
-    """The policy and every baseline on the test blocks; rows to `eval_results.json`."""
+    """The policy and every baseline on the test blocks, shared out over the processes; rows to `eval_results.json`."""
     from torch.utils.data import DataLoader
 
     from tokforget.baselines import CLOSING_BASELINES, Ground, Policy, baselines
@@ -90,8 +90,9 @@ def compare_with_baselines(
     rows = compare(scorers, model.reconstructor, batches, args.eval_rates, args.seed)
     content = {"scorers": rows, "dataset": dataset_name, "layout": layout, "seed": args.seed}
     content["data_fingerprint"] = data_fingerprint
-    write_json(Path(args.output_dir, "eval_results.json"), content)
-    trainer.create_model_card()
+    if trainer.is_world_process_zero():
+        write_json(Path(args.output_dir, "eval_results.json"), content)
+        trainer.create_model_card()
     return rows
 
 
@@ -150,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
         trainer.train(resume_from_checkpoint=checkpoint)
         # With `push_to_hub` the folder is sent below, with its measurements.
         trainer.save_model(args.output_dir, _internal_call=True)
-    if len(test) and trainer.is_world_process_zero():
+    if len(test):
         rows = compare_with_baselines(
             trainer,
             tokenizer,

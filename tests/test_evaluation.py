@@ -1,13 +1,14 @@
 """Scorers at equal budgets, the table's arithmetic, and what a comparison can tell apart."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from tests.conftest import make_model
-from tokforget import scoring
+from tokforget import evaluation, scoring
 from tokforget.baselines import (
     CLOSING_BASELINES,
     Frequency,
@@ -23,6 +24,7 @@ from tokforget.baselines import (
 from tokforget.evaluation import (
     Comparison,
     _check_equal_budgets,
+    _shared_out,
     bootstrap_interval,
     compare,
     judge,
@@ -155,22 +157,17 @@ def test_the_gap_closed_by_hand():
     assert rows[1]["excess_bits"] == pytest.approx(0.5)
 
 
-def test_results_do_not_depend_on_how_batches_are_shared(model, scorers, wide):
-    """What two processes measure on every second batch, put together again, is what one measures."""
-    batches = [(wide[0][at : at + 2], wide[1][at : at + 2]) for at in (0, 2, 4)]
-    halves: list[list] = [[], []]
-    for process, seen in enumerate(halves):
-        judge(scorers[:3], model.reconstructor, batches[process::2], [0.5], lambda r, seen=seen: seen.append(r) or r)
-    calls = iter(range(3))
-
-    def gather(results):
-        call = next(calls)
-        return [halves[0][call][0], halves[1][call][0], halves[0][call][1]]
-
-    shared = rows_of(judge(scorers[:3], model.reconstructor, batches[0::2], [0.5], gather))
-    whole = rows_of(judge(scorers[:3], model.reconstructor, batches, [0.5]))
-    assert all(row.pop("seconds_per_token") > 0 for row in shared + whole)
-    assert shared == whole
+@pytest.mark.parametrize("num_batches", [5, 1])
+def test_batches_are_dealt_out_and_put_together_in_order(num_batches, monkeypatch):
+    """With real processes: tests/test_launch.py. One of two processes may have nothing to do."""
+    parts = [[[n] for n in range(process, num_batches, 2)] for process in (0, 1)]
+    for process in (0, 1):
+        state = SimpleNamespace(process_index=process, num_processes=2)
+        monkeypatch.setattr(evaluation, "PartialState", lambda state=state: state)
+        given: list[list] = []
+        monkeypatch.setattr(evaluation, "gather_object", lambda own, given=given: given.extend(own) or parts)
+        assert _shared_out(range(num_batches), lambda n: [n]) == [[n] for n in range(num_batches)]
+        assert given == [parts[process]]
 
 
 def test_bootstrap_covers_the_mean():

@@ -204,6 +204,11 @@ class BudgetTrainer(InterruptibleTrainer):
         if self.is_world_process_zero():
             write_card(Path(self.args.output_dir), self._card_template)
 
+    def end(self) -> None:
+        """As the host's, once every process has come this far: one that leaves while another works would abort."""
+        self.accelerator.wait_for_everyone()
+        super().end()
+
     # -- the Hub -------------------------------------------------------------------------------------------------------
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Make or open the repository, so that a Hub that refuses is known before training; raises [`HubError`]."""

@@ -19,6 +19,7 @@ _CHUNK_TOKENS = 128
 class _FrozenHeadCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor):
+        weight = weight.to(hidden.dtype)  # under autocast once, instead of with every product
         nll = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         best = torch.empty_like(target)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None

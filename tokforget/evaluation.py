@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -94,15 +96,14 @@ def judge(
     reconstructor: Reconstructor,
     batches: Sequence[Batch],
     rates: Sequence[float],
-    gather: Callable[[list], list] | None = None,
 ) -> list[Comparison]:
     """
-    Mask, score and restore every text with every scorer at every rate.
+    Mask, score and restore every text with every scorer at every rate. Of several processes each takes its share of the
+    batches, and all of them get the whole result: every one has to call.
 
     Args:
         scorers (`list[Scorer]`): Those of one name are repetitions of one method.
-        batches (`list`): Pairs of `input_ids` `(B, T)` and `valid` `(B, T)`.
-        gather (`Callable`, *optional*): Puts the per-batch results of several processes together, in the order of texts.
+        batches (`list`): Pairs of `input_ids` `(B, T)` and `valid` `(B, T)`, all of them in every process.
 
     Returns:
         `list[Comparison]`: By rate, then by scorer in the order given.
@@ -111,8 +112,7 @@ def judge(
     reconstructor.eval()
     found: dict[tuple[float, str], Comparison] = {}
     for scorer in tqdm(scorers, desc="Comparing", leave=False):
-        results = [_judge_batch(scorer, reconstructor, *batch, rates) for batch in batches]
-        results = gather(results) if gather is not None else results
+        results = _shared_out(batches, lambda batch, of=scorer: _judge_batch(of, reconstructor, *batch, rates))
         for rate, of_rate in zip(rates, zip(*results)):
             entry = found.setdefault((rate, scorer.name), Comparison(scorer.name, rate))
             tables, masks, restored, seconds = zip(*of_rate)
@@ -126,6 +126,16 @@ def judge(
     _check_equal_budgets(list(found.values()))
     names = list(dict.fromkeys(scorer.name for scorer in scorers))
     return [found[rate, name] for rate in rates for name in names]
+
+
+def _shared_out(batches: Sequence[Batch], work: Callable[[Batch], list]) -> list[list]:
+    """`work` on every batch, dealt out in turn over the processes; results in the order of the batches."""
+    state = PartialState()
+    own = [work(batch) for batch in batches[state.process_index :: state.num_processes]]
+    if state.num_processes == 1:
+        return own
+    by_process = gather_object([own])
+    return [part[at] for at in range(len(by_process[0])) for part in by_process if at < len(part)]
 
 
 def _judge_batch(

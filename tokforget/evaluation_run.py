@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object, parse_flag_from_env
+from accelerate.utils import parse_flag_from_env
 from rich.console import Console
 
 import tokforget
@@ -96,8 +96,7 @@ class EvaluationRun:
         ground = Ground(self.reconstructor, self.tokenizer, blocks["train"]["input_ids"], seeds)
         self.ground = self.ground or ground  # questions and speed use the tables of the first source
         scorers: list[Scorer] = [*self.policies, *baselines(args.scorers, ground)]
-        own = batches[self.state.process_index :: self.state.num_processes]
-        comparisons = judge(scorers, self.reconstructor, own, args.rates, self._gather)
+        comparisons = judge(scorers, self.reconstructor, batches, args.rates)
         rows = rows_of(comparisons, args.seed)
         fingerprint = data_fingerprint(blocks)
         self.datasets.append({
@@ -118,13 +117,6 @@ class EvaluationRun:
         rows = [collate(blocks.select(range(at, min(at + self.args.batch_size, len(blocks)))))
                 for at in range(0, len(blocks), self.args.batch_size)]  # fmt: skip
         return [(b["input_ids"].to(self.device), b["attention_mask"].to(self.device).bool()) for b in rows]
-
-    def _gather(self, results: list) -> list:
-        """Results of all processes, in the order of the batches, which were dealt out in turn."""
-        if self.state.num_processes == 1:
-            return results
-        by_process = gather_object([results])
-        return [part[at] for at in range(len(by_process[0])) for part in by_process if at < len(part)]
 
     def _following(self, blocks, chosen: list[int]) -> dict[int, str]:
         """For each chosen block that is followed by another of its document: how that one begins."""

@@ -239,13 +239,14 @@ class Reconstructor(nn.Module):
         """`-log2 p(x_t | x_<t)` in bits by the base model alone, adapter off; `(B, T)`, 0 on padding."""
         rows = F.pad(input_ids, (1, 0), value=self.marker_token_id)
         text, position = valid.nonzero(as_tuple=True)
-        with self._adapter_off():
+        with self.adapter_off():
             shown = {"input_ids": rows, "attention_mask": F.pad(valid, (1, 0), value=True).long()}
             nll, _ = self._score_places(shown, text, position, input_ids[valid])
         return nll.new_zeros(input_ids.shape).masked_scatter(valid, nll / _LN2)
 
     @contextmanager
-    def _adapter_off(self) -> Iterator[None]:
+    def adapter_off(self) -> Iterator[None]:
+        """The base model as it was pretrained."""
         if isinstance(self.model, PeftModel):
             with self.model.disable_adapter():
                 yield
