@@ -7,16 +7,21 @@ Run again, it goes on behind the steps that are finished. `--dry_run true` print
 of another recipe, printed before it runs and recorded in `leaderboard.json` with its seed and the commit it ran at.
 """
 
+import itertools
 import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+import yaml
 
 
 # tokforget sends nothing on its own, its host's ping included.
@@ -33,6 +38,7 @@ from tokforget.report import BASELINE_RESULTS, EVALUATION_CONFIG, MODEL_RESULTS
 
 
 POLICY = "policy"
+WARM_START = ForgetConfig.warm_start_dir
 RECORD, TABLE = "leaderboard.json", "leaderboard.md"
 # The recipe of each kind of step, its arguments, and the file that it writes last or next to last.
 KINDS = {
@@ -65,6 +71,13 @@ class LeaderboardArguments:
     variants: str = field(
         default="{}", metadata={"help": "Ablations: a name, and the keys of train.py that differ from `policy`."}
     )
+    variant_seeds: list[int] | None = field(
+        default=None, metadata={"help": "Training seeds of the variants; those of the policies by default."}
+    )
+    jobs: int = field(
+        default=1,
+        metadata={"help": "Policies trained at once, each with `OMP_NUM_THREADS` threads; on one GPU leave it at 1."},
+    )
     hardware: str = field(
         default="accelerate_configs/cpu.yaml", metadata={"help": "Hardware file of `accelerate launch`."}
     )
@@ -81,10 +94,15 @@ class LeaderboardArguments:
             setattr(self, name, value)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"`seeds` must be one or more different numbers, got {self.seeds}.")
+        self.variant_seeds = self.seeds if self.variant_seeds is None else self.variant_seeds
+        if not self.variant_seeds or len(set(self.variant_seeds)) < len(self.variant_seeds):
+            raise ValueError(f"`variant_seeds` must be one or more different numbers, got {self.variant_seeds}.")
+        if self.jobs < 1:
+            raise ValueError(f"`jobs` must be at least 1, got {self.jobs}.")
         if self.reconstructor_seed == self.judge_seed:
             raise ValueError(f"`judge_seed` must differ from `reconstructor_seed`, both are {self.judge_seed}.")
         for name, keys in self.variants.items():
-            if name in (POLICY, KEEP_ALL, FLOOR, CEILING) or not name.isidentifier():
+            if name in (POLICY, WARM_START, KEEP_ALL, FLOOR, CEILING) or not name.isidentifier():
                 raise ValueError(
                     f"A variant cannot be called {name!r}: letters, digits and `_`, and no scorer's name."
                 )
@@ -124,14 +142,24 @@ def plan(args: LeaderboardArguments) -> list[Step]:
     start = add("reconstructor", "reconstructor", args.reconstructor_seed, args.common, args.reconstructor)
     models = []
     for name, keys in {POLICY: {}, **args.variants}.items():
-        for seed in args.seeds:
+        for seed in args.seeds if name == POLICY else args.variant_seeds:
             own = {"reconstructor_name_or_path": start}
             folder = add(f"{name}_seed_{seed}", "policy", seed, args.common, own, args.policy, keys)
             models.append(f"{name}={folder}")
+    # What the policy gradient starts from, of the same runs.
+    if _has_warm_start(args):
+        models += [f"{WARM_START}={root / f'{POLICY}_seed_{seed}' / WARM_START}" for seed in args.seeds]
     judge = add("judge", "reconstructor", args.judge_seed, args.common, args.reconstructor)
     own = {"model_path": models, "reconstructor_name_or_path": judge}
     add("evaluation", "evaluation", None, args.common, args.evaluation, own)
     return steps
+
+
+def _has_warm_start(args: LeaderboardArguments) -> bool:
+    keys = args.common | args.policy
+    if "config" in keys and Path(keys["config"]).is_file():
+        keys = yaml.safe_load(Path(keys["config"]).read_text(encoding="utf-8")) | keys
+    return int(keys.get("warm_start_steps") or 0) > 0
 
 
 def check(args: LeaderboardArguments, steps: list[Step]) -> None:
@@ -154,6 +182,9 @@ def commit() -> str | None:
         return None
 
 
+_writing = threading.Lock()
+
+
 # -- running -----------------------------------------------------------------------------------------------------------
 def command(args: LeaderboardArguments, step: Step) -> str:
     recipe = f"recipes/{KINDS[step.kind][0]}"
@@ -168,20 +199,24 @@ def is_finished(args: LeaderboardArguments, step: Step, record: dict) -> bool:
     )
 
 
-def run(args: LeaderboardArguments, step: Step, record: dict) -> None:
+def run(args: LeaderboardArguments, step: Step, record: dict) -> str | None:
+    """Run a step and record it; what is wrong if it failed."""
     shutil.rmtree(step.folder, ignore_errors=True)  # what an interrupted step, or one with other keys, left
     line, began = command(args, step), time.time()
     launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli"]
     code = subprocess.run([*launcher, *shlex.split(line)[1:]]).returncode
     if code:
-        refuse(
+        return (
             f"the step {step.name!r} ended with code {code}, its message is above. The same command goes on from here."
         )
-    record["steps"][step.name] = {
+    done = {
         "command": line, "seed": step.seed, "commit": commit(), "seconds": round(time.time() - began, 1),
         "threads": os.environ.get("OMP_NUM_THREADS"),
     }  # fmt: skip
-    write_json(Path(args.output_dir, RECORD), record)
+    with _writing:  # another step may end at the same time
+        record["steps"][step.name] = done
+        write_json(Path(args.output_dir, RECORD), record)
+    return None
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------
@@ -258,19 +293,25 @@ def main(argv: list[str] | None = None) -> None:
     check(args, steps)
     record = json.loads(path.read_text()) if path.is_file() else {"steps": {}}
     record |= {"arguments": asdict(args), "commit": commit()}
-    for number, step in enumerate(steps, 1):
-        finished = is_finished(args, step, record)
-        print(
-            f"[{number}/{len(steps)}] {step.name}{', finished' if finished else ''}\n  {command(args, step)}",
-            flush=True,
-        )
-        if finished or args.dry_run:
-            continue
-        # What was made from this step is made again: the evaluation from all, the policies from their start.
-        for later in steps[number:]:
-            if later.kind == "evaluation" or (step.name == "reconstructor" and later.kind == "policy"):
-                record["steps"].pop(later.name, None)
-        run(args, step, record)
+    numbers = {step.name: number for number, step in enumerate(steps, 1)}
+    for _, stage in itertools.groupby(steps, lambda step: step.kind):
+        waiting = []
+        for step in stage:
+            finished = is_finished(args, step, record)
+            state = ", finished" if finished else ""
+            print(f"[{numbers[step.name]}/{len(steps)}] {step.name}{state}\n  {command(args, step)}", flush=True)
+            if finished or args.dry_run:
+                continue
+            waiting.append(step)
+            # What was made from this step is made again: the evaluation from all, the policies from their start.
+            for later in steps[numbers[step.name] :]:
+                if later.kind == "evaluation" or (step.name == "reconstructor" and later.kind == "policy"):
+                    record["steps"].pop(later.name, None)
+        with ThreadPoolExecutor(args.jobs) as pool:
+            for failure in pool.map(lambda step: run(args, step, record), waiting):
+                if failure:
+                    pool.shutdown(cancel_futures=True)
+                    refuse(failure)
     if not args.dry_run:
         record["steps"] = {step.name: record["steps"][step.name] for step in steps}
         write_table(args, record)

@@ -8,6 +8,7 @@ Every key of the run file can be overridden: `--max_steps 50 --reward_funcs simp
 
 import logging
 import os
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -31,8 +32,8 @@ from tokforget.config import (
 from tokforget.launch import check_launcher, check_run
 
 
-def load_model(model_args: ModelArguments, tokenizer, training_texts: list[list[int]], max_length: int):
-    """A fresh policy, its count tables fitted on the training split, over the reconstructor that was named."""
+def load_model(model_args: ModelArguments, tokenizer, max_length: int):
+    """A fresh policy over the reconstructor that was named."""
     from tokforget.modeling import ForgetModel
 
     model = ForgetModel.from_base(
@@ -49,23 +50,55 @@ def load_model(model_args: ModelArguments, tokenizer, training_texts: list[list[
         ngram_buckets=model_args.ngram_buckets,
     )
     model.reconstructor.check_max_length(max_length)
-    if model.policy.ngrams is not None:
-        model.policy.ngrams.fit(training_texts)
     return model
 
 
-def start_from_ranking(model, training_texts: list[list[int]], args: ForgetConfig, console) -> None:
+def with_sampled_texts(model, train, args: ForgetConfig, resumed: bool):
+    """The training blocks, and behind them those that the base model wrote."""
+    from datasets import Features, concatenate_datasets
+
+    from tokforget.sampling import draw_once, sample_blocks
+
+    def draw() -> list[list[int]]:
+        model.to(args.device)
+        with bf16_autocast(args):
+            return sample_blocks(
+                model.reconstructor, train["input_ids"], args.sampled_texts, args.sampled_prompt_tokens, args.seed
+            )
+
+    sampled = draw_once(args.output_dir, draw, resumed)
+    ids = train.select_columns(["input_ids"])
+    return concatenate_datasets([ids, sampled.cast(Features({"input_ids": ids.features["input_ids"]}))])
+
+
+def bf16_autocast(args: ForgetConfig):
+    """
+    What the trainer does in its steps, for the work of frozen weights before them. Not for training: weights are cast once
+    in a context, and steps taken inside it would not be seen.
+    """
+    import torch
+
+    return torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16)
+
+
+def start_from_ranking(model, tokenizer, training_texts: list[list[int]], args: ForgetConfig, console) -> None:
     """The warm start: alike in every process, for it hangs on texts and seed alone."""
     import torch
 
     from tokforget.warm_start import teacher_bits, warm_start
 
     texts = [torch.as_tensor(text) for text in training_texts[: args.warm_start_texts]]
-    bits = teacher_bits(model, texts, args.warm_start_teacher)
+    with bf16_autocast(args):
+        bits = teacher_bits(model, texts, args.warm_start_teacher)
     losses = warm_start(
         model, texts, bits, args.warm_start_steps, args.warm_start_learning_rate, args.warm_start_batch_size,
         args.min_rate, args.max_rate, args.seed,
     )  # fmt: skip
+    folder = Path(args.output_dir, args.warm_start_dir)
+    if args.process_index == 0:  # what the policy gradient starts from, to be compared with what it makes of it
+        shutil.rmtree(folder, ignore_errors=True)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     first, last = (sum(part) / len(part) for part in (losses[:10], losses[-10:]))
     console.print(
         f"Warm start on {len(texts)} texts by {args.warm_start_teacher}: squared error {first:.1f} in the first ten steps, "
@@ -122,9 +155,15 @@ def main(argv: list[str] | None = None) -> None:
     try:
         tokenizer = load_tokenizer(model_args.reconstructor_name_or_path, model_args.reconstructor_revision)
         train, validation, test, data = draw_blocks(data_args, tokenizer)
-        model = load_model(model_args, tokenizer, train["input_ids"], data_args.max_length)
+        model = load_model(model_args, tokenizer, data_args.max_length)
+        corpus = train["input_ids"]  # what the baselines count
+        if args.sampled_texts:
+            train = with_sampled_texts(model, train, args, resumed=checkpoint is not None)
+            data["blocks"]["sampled"] = args.sampled_texts
     except (ValueError, OSError) as error:
         refuse(str(error))
+    if model.policy.ngrams is not None:
+        model.policy.ngrams.fit(train["input_ids"])
     sizes = {
         name: sum(p.numel() for p in part.parameters() if p.requires_grad)
         for name, part in (("policy", model.policy), ("adapter", model.reconstructor))
@@ -146,7 +185,7 @@ def main(argv: list[str] | None = None) -> None:
     except HubError as error:  # with `push_to_hub` the repository is made now
         refuse(str(error))
     if args.warm_start_steps and checkpoint is None:
-        start_from_ranking(model, train["input_ids"], args, console)
+        start_from_ranking(model, tokenizer, train["input_ids"], args, console)
     with faults_in_one_line():
         trainer.train(resume_from_checkpoint=checkpoint)
         # With `push_to_hub` the folder is sent below, with its measurements.
@@ -155,7 +194,7 @@ def main(argv: list[str] | None = None) -> None:
         rows = compare_with_baselines(
             trainer,
             tokenizer,
-            train["input_ids"],
+            corpus,
             test,
             model_args.layout,
             data_args.dataset_name,

@@ -66,12 +66,26 @@ def test_a_precision_that_agrees_or_that_the_run_overrules(tmp_path):
     check_run(arguments(tmp_path, bf16=True), {"ACCELERATE_MIXED_PRECISION": "bf16"})
 
 
-def test_what_the_device_cannot_do():
+def test_what_the_device_cannot_do(monkeypatch):
+    monkeypatch.setattr(launch, "emulates_bf16", lambda: False)
     assert unsupported("cpu", 0, "bf16", {}) is None and unsupported("cuda", 1, "fp16", {}) is None
     assert "`fp16` needs a CUDA GPU" in unsupported("cpu", 0, "fp16", {})
     assert "One process sees 4 GPUs" in unsupported("cuda", 4, "no", {})
     assert "FSDP was asked for" in unsupported("cpu", 0, "no", {"ACCELERATE_USE_FSDP": "true"})
     assert unsupported("cuda", 1, "no", {"ACCELERATE_USE_FSDP": "true"}) is None
+
+
+def test_bf16_on_a_cpu_that_would_emulate_it(monkeypatch):
+    for told, refused in (
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, True),
+        ({"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}, False),
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": True}, False),
+        ({"architecture": "aarch64", "sve": True}, False),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda told=told: told, raising=False)
+        reason = unsupported("cpu", 0, "bf16", {})
+        assert (reason is not None and "AVX512-BF16" in reason) == refused
+        assert unsupported("cpu", 0, "no", {}) is None
 
 
 def test_several_processes_that_became_one(capsys):
@@ -224,7 +238,21 @@ _RUN = [
     "--load_best_model_at_end", "true", "--report_to", "none", "--disable_tqdm", "true", "--lora_rank", "2",
     "--warmup_steps", "1", "--seed", "0", "--adam_epsilon", "1e-5",
 ]  # fmt: skip
-_POLICY = ["--window", "8", "--ngram_buckets", "256", "--policy_hidden_size", "16", "--policy_dilations", "1", "2"]
+_POLICY = [
+    "--sampled_texts",
+    "8",
+    "--warm_start_steps",
+    "2",
+    "--window",
+    "8",
+    "--ngram_buckets",
+    "256",
+    "--policy_hidden_size",
+    "16",
+    "--policy_dilations",
+    "1",
+    "2",
+]
 
 
 def train(site: Path, base_folder: str, name: str, recipe: str, *more) -> tuple[Path, str]:

@@ -47,7 +47,8 @@ def test_the_dry_run_prints_every_command_and_writes_nothing(tmp_path, capsys):
     assert ["--max_steps 7" in line for line in commands] == [False, False, False, True, True, False, False]
     assert f"--reconstructor_name_or_path {out}/judge " in commands[6]
     labels = ("policy", "policy", "short", "short")
-    folders = (f"{label}={out}/{name}" for label, name in zip(labels, names[1:5]))
+    folders = [f"{label}={out}/{name}" for label, name in zip(labels, names[1:5])]
+    folders += [f"warm_start={out}/{name}/warm_start" for name in names[1:3]]
     assert f"--model_path {' '.join(folders)} " in commands[6]
     assert not out.exists()
 
@@ -64,6 +65,16 @@ def test_a_variant_overrides_and_an_empty_value_takes_a_key_away():
     assert short[short.index("--eval_rates") :][:3] == ["--eval_rates", "0.5", "0.7"]
 
 
+def test_variants_have_seeds_of_their_own_and_a_policy_without_warm_start_has_none_to_judge():
+    args = leaderboard.LeaderboardArguments("board", seeds=[0, 1], variant_seeds=[1], variants='{"short": {}}')
+    steps = leaderboard.plan(args)
+    assert [step.name for step in steps[1:4]] == ["policy_seed_0", "policy_seed_1", "short_seed_1"]
+    words = steps[-1].words
+    assert not any("warm_start" in word for word in words)
+    args = leaderboard.LeaderboardArguments("board", seeds=[0], policy='{"warm_start_steps": 3}')
+    assert "warm_start=board/policy_seed_0/warm_start" in leaderboard.plan(args)[-1].words
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -74,6 +85,8 @@ def test_a_variant_overrides_and_an_empty_value_takes_a_key_away():
         (["--common", "[1]"], "`common` must be a mapping of keys to values"),
         (["--common", "{"], "`common` must be a mapping in JSON"),
         (["--judge_seed", "100"], "`judge_seed` must differ"),
+        (["--variant_seeds", "1", "1"], "`variant_seeds` must be one or more different numbers"),
+        (["--jobs", "0"], "`jobs` must be at least 1"),
         (["--seeds", "1", "1"], "`seeds` must be one or more different numbers"),
         (["--hardware", "gone.yaml"], "'gone.yaml': no such file"),
     ],
@@ -147,7 +160,8 @@ def test_a_small_leaderboard_from_scratch_and_one_seed_more(tmp_path, base_folde
         "--output_dir", out, "--variants", "{}",
         "--common", json.dumps({"dataset_name": str(tmp_path / "texts.jsonl"), "max_length": 24, "min_length": 8}),
         "--reconstructor", json.dumps(training | {"max_test_texts": 2}),
-        "--policy", json.dumps(joint | {"max_test_texts": 0, "window": 8, "ngram_buckets": 256}),
+        "--policy", json.dumps(joint | {"max_test_texts": 0, "window": 8, "ngram_buckets": 256, "warm_start_steps": 2}),
+        "--jobs", "2",
         "--evaluation", json.dumps({"scorers": ["random", "frequency", "greedy_oracle"], "max_texts": 4, "rates": [0.5],
                                     "num_random_seeds": 2, "continuation_tokens": 0, "heatmap_texts": 0}),
     ]  # fmt: skip
@@ -165,7 +179,7 @@ def test_a_small_leaderboard_from_scratch_and_one_seed_more(tmp_path, base_folde
     kept = ("reconstructor", "policy_seed_0", "judge")
     assert all(after["steps"][name] == before["steps"][name] for name in kept)
     rows = {row["scorer"]: row for row in after["table"]}
-    assert rows.keys() == {"policy", "random", "frequency", "greedy_oracle"}
+    assert rows.keys() == {"policy", "warm_start", "random", "frequency", "greedy_oracle"}
     assert (
         rows["policy"]["runs"] == 2 and rows["policy"]["bits_lost_std"] > 0 and "oracle_gap_closed" in rows["policy"]
     )

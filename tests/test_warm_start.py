@@ -25,8 +25,8 @@ def test_leave_one_out_is_what_the_reconstructor_loses(model):
     found = teacher_bits(model, TEXTS, "leave_one_out")
     for text, bits in zip(TEXTS, found):
         valid = torch.ones(1, len(text), dtype=torch.bool)
-        for turn in range(8):
-            keep = (torch.arange(len(text)) % 8 != turn)[None]
+        for turn in range(2):
+            keep = (torch.arange(len(text)) % 2 != turn)[None]
             with torch.no_grad():
                 nll = model.reconstructor.token_nll(text[None], keep, valid).nll[0]
             assert torch.allclose(bits[~keep[0]], nll[~keep[0]], atol=1e-4)

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 import yaml
 from accelerate.utils import parse_flag_from_env
@@ -296,12 +296,27 @@ class BudgetConfig(_BaseConfig):
 class ForgetConfig(BudgetConfig):
     """Training arguments of [`ForgetTrainer`]: those of [`BudgetConfig`], and the fields below."""
 
+    # In `output_dir`: the policy as the joint loop found it.
+    warm_start_dir: ClassVar[str] = "warm_start"
+
     # Learning rates
     policy_learning_rate: float = field(
         default=3e-3, metadata={"help": "Of the policy, per step of its own schedule (LOG.md, learning rates)."}
     )
     reconstructor_learning_rate: float = field(
         default=2e-3, metadata={"help": "Of the adapter; small models take 2e-3, GPT-2 takes 2e-4 to 1e-3."}
+    )
+
+    # Texts drawn from the base model
+    sampled_texts: int = field(
+        default=0,
+        metadata={
+            "help": "Texts that the base model writes before training, to learn from beside the training texts; a small corpus "
+            "is learnt by heart otherwise (LOG.md). They stay in `output_dir`, for a run that is resumed."
+        },
+    )
+    sampled_prompt_tokens: int = field(
+        default=8, metadata={"help": "Tokens of a training text that each of them begins with."}
     )
 
     # Warm start
@@ -311,7 +326,7 @@ class ForgetConfig(BudgetConfig):
     )
     warm_start_teacher: str = field(
         default="self_information",
-        metadata={"help": "`self_information` (one LM pass per text) or `leave_one_out` (eight, both sides)."},
+        metadata={"help": "`self_information` (one LM pass per text) or `leave_one_out` (two, both sides)."},
     )
     warm_start_texts: int | None = field(
         default=None, metadata={"help": "Training texts the teacher reads, the first of them; all by default."}
@@ -371,7 +386,8 @@ class ForgetConfig(BudgetConfig):
         self.learning_rate = self.reconstructor_learning_rate
         super().__post_init__()
         _at_least(self, "num_masks", 2)
-        _at_least(self, "warm_start_steps", 0)
+        for name, least in (("sampled_texts", 0), ("sampled_prompt_tokens", 1), ("warm_start_steps", 0)):
+            _at_least(self, name, least)
         _at_least(self, "warm_start_batch_size", 1)
         if self.warm_start_texts is not None:
             _at_least(self, "warm_start_texts", 1)

@@ -72,10 +72,23 @@ def copies(num_processes: int, environ: Mapping[str, str]) -> str | None:
     return None
 
 
+def emulates_bf16() -> bool:
+    """Whether this is an x86 CPU that cannot multiply bfloat16; False where torch does not tell."""
+    import torch
+
+    told = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return told.get("architecture") == "x86_64" and not (told["avx512_bf16"] or told["amx_bf16"])
+
+
 def unsupported(device: str, num_gpus: int, precision: str, environ: Mapping[str, str]) -> str | None:
     """What is wrong if the device cannot do what was asked for."""
     if precision == "fp16" and device != "cuda":
         return f"`fp16` needs a CUDA GPU, and this run is on {device}. Leave it out, or try `--bf16 true`."
+    if precision == "bf16" and device == "cpu" and emulates_bf16():
+        return (
+            "`bf16` on this CPU would be emulated, at a hundredth of the speed of float32: it has neither AVX512-BF16 nor AMX. "
+            "Leave it out."
+        )
     if num_gpus > 1:
         return (
             f"One process sees {num_gpus} GPUs and would spread each batch over them without telling. Launch with `accelerate "
