@@ -138,13 +138,15 @@ def test_configurations_say_what_their_names_say():
 
 
 # -- how a batch is spread -----------------------------------------------------------------------------------------------
-def test_a_batch_in_parts_is_the_whole_batch(base_folder, tokenizer, tmp_path):
+@pytest.mark.parametrize("reconstruction_share", [1.0, 0.5])
+def test_a_batch_in_parts_is_the_whole_batch(reconstruction_share, base_folder, tokenizer, tmp_path):
     """Masks that are really drawn, and a share of random ones that gives only some texts one."""
     runs = []
     for batch_size, parts in ((8, 1), (4, 2), (2, 4)):
         trainer = make_trainer(
             base_folder, tokenizer, tmp_path / str(parts), per_device_train_batch_size=batch_size, max_steps=3,
             gradient_accumulation_steps=parts, random_mask_share=0.1, adam_epsilon=1e-5, logging_steps=1,
+            reconstruction_share=reconstruction_share,
         )  # fmt: skip
         start = weights(trainer)
         trainer.train()

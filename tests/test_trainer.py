@@ -57,6 +57,36 @@ def test_two_seeded_runs_are_alike_and_another_seed_is_not(base_folder, tokenize
     assert any(not torch.equal(runs[0][n], runs[2][n]) for n in runs[0])
 
 
+def test_some_texts_train_the_reconstructor_and_all_of_them_the_policy(base_folder, tokenizer, tmp_path):
+    """A third of six texts: the 3rd and the 6th. Their rows alone move the adapter, and the policy feels no difference."""
+    grads, losses = {}, {}
+    for share in (1.0, 1 / 3):
+        trainer = make_trainer(base_folder, tokenizer, tmp_path / str(share), reconstruction_share=share,
+                               per_device_train_batch_size=6, random_mask_share=0.0)  # fmt: skip
+        seen = []
+        forward = trainer.model.forward
+        trainer.model.forward = lambda *args, f=forward, s=seen, **kw: s.append(f(*args, **kw)) or s[-1]
+        batch = trainer.data_collator(rows(6))
+        trainer.model.train()
+        trainer.compute_loss(trainer.model, batch).backward()
+        grads[share] = {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+        losses[share] = seen[0]
+    whole, part = losses[1.0], losses[1 / 3]
+    assert torch.equal(whole.actions, part.actions) and torch.allclose(whole.token_nll, part.token_nll, atol=1e-5)
+    learning = torch.tensor([False, False, True] * 2).repeat_interleave(4)
+    assert torch.allclose(part.bits_per_dropped, whole.bits_per_dropped[learning], atol=1e-5)
+    trainer.model.zero_grad()
+    valid = batch["attention_mask"].bool().repeat_interleave(4, 0)[learning]
+    keep = whole.actions.bool()[learning]
+    nll = trainer.model.reconstructor(batch["input_ids"].repeat_interleave(4, 0)[learning], keep, valid)
+    (nll.sum(1) / (~keep & valid).sum(1)).mean().backward()
+    for name, p in trainer.model.named_parameters():
+        if p.requires_grad:
+            expected = p.grad if "reconstructor." in name else grads[1.0][name]
+            assert torch.allclose(grads[1 / 3][name], expected, atol=1e-5), name
+    assert any(grads[1 / 3][n].abs().max() > 1e-3 for n in grads[1.0] if "reconstructor." in n)
+
+
 def test_a_resumed_run_is_the_unbroken_one(base_folder, tokenizer, tmp_path):
     schedule = {
         "save_strategy": "steps",

@@ -369,6 +369,13 @@ class ForgetConfig(BudgetConfig):
     reconstructor_coef: float = field(
         default=1.0, metadata={"help": "Weight of the reconstruction loss; 0 freezes the adapter."}
     )
+    reconstruction_share: float = field(
+        default=1.0,
+        metadata={
+            "help": "Share of the texts whose masks train the reconstructor, in (0, 1]. The others are scored only, without "
+            "a backward pass through the language model: more texts for the policy in the same time."
+        },
+    )
     random_mask_share: float = field(
         default=0.2,
         metadata={
@@ -398,6 +405,13 @@ class ForgetConfig(BudgetConfig):
         for name, high in (("credit_decay", 1.0), ("gamma", 1.0)):
             if not 0 <= getattr(self, name) <= high:
                 raise ValueError(f"`{name}` must lie in [0, {high:g}], got {getattr(self, name)}.")
+        if not 0 < self.reconstruction_share <= 1:
+            raise ValueError(f"`reconstruction_share` must lie in (0, 1], got {self.reconstruction_share}.")
+        if self.reconstruction_share * self.per_device_train_batch_size < 1:
+            raise ValueError(
+                f"`reconstruction_share` {self.reconstruction_share} of a batch of {self.per_device_train_batch_size} is no "
+                "text at all: raise one of them."
+            )
         if not 0 <= self.random_mask_share < 1:
             raise ValueError(f"`random_mask_share` must lie in [0, 1), got {self.random_mask_share}.")
         for name in ("policy_learning_rate", "reconstructor_learning_rate", "entropy_coef", "reconstructor_coef",

@@ -84,8 +84,8 @@ class ForgetOutput(ModelOutput):
         actions, log_probs, entropy, keep_logits (`torch.Tensor` of shape `(N, T)`): See [`Decisions`].
         token_nll (`torch.FloatTensor` of shape `(N, T)`): Bits of the dropped tokens of each episode.
         token_correct (`torch.BoolTensor` of shape `(N, T)`): Dropped tokens that were the model's first choice.
-        bits_per_dropped (`torch.FloatTensor` of shape `(N + R,)`): Mean bits of the dropped tokens of each row, the `R`
-            rows with random masks last. Their mean is the reconstruction loss.
+        bits_per_dropped (`torch.FloatTensor` of shape `(N' + R,)`): Mean bits of the dropped tokens of each row that trains
+            the reconstructor, the `R` rows with random masks last. Their mean is the reconstruction loss.
     """
 
     actions: torch.Tensor | None = None
@@ -133,9 +133,11 @@ class ForgetModel(PreTrainedModel):
         generator: Generators | None = None,
         random_texts: torch.Tensor | None = None,
         random_keep_mask: torch.Tensor | None = None,
+        learning: torch.Tensor | None = None,
     ) -> ForgetOutput:
         """
-        Decide, mask, and score in one reconstructor forward.
+        Decide, mask, and score in one reconstructor forward; in two, the second without a gradient, if not all texts are
+        `learning`.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(B, T)`), attention_mask (`torch.LongTensor` of shape `(B, T)`):
@@ -146,6 +148,8 @@ class ForgetModel(PreTrainedModel):
                 it the best are taken.
             random_texts (`torch.LongTensor` of shape `(R,)`, *optional*), random_keep_mask (`torch.BoolTensor` of shape
                 `(R, T)`, *optional*): Further rows for the reconstructor: which text, under which mask.
+            learning (`torch.BoolTensor` of shape `(B,)`, *optional*): Texts whose masks train the reconstructor; all by
+                default. The others are scored.
         """
         valid = attention_mask.bool()
         counts = keep_count(valid.sum(1), rate)
@@ -157,17 +161,35 @@ class ForgetModel(PreTrainedModel):
             episode_ids = torch.cat([episode_ids, input_ids[random_texts]])
             episode_valid = torch.cat([episode_valid, valid[random_texts]])
             keep_mask = torch.cat([keep_mask, random_keep_mask & valid[random_texts]])
-        scores = self.reconstructor.token_nll(episode_ids, keep_mask, episode_valid)
+        rows = (episode_ids, keep_mask, episode_valid)
+        trains = torch.ones(len(episode_ids), dtype=torch.bool, device=episode_ids.device)
+        if learning is not None:
+            trains[:num_episodes] = learning.repeat_interleave(num_masks)
+        nll, correct = self._score(rows, trains)
         num_dropped = (~keep_mask & episode_valid).sum(1)
         return ForgetOutput(
             actions=decisions.actions,
             log_probs=decisions.log_probs,
             entropy=decisions.entropy,
             keep_logits=decisions.keep_logits,
-            token_nll=scores.nll[:num_episodes],
-            token_correct=scores.correct[:num_episodes],
-            bits_per_dropped=scores.nll.sum(1) / num_dropped.clamp(min=1),
+            token_nll=nll[:num_episodes],
+            token_correct=correct[:num_episodes],
+            bits_per_dropped=(nll.sum(1) / num_dropped.clamp(min=1))[trains],
         )
+
+    def _score(
+        self, rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], trains: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`nll` and `correct` of [`TokenScores`] for all rows; without a gradient where a row does not train `(N + R,)`."""
+        if trains.all() or not trains.any():
+            with torch.set_grad_enabled(torch.is_grad_enabled() and bool(trains.any())):
+                scores = self.reconstructor.token_nll(*rows)
+            return scores.nll, scores.correct
+        learnt = self.reconstructor.token_nll(*(part[trains] for part in rows))
+        with torch.no_grad():
+            scored = self.reconstructor.token_nll(*(part[~trains] for part in rows))
+        back = torch.cat([trains.nonzero(), (~trains).nonzero()]).squeeze(1).argsort()
+        return torch.cat([learnt.nll, scored.nll])[back], torch.cat([learnt.correct, scored.correct])[back]
 
     @torch.no_grad()
     def keep_mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,7 @@ Logged, averaged over the steps since the last log and over all processes:
 """
 
 import logging
+import math
 
 import torch
 
@@ -113,7 +114,7 @@ class ForgetTrainer(BudgetTrainer):
         policy_loss = torch.where(rewards.any_infinite, torch.inf, policy_loss)
         entropy = per_text_mean(outputs.entropy, episodes.valid).mean()
         reconstruction_loss = outputs.bits_per_dropped.sum() / (
-            len(numbers) * (self.args.num_masks + self._random_masks)
+            len(numbers) * self.args.reconstruction_share * (self.args.num_masks + self._random_masks)
         )
         loss = policy_loss - self.args.entropy_coef * entropy + self.args.reconstructor_coef * reconstruction_loss
         self._record(
@@ -124,7 +125,7 @@ class ForgetTrainer(BudgetTrainer):
 
     @property
     def _random_masks(self) -> float:
-        """Random keep masks per text; of a fraction, every so manieth text has one."""
+        """Random keep masks per text that trains the reconstructor; of a fraction, every so manieth has one."""
         return self.args.num_masks * self.args.random_mask_share / (1 - self.args.random_mask_share)
 
     def _draw(
@@ -134,8 +135,9 @@ class ForgetTrainer(BudgetTrainer):
         input_ids, valid = inputs["input_ids"], inputs["attention_mask"].bool()
         low, high, device = self.args.min_rate, self.args.max_rate, input_ids.device
         rate = draw_rates(len(numbers), low, high, generators).to(device)
-        # The masks of the run are counted, too: the n-th text has those from floor(n * share) on.
-        masks = [range(int(n * self._random_masks), int((n + 1) * self._random_masks)) for n in numbers]
+        # Texts that train the reconstructor are counted, and so are random masks: the n-th has those from floor(n * share) on.
+        counted = [_range(n, self.args.reconstruction_share) for n in numbers]
+        masks = [_range(own.start, self._random_masks) if own else range(0) for own in counted]
         rows = [row for row, own in enumerate(masks) for _ in own]
         texts, own_generators = torch.tensor(rows, dtype=torch.long, device=device), [generators[row] for row in rows]
         random_rate = draw_rates(len(rows), low, high, own_generators).to(device)
@@ -147,6 +149,7 @@ class ForgetTrainer(BudgetTrainer):
         return {
             "input_ids": input_ids, "attention_mask": inputs["attention_mask"], "rate": rate,
             "random_texts": texts, "random_keep_mask": mask,
+            "learning": torch.tensor([len(own) > 0 for own in counted], device=device),
         }  # fmt: skip
 
     def _collect(self, batch: dict[str, torch.Tensor], outputs: ForgetOutput) -> EpisodeBatch:
@@ -228,3 +231,9 @@ class ForgetTrainer(BudgetTrainer):
             return model.keep_mask(input_ids, valid, torch.full((len(input_ids),), rate, device=input_ids.device))
 
         return self._measure_rates(model.reconstructor, input_ids, valid, keep_mask_at)
+
+
+def _range(number: int, share: float) -> range:
+    """What the `number`-th of a sequence has of `share` each, counted over the sequence."""
+    # 0.2 * 5 is 1.0, but 0.1 * 3 is 0.30000000000000004, and a sum that is whole on paper has to be whole here.
+    return range(math.floor(number * share + 1e-9), math.floor((number + 1) * share + 1e-9))
