@@ -101,8 +101,8 @@ def start_from_ranking(model, tokenizer, training_texts: list[list[int]], args: 
         tokenizer.save_pretrained(folder)
     first, last = (sum(part) / len(part) for part in (losses[:10], losses[-10:]))
     console.print(
-        f"Warm start on {len(texts)} texts by {args.warm_start_teacher}: squared error {first:.1f} in the first ten steps, "
-        f"{last:.1f} bits² in the last."
+        f"Warm start on {len(texts)} texts by {args.warm_start_teacher}: deviance {first:.2f} in the first ten steps, "
+        f"{last:.2f} bits in the last."
     )
 
 

@@ -14,10 +14,10 @@ from tokforget.modeling import ForgetModel
 
 
 TEACHERS = ("self_information", "leave_one_out")
-# A token of 20 bits is kept at any rate that one of 14 is kept at: the square of what is beyond would rule the fit.
+# A token of 20 bits is kept at any rate that one of 14 is kept at: what is beyond would rule the fit.
 _MOST_BITS = 14.0
-# Bits per unit of the keep logit: with 2 the first masks of the joint loop still differ at their margins.
-_BITS_PER_LOGIT = 2.0
+# Above the logarithm of any bits: one bad step must not overflow.
+_MOST_LOG_BITS = 6.0
 _TEACHER_BATCH = 32
 # With every second token missing the ranking is that of leaving out every eighth, at a quarter of the passes (LOG.md).
 _APART = 2
@@ -64,7 +64,11 @@ def warm_start(
     seed: int,
 ) -> list[float]:
     """
-    Fit the policy's first plan to the teacher's bits by least squares, the requested rate drawn at random.
+    Fit the policy's first plan, as the logarithm of the bits that a token would lose, to the teacher's bits, the requested
+    rate drawn at random.
+
+    By Poisson deviance and not by squares: bits spread as widely as they are high, and squares would leave the order of
+    the cheap tokens, which is what counts at high rates, to chance (LOG.md). Its minimum is the mean all the same.
 
     Args:
         texts (`list[torch.LongTensor]`), bits (`list[torch.FloatTensor]`): Training texts, and of [`teacher_bits`] theirs.
@@ -72,10 +76,10 @@ def warm_start(
             and falling along a cosine.
 
     Returns:
-        `list[float]`: Mean squared error of each step, bits squared.
+        `list[float]`: Mean deviance of each step, bits; 0 is a perfect fit.
     """
     targets = [of_text.clamp(max=_MOST_BITS) for of_text in bits]
-    mean = torch.cat(targets).mean()
+    log_mean = torch.cat(targets).mean().log()
     policy = model.policy.train()
     optimizer = torch.optim.AdamW(
         [p for p in policy.parameters() if p.requires_grad], lr=learning_rate, weight_decay=0
@@ -91,8 +95,9 @@ def warm_start(
         input_ids, valid = _pad([texts[n] for n in picked], model.device)
         target = torch.cat([targets[n] for n in picked]).to(model.device)  # in the order of `valid`'s places
         rate = min_rate + (max_rate - min_rate) * torch.rand(len(picked), generator=generator).to(model.device)
-        predicted = _BITS_PER_LOGIT * policy.first_plan(input_ids, valid, rate) + mean
-        loss = (predicted[valid] - target).square().mean()
+        log_bits = (policy.first_plan(input_ids, valid, rate)[valid] + log_mean).clamp(max=_MOST_LOG_BITS)
+        deviance = torch.xlogy(target, target) - target * log_bits - target + log_bits.exp()
+        loss = 2 * deviance.mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
