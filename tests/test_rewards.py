@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.test_episodes import episodes
-from tokforget.rewards import REWARDS, WeightedRewards, information_theoretic, load_reward, simple
+from tokforget.rewards import REWARDS, WeightedRewards, exact_runs, information_theoretic, load_reward, simple
 
 
 def test_information_theoretic_by_hand():
@@ -16,6 +16,13 @@ def test_simple_counts_what_is_not_restored():
     batch = episodes([[4.0, 3.0, 0.0]], [[False, False, True]], num_masks=1, keep_price=0.25)
     batch.token_correct = torch.tensor([[True, False, False]])
     assert simple(batch).tolist() == [[0.0, -1.0, -0.25]]
+
+
+def test_exact_runs_end_at_the_first_wrong_token_and_begin_anew_behind_a_kept_one():
+    dropped = [True, True, True, False, True, True]
+    batch = episodes([[1.0] * 6], [[not lost for lost in dropped]], num_masks=1, keep_price=0.25)
+    batch.token_correct = torch.tensor([[True, False, True, False, True, False]])
+    assert exact_runs(batch).tolist() == [[0.0, -1.0, -1.0, -0.25, 0.0, -1.0]]
 
 
 def test_padding_is_neither_kept_nor_dropped():

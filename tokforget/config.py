@@ -340,7 +340,9 @@ class ForgetConfig(BudgetConfig):
     # Rewards and credit
     reward_funcs: list[str] = field(
         default_factory=lambda: ["information_theoretic"],
-        metadata={"help": "`information_theoretic`, `simple`, or import paths such as `my_package.rewards:name`."},
+        metadata={
+            "help": "`information_theoretic`, `simple`, `exact_runs`, or import paths such as `my_package.rewards:name`."
+        },
     )
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "One weight per reward; 1 each by default."}

@@ -38,12 +38,29 @@ def simple(episodes: EpisodeBatch) -> torch.Tensor:
     return _distortion_and_price(episodes, (episodes.dropped & ~episodes.token_correct).float())
 
 
+def exact_runs(episodes: EpisodeBatch) -> torch.Tensor:
+    """
+    Exact tokens as restoring really meets them: minus one for a dropped token that the reconstructor does not put first,
+    *or* that comes behind such a one in the same gap, minus the price of a kept one; `(N, T)` tokens.
+
+    Restoring goes on from its own guesses, so a wrong one spoils what follows until the next kept token. What a kept token
+    is worth to the gap behind it stands in no score of single tokens, hence in no ranking to start from: it is learnt here.
+
+    Requires: nothing beside the episodes. Relates to: `simple`, which judges every token as if all before it were right.
+    """
+    wrong = (episodes.dropped & ~episodes.token_correct).long().cumsum(1)
+    before_gap = (wrong * episodes.keep_mask).cummax(1).values  # (N, T)
+    return _distortion_and_price(episodes, (episodes.dropped & (wrong > before_gap)).float())
+
+
 def _distortion_and_price(episodes: EpisodeBatch, distortion: torch.Tensor) -> torch.Tensor:
     price = episodes.price(distortion)[:, None]
     return -torch.where(episodes.keep_mask, price, distortion) * episodes.valid
 
 
-REWARDS: dict[str, RewardFunction] = {"information_theoretic": information_theoretic, "simple": simple}
+REWARDS: dict[str, RewardFunction] = {
+    function.__name__: function for function in (information_theoretic, simple, exact_runs)
+}
 
 
 def load_reward(name: str | RewardFunction) -> tuple[str, RewardFunction]:
