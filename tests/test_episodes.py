@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from tokforget.episodes import EpisodeBatch, decision_returns, leave_one_out_advantages, less_alike, token_returns
+from tokforget.episodes import (
+    EpisodeBatch,
+    decision_returns,
+    leave_one_out_advantages,
+    less_alike,
+    scaled_by_text,
+    token_returns,
+)
 
 
 def episodes(token_nll, keep_mask, valid=None, num_masks=2, window=2, **fields) -> EpisodeBatch:
@@ -96,3 +103,12 @@ def test_windows_and_back():
     assert batch.per_token(torch.tensor([[3.0, 4.0]])).tolist() == [[3.0, 3.0, 4.0]]
     short = episodes([[1.0, 0.0, 0.0]], [[False, False, False]], valid=[[True, False, False]], num_masks=1)
     assert short.decisions_per_episode.tolist() == [1]
+
+
+def test_advantages_are_scaled_by_text_and_nothing_else_changes():
+    """Two texts of two masks: root mean squares 2 (of 4 valid tokens) and 0."""
+    advantages = torch.tensor([[3.0, 1.0, 9.0], [-2.0, -(2.0**0.5), 9.0], [0.0] * 3, [0.0] * 3])
+    valid = torch.tensor([[True, True, False]] * 2 + [[True] * 3] * 2)
+    scaled = scaled_by_text(advantages, valid, num_masks=2)
+    assert torch.allclose(scaled, advantages / torch.tensor([[2.0], [2.0], [1.0], [1.0]]))
+    assert torch.allclose(scaled_by_text(100 * advantages, valid, 2), scaled)

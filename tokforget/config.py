@@ -367,6 +367,13 @@ class ForgetConfig(BudgetConfig):
     )
 
     # Loss
+    scale_advantages: bool = field(
+        default=False,
+        metadata={
+            "help": "Divide the advantages of each text by their root mean square, so that every rate counts alike; "
+            "`entropy_coef` then has no unit."
+        },
+    )
     entropy_coef: float = field(default=0.05, metadata={"help": "Weight of the policy's entropy, bits per nat."})
     reconstructor_coef: float = field(
         default=1.0, metadata={"help": "Weight of the reconstruction loss; 0 freezes the adapter."}

@@ -28,7 +28,14 @@ import torch
 from tokforget.base_trainer import BudgetTrainer
 from tokforget.config import ForgetConfig
 from tokforget.data import BlockCollator
-from tokforget.episodes import EpisodeBatch, decision_returns, leave_one_out_advantages, less_alike, token_returns
+from tokforget.episodes import (
+    EpisodeBatch,
+    decision_returns,
+    leave_one_out_advantages,
+    less_alike,
+    scaled_by_text,
+    token_returns,
+)
 from tokforget.masking import draw_rates, draw_scores, keep_count, top_k_mask
 from tokforget.modeling import ForgetModel, ForgetOutput
 from tokforget.rewards import WeightedRewards
@@ -109,7 +116,12 @@ class ForgetTrainer(BudgetTrainer):
         )
         returns = returns + episodes.per_token(decision_returns(rewards.per_decision, self.args.gamma))  # (N, T)
         advantages = leave_one_out_advantages(returns, self.args.num_masks)
-        policy_loss = -per_text_mean(advantages * outputs.log_probs, episodes.valid).mean()
+        weights = (
+            scaled_by_text(advantages, episodes.valid, self.args.num_masks)
+            if self.args.scale_advantages
+            else advantages
+        )
+        policy_loss = -per_text_mean(weights * outputs.log_probs, episodes.valid).mean()
         # Differences of infinities are nan, which would pass for "cannot be scored": an infinite reward has to end the run.
         policy_loss = torch.where(rewards.any_infinite, torch.inf, policy_loss)
         entropy = per_text_mean(outputs.entropy, episodes.valid).mean()
