@@ -33,9 +33,26 @@ from tokforget.launch import check_launcher, check_run
 
 
 def load_model(model_args: ModelArguments, tokenizer, max_length: int):
-    """A fresh policy over the reconstructor that was named."""
-    from tokforget.modeling import ForgetModel
+    """The policy that was named, or a fresh one, over the reconstructor that was named."""
+    from tokforget.model_folder import check_model_folder, local_folder
+    from tokforget.modeling import ForgetModel, ForgetModelConfig
+    from tokforget.reconstructor_folder import load_tokenizer
 
+    shape = {
+        "hidden_size": model_args.policy_hidden_size, "dilations": model_args.policy_dilations, "window": model_args.window,
+        "logit_bound": model_args.logit_bound, "ngram_buckets": model_args.ngram_buckets,
+    }  # fmt: skip
+    folder = None
+    if model_args.policy_name_or_path is not None:
+        folder = local_folder(model_args.policy_name_or_path)
+        check_model_folder(folder, with_adapter=False)
+        if load_tokenizer(str(folder)).get_vocab() != tokenizer.get_vocab():
+            raise ValueError(
+                f"The policy {model_args.policy_name_or_path} reads another vocabulary than the reconstructor "
+                f"{model_args.reconstructor_name_or_path}. Take one that was trained over it."
+            )
+        trained = ForgetModelConfig.from_pretrained(folder)
+        shape = {name: getattr(trained, name) for name in (*shape, "kernel_size", "head_size")}
     model = ForgetModel.from_base(
         model_args.reconstructor_name_or_path,
         tokenizer,
@@ -43,12 +60,10 @@ def load_model(model_args: ModelArguments, tokenizer, max_length: int):
         lora_rank=model_args.lora_rank,
         lora_alpha=model_args.lora_alpha,
         layout=model_args.layout,
-        hidden_size=model_args.policy_hidden_size,
-        dilations=model_args.policy_dilations,
-        window=model_args.window,
-        logit_bound=model_args.logit_bound,
-        ngram_buckets=model_args.ngram_buckets,
+        **shape,
     )
+    if folder is not None:
+        model.load_policy(folder)
     model.reconstructor.check_max_length(max_length)
     return model
 
@@ -81,15 +96,20 @@ def bf16_autocast(args: ForgetConfig):
     return torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16)
 
 
-def start_from_ranking(model, tokenizer, training_texts: list[list[int]], args: ForgetConfig, console) -> None:
+def start_from_ranking(model, tokenizer, train, args: ForgetConfig, console) -> None:
     """The warm start: alike in every process, for it hangs on texts and seed alone."""
     import torch
 
-    from tokforget.warm_start import teacher_bits, warm_start
+    from tokforget.warm_start import teacher_bits, warm_start, write_lesson
 
-    texts = [torch.as_tensor(text) for text in training_texts[: args.warm_start_texts]]
-    with bf16_autocast(args):
-        bits = teacher_bits(model, texts, args.warm_start_teacher)
+    texts = [torch.as_tensor(text) for text in train["input_ids"][: args.warm_start_texts]]
+    if args.lesson_path is not None:
+        bits = [torch.as_tensor(of_text) for of_text in train["bits"][: args.warm_start_texts]]
+    else:
+        with bf16_autocast(args):
+            bits = teacher_bits(model, texts, args.warm_start_teacher)
+        if args.process_index == 0:
+            write_lesson(Path(args.output_dir, args.lesson_dir), texts, bits)
     losses = warm_start(
         model, texts, bits, args.warm_start_steps, args.warm_start_learning_rate, args.warm_start_batch_size,
         args.min_rate, args.max_rate, args.seed,
@@ -149,6 +169,7 @@ def main(argv: list[str] | None = None) -> None:
     from tokforget.run_blocks import draw_blocks
     from tokforget.stopping import faults_in_one_line
     from tokforget.trainer import ForgetTrainer
+    from tokforget.warm_start import read_lesson
 
     console = Console(quiet=args.process_index > 0)
     transformers.set_seed(args.seed)
@@ -157,7 +178,10 @@ def main(argv: list[str] | None = None) -> None:
         train, validation, test, data = draw_blocks(data_args, tokenizer)
         model = load_model(model_args, tokenizer, data_args.max_length)
         corpus = train["input_ids"]  # what the baselines count
-        if args.sampled_texts:
+        if args.lesson_path is not None:
+            train = read_lesson(args.lesson_path, corpus)
+            data["blocks"]["sampled"] = len(train) - len(corpus)
+        elif args.sampled_texts:
             train = with_sampled_texts(model, train, args, resumed=checkpoint is not None)
             data["blocks"]["sampled"] = args.sampled_texts
     except (ValueError, OSError) as error:
@@ -185,7 +209,7 @@ def main(argv: list[str] | None = None) -> None:
     except HubError as error:  # with `push_to_hub` the repository is made now
         refuse(str(error))
     if args.warm_start_steps and checkpoint is None:
-        start_from_ranking(model, tokenizer, train["input_ids"], args, console)
+        start_from_ranking(model, tokenizer, train, args, console)
     with faults_in_one_line():
         trainer.train(resume_from_checkpoint=checkpoint)
         # With `push_to_hub` the folder is sent below, with its measurements.

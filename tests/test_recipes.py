@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from recipes.leaderboard import LeaderboardArguments
+from recipes.train import load_model
+from tests.conftest import make_tokenizer
 from tokforget.config import DataArguments, ForgetConfig, ModelArguments, PreparationArguments, parse_arguments
 from tokforget.evaluation_config import EvaluationArguments
 from tokforget.modeling import ForgetModel
@@ -158,3 +161,22 @@ def test_a_reward_of_the_working_directory_is_found(tmp_path):
             cwd=tmp_path, capture_output=True, text=True,
         )  # fmt: skip
         assert result.returncode == 2 and message in result.stderr, result.stderr
+
+
+def test_a_run_goes_on_from_a_trained_policy(model, base_folder, tokenizer, texts, tmp_path):
+    model.save_pretrained(tmp_path / "trained")
+    tokenizer.save_pretrained(tmp_path / "trained")
+    # The shape is the trained policy's, whatever the arguments say.
+    args = ModelArguments(base_folder, policy_name_or_path=str(tmp_path / "trained"), policy_hidden_size=99)
+    found = load_model(args, tokenizer, max_length=40)
+    ours = model.policy.state_dict()
+    assert all(
+        torch.equal(ours[name], value) for name, value in found.policy.state_dict().items() if "table" not in name
+    )
+    assert found.config.hidden_size == model.config.hidden_size and found.config.window == model.config.window
+    other = make_tokenizer([text.upper() for text in texts])
+    other.save_pretrained(tmp_path / "trained")
+    with pytest.raises(ValueError, match="reads another vocabulary than the reconstructor"):
+        load_model(args, tokenizer, max_length=40)
+    with pytest.raises(ValueError, match="is not a tokforget model"):
+        load_model(ModelArguments(base_folder, policy_name_or_path=base_folder), tokenizer, max_length=40)

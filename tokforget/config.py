@@ -185,6 +185,13 @@ class BaseModelArguments:
 class ModelArguments(BaseModelArguments):
     """The reconstructor to start from, and the shape of the policy."""
 
+    policy_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Trained model (folder or Hub id) whose policy to go on from, over the same vocabulary. Its shape is taken, "
+            "its count tables are fitted anew on this run's texts; a fresh policy by default."
+        },
+    )
     policy_hidden_size: int = field(default=128, metadata={"help": "Width of the policy's trunk."})
     policy_dilations: list[int] = field(
         default_factory=lambda: [1, 2, 4, 8, 1], metadata={"help": "Dilation of each convolution block of the policy."}
@@ -296,8 +303,9 @@ class BudgetConfig(_BaseConfig):
 class ForgetConfig(BudgetConfig):
     """Training arguments of [`ForgetTrainer`]: those of [`BudgetConfig`], and the fields below."""
 
-    # In `output_dir`: the policy as the joint loop found it.
+    # In `output_dir`: the policy as the joint loop found it, and what it had learnt from.
     warm_start_dir: ClassVar[str] = "warm_start"
+    lesson_dir: ClassVar[str] = "lesson"
 
     # Learning rates
     policy_learning_rate: float = field(
@@ -330,6 +338,13 @@ class ForgetConfig(BudgetConfig):
     )
     warm_start_texts: int | None = field(
         default=None, metadata={"help": "Training texts the teacher reads, the first of them; all by default."}
+    )
+    lesson_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder `lesson/` of another run on the same texts: its sampled texts and its teacher's bits are taken, "
+            "instead of drawing and asking again. Runs that differ in their seed can share one."
+        },
     )
     warm_start_learning_rate: float = field(default=3e-3, metadata={"help": "Of the policy in the warm start."})
     warm_start_batch_size: int = field(default=32, metadata={"help": "Texts per step of the warm start."})
@@ -402,6 +417,8 @@ class ForgetConfig(BudgetConfig):
         self.learning_rate = self.reconstructor_learning_rate
         super().__post_init__()
         _at_least(self, "num_masks", 2)
+        if self.lesson_path is not None and self.sampled_texts:
+            raise ValueError("`lesson_path` brings its own sampled texts: leave out `sampled_texts`.")
         for name, least in (("sampled_texts", 0), ("sampled_prompt_tokens", 1), ("warm_start_steps", 0)):
             _at_least(self, name, least)
         _at_least(self, "warm_start_batch_size", 1)

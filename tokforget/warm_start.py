@@ -6,6 +6,10 @@ policy gradient then starts from a ranking instead of a coin, and learns what bi
 their neighbours, and at which rate.
 """
 
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import torch
 from tqdm.auto import trange
 
@@ -13,11 +17,18 @@ from tokforget.lm_baselines import probe
 from tokforget.modeling import ForgetModel
 
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
 TEACHERS = ("self_information", "leave_one_out")
 # A token of 20 bits is kept at any rate that one of 14 is kept at: what is beyond would rule the fit.
 _MOST_BITS = 14.0
 # Above the logarithm of any bits: one bad step must not overflow.
 _MOST_LOG_BITS = 6.0
+# The keep logit of a token of e times the bits of another is higher by this much: the first masks of the joint loop differ at
+# the margin of the budget, and not among tokens that are kept anyway, whose bits would drown the margin's (LOG.md).
+_LOGIT_PER_LOG_BITS = 3.0
 _TEACHER_BATCH = 32
 # With every second token missing the ranking is that of leaving out every eighth, at a quarter of the passes (LOG.md).
 _APART = 2
@@ -50,6 +61,34 @@ def teacher_bits(model: ForgetModel, texts: list[torch.Tensor], teacher: str) ->
             found[place] = row[: len(texts[place])]
     reconstructor.train(was_training)
     return found
+
+
+def write_lesson(folder: str | Path, texts: list[torch.Tensor], bits: list[torch.Tensor]) -> None:
+    """Texts and their teacher's bits, columns `input_ids` and `bits`, for other runs to learn from."""
+    from datasets import Dataset
+
+    shutil.rmtree(folder, ignore_errors=True)
+    columns = {"input_ids": [text.tolist() for text in texts], "bits": [of_text.tolist() for of_text in bits]}
+    Dataset.from_dict(columns).save_to_disk(str(folder))
+
+
+def read_lesson(folder: str, training_texts: list[list[int]]) -> "Dataset":
+    """
+    What [`write_lesson`] wrote: the training texts, and behind them the sampled ones.
+
+    Raises:
+        `ValueError`: If there is no lesson, or it is one on other texts.
+    """
+    from datasets import load_from_disk
+
+    try:
+        lesson = load_from_disk(folder, keep_in_memory=True)
+        same = lesson["input_ids"][: len(training_texts)] == list(training_texts)
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"`lesson_path` {folder!r} holds no lesson: {error}") from error
+    if not same:
+        raise ValueError(f"The lesson in {folder!r} is on other texts than this run's; draw and ask anew without it.")
+    return lesson
 
 
 def warm_start(
@@ -95,6 +134,7 @@ def warm_start(
         input_ids, valid = _pad([texts[n] for n in picked], model.device)
         target = torch.cat([targets[n] for n in picked]).to(model.device)  # in the order of `valid`'s places
         rate = min_rate + (max_rate - min_rate) * torch.rand(len(picked), generator=generator).to(model.device)
+        # Scaled when the fit is through: its learning rate is that of unscaled logits.
         log_bits = (policy.first_plan(input_ids, valid, rate)[valid] + log_mean).clamp(max=_MOST_LOG_BITS)
         deviance = torch.xlogy(target, target) - target * log_bits - target + log_bits.exp()
         loss = 2 * deviance.mean()
@@ -104,6 +144,9 @@ def warm_start(
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
+    with torch.no_grad():
+        for part in policy.to_logit.parameters():
+            part *= _LOGIT_PER_LOG_BITS
     return losses
 
 
