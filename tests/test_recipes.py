@@ -72,7 +72,7 @@ def quick_run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
         "recipes/train.py", "--config", "recipes/quick_test.yaml", "--output_dir", out, "--max_steps", "4",
         "--warm_start_steps", "4", "--warm_start_texts", "16",
         "--eval_steps", "2", "--save_steps", "2", "--max_eval_texts", "4", "--max_test_texts", "6", "--logging_steps", "2",
-        "--batch_size", "3", "--reward_type", "simple",
+        "--batch_size", "4", "--reward_type", "simple", "--sampled_texts", "5",
     )  # fmt: skip
     return out, result
 
@@ -97,11 +97,35 @@ def test_the_quick_test_runs_offline_from_the_launcher(quick_run):
         assert {"scorer", "rate", "bits_lost", "exact_restored", "texts"} <= row.keys() and row["texts"] == 6
     assert "self_in" in result.stdout
     record = json.loads((out / "training_config.json").read_text())
-    assert record["reward_funcs"] == ["simple"] and record["per_device_train_batch_size"] == 3
+    assert (
+        record["reward_funcs"] == ["simple"]
+        and record["per_device_train_batch_size"] == 4
+        and record["data"]["blocks"]["sampled"] == 5
+    )
     assert record["trainable_parameters"]["policy"] <= 1_200_000
     ForgetModel.from_pretrained(out)
     card = (out / "README.md").read_text()
     assert "| 0.7 | self_information |" in card and "{{" not in card
+
+
+def test_another_run_learns_from_its_lesson_and_goes_on_from_its_policy(quick_run, tmp_path):
+    out, result = quick_run
+    assert result.returncode == 0
+    start = ForgetModel.from_pretrained(out / "warm_start", with_reconstructor=False)
+    trained = ForgetModel.from_pretrained(out, with_reconstructor=False)
+    assert not torch.equal(start.policy.to_head.weight, trained.policy.to_head.weight)
+    words = [
+        sys.executable, "recipes/train.py", "--config", "recipes/quick_test.yaml", "--use_cpu", "true", "--max_test_texts", "0",
+        "--warm_start_texts", "16", "--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false",
+        "--batch_size", "4",
+    ]  # fmt: skip
+    again = run(*words, "--lesson_path", out / "lesson", "--output_dir", tmp_path / "short", "--max_steps", "1")
+    assert again.returncode == 2 and "is on other texts than this run's" in again.stderr, again.stderr[-3000:]
+    again = run(*words, "--policy_name_or_path", out / "warm_start", "--warm_start_steps", "0", "--max_steps", "1",
+                "--policy_learning_rate", "0", "--output_dir", tmp_path / "on")  # fmt: skip
+    assert again.returncode == 0, again.stderr[-3000:]
+    kept = ForgetModel.from_pretrained(tmp_path / "on", with_reconstructor=False)
+    assert torch.equal(kept.policy.to_head.weight, start.policy.to_head.weight)
 
 
 def test_a_sample_is_compressed_and_restored(quick_run):

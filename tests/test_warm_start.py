@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.conftest import make_model
-from tokforget.warm_start import teacher_bits, warm_start
+from tokforget.warm_start import read_lesson, teacher_bits, warm_start, write_lesson
 
 
 TEXTS = [torch.arange(5, 5 + length) for length in (12, 7, 9)]
@@ -56,3 +56,16 @@ def test_the_same_seed_gives_the_same_start(base_folder, tokenizer):
         warm_start(model, TEXTS, teacher_bits(model, TEXTS, "self_information"), 3, 1e-2, 2, 0.2, 0.8, seed)
         states.append(model.policy.to_head.weight.detach())
     assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
+
+
+def test_a_lesson_is_read_as_it_was_written_and_refused_on_other_texts(tmp_path):
+    bits = [torch.arange(len(text)) / 3 for text in TEXTS]
+    write_lesson(tmp_path / "lesson", TEXTS, bits)
+    training, sampled = [text.tolist() for text in TEXTS[:2]], TEXTS[2].tolist()
+    lesson = read_lesson(str(tmp_path / "lesson"), training)
+    assert lesson["input_ids"] == [*training, sampled]
+    assert all(torch.equal(torch.tensor(row), own) for row, own in zip(lesson["bits"], bits))
+    with pytest.raises(ValueError, match="is on other texts than this run's"):
+        read_lesson(str(tmp_path / "lesson"), training[::-1])
+    with pytest.raises(ValueError, match="holds no lesson"):
+        read_lesson(str(tmp_path / "gone"), training)
