@@ -121,7 +121,7 @@ def start_from_ranking(model, tokenizer, train, args: ForgetConfig, console) -> 
         tokenizer.save_pretrained(folder)
     first, last = (sum(part) / len(part) for part in (losses[:10], losses[-10:]))
     console.print(
-        f"Warm start on {len(texts)} texts by {args.warm_start_teacher}: deviance {first:.2f} in the first ten steps, "
+        f"Warm start on {len(texts)} texts by {args.lesson_path or args.warm_start_teacher}: deviance {first:.2f} in the first ten steps, "
         f"{last:.2f} bits in the last."
     )
 
