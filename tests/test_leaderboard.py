@@ -25,7 +25,7 @@ def root(monkeypatch):
 # -- the plan ----------------------------------------------------------------------------------------------------------
 def test_the_dry_run_prints_every_command_and_writes_nothing(tmp_path, capsys):
     out = tmp_path / "board"
-    leaderboard.main(["--config", RUN_FILE, "--output_dir", str(out), "--seeds", "3", "4", "--dry_run", "true",
+    leaderboard.main(["--config", RUN_FILE, "--output_dir", str(out), "--seeds", "3", "4", "--variant_seeds", "3", "4", "--dry_run", "true",
                       "--variants", '{"short": {"max_steps": 7}}', "--common", '{"dataset_name": "embedded"}'])  # fmt: skip
     printed = capsys.readouterr().out
     names = [line.split("] ")[1] for line in printed.splitlines() if line.startswith("[")]
