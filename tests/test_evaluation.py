@@ -122,6 +122,9 @@ def test_compare_is_paired_repeatable_and_prints(model, scorers, wide, capsys):
         if row["scorer"] != "policy":
             policy = next(r for r in rows if r["scorer"] == "policy" and r["rate"] == row["rate"])
             assert row["excess_bits"] == pytest.approx(row["bits_lost"] - policy["bits_lost"])
+            assert row["excess_exact"] == pytest.approx(row["exact_restored"] - policy["exact_restored"])
+            low, high = row["excess_exact_interval"]
+            assert low <= row["excess_exact"] <= high
     print_table(rows)
     assert "frequency" in capsys.readouterr().out
 

@@ -196,8 +196,8 @@ def rows_of(comparisons: list[Comparison], seed: int = 0) -> list[dict]:
     Returns:
         `list[dict]`: `scorer`, `rate`, `bits_lost` (per original token), `exact_restored`, `compression_rate` (of the
         mask), `texts`, `runs`, the 95 % intervals `bits_lost_interval` and `exact_restored_interval`; over several runs
-        `bits_lost_std` and `bits_lost_runs`; for all but the first scorer `excess_bits` over the first with its
-        interval; `oracle_gap_closed`, the share of the way from random to the greedy oracle in bits lost, with its
+        `bits_lost_std` and `bits_lost_runs`; for all but the first scorer `excess_bits` and `excess_exact` over the first
+        with their intervals; `oracle_gap_closed`, the share of the way from random to the greedy oracle in bits lost, with its
         interval, where both were run; `seconds_per_token` of scoring, batched.
     """
     rows = []
@@ -217,6 +217,10 @@ def rows_of(comparisons: list[Comparison], seed: int = 0) -> list[dict]:
             excess = bits - first.measured[:, 0]
             row["excess_bits"] = float(excess.sum() / tokens.sum())
             row["excess_bits_interval"] = bootstrap_interval(excess, tokens, seed)
+            if dropped.sum():
+                excess = exact - first.measured[:, 1]
+                row["excess_exact"] = float(excess.sum() / dropped.sum())
+                row["excess_exact_interval"] = bootstrap_interval(excess, dropped, seed)
         anchors = {c.scorer: c.measured[:, 0] for c in comparisons if c.rate == entry.rate}
         if anchors.keys() >= {FLOOR, CEILING} and (gap := (anchors[FLOOR] - anchors[CEILING])).sum() > 0:
             row["oracle_gap_closed"] = float((anchors[FLOOR] - bits).sum() / gap.sum())
