@@ -22,10 +22,10 @@ from tokforget import data, splits
 from tokforget.config import DataArguments, PreparationArguments
 from tokforget.data import data_fingerprint, load_blocks
 from tokforget.parallel import in_order
-from tokforget.preparation import REASONS, prepare
+from tokforget.preparation import prepare
 from tokforget.run_blocks import draw_blocks
 from tokforget.sources import Document, Source
-from tokforget.splits import DocumentSplits, plan_splits
+from tokforget.splits import REASONS, DocumentSplits, plan_splits
 
 
 ROOT = Path(__file__).parents[1]

@@ -21,7 +21,7 @@ from tokforget.config import PreparationArguments
 from tokforget.data import MANIFEST, SCHEMA, BlockStream, data_fingerprint, vocabulary_hash
 from tokforget.sharing import write_data_card
 from tokforget.sources import Source, open_source
-from tokforget.splits import SPLITS, DocumentSplits, plan_splits
+from tokforget.splits import REASONS, SPLITS, DocumentSplits, plan_splits
 
 
 if TYPE_CHECKING:
@@ -148,20 +148,6 @@ def _manifest(
 
 
 # -- what is shown at the end ------------------------------------------------------------------------------------------
-REASONS = {
-    "empty": "documents without text",
-    "not_drawn": "documents beyond `max_sequences`",
-    "outside_shares": "documents outside the shares",
-    "exact_duplicate_within_split": "documents that stand in the split already",
-    "exact_duplicate_across_splits": "documents that stand in a held-out split",
-    "near_duplicate_across_splits": "documents that nearly stand in a held-out split",
-    "too_short": "documents below `min_length`",
-    "too_short_tokens": "their tokens",
-    "short_block": "last blocks below `min_length`",
-    "short_block_tokens": "their tokens",
-}
-
-
 def print_report(preparation: Preparation, console: Console | None = None) -> None:
     """Per split what is there, and what was dropped and why; then the pace beside the tokenizer's own."""
     manifest = preparation.manifest

@@ -157,7 +157,7 @@ def _stage_data(folder: Path, target: Path, name: str) -> None:
 
 def write_data_card(folder: Path, manifest: dict, name: str, on_hub: bool = False) -> None:
     """`README.md` of prepared data from their manifest: for a folder on disk, or for `load_dataset(name)`."""
-    from tokforget.preparation import REASONS
+    from tokforget.splits import REASONS  # with numpy and datasketch, which a push of a model does not need
 
     source = manifest["source"]
     files = [{"split": split, "path": f"data/{split}-*"} for split in manifest["splits"]]

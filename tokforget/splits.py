@@ -34,6 +34,19 @@ OUTSIDE_SHARES = "outside_shares"
 EXACT_WITHIN = "exact_duplicate_within_split"
 EXACT_ACROSS = "exact_duplicate_across_splits"
 NEAR_ACROSS = "near_duplicate_across_splits"
+# Why documents and blocks were left out, in words; those of the cutting into blocks are counted in tokens, too.
+REASONS = {
+    "empty": "documents without text",
+    "not_drawn": "documents beyond `max_sequences`",
+    "outside_shares": "documents outside the shares",
+    "exact_duplicate_within_split": "documents that stand in the split already",
+    "exact_duplicate_across_splits": "documents that stand in a held-out split",
+    "near_duplicate_across_splits": "documents that nearly stand in a held-out split",
+    "too_short": "documents below `min_length`",
+    "too_short_tokens": "their tokens",
+    "short_block": "last blocks below `min_length`",
+    "short_block_tokens": "their tokens",
+}
 
 
 def split_of(
