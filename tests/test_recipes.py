@@ -202,5 +202,5 @@ def test_a_run_goes_on_from_a_trained_policy(model, base_folder, tokenizer, text
     other.save_pretrained(tmp_path / "trained")
     with pytest.raises(ValueError, match="reads another vocabulary than the reconstructor"):
         load_model(args, tokenizer, max_length=40)
-    with pytest.raises(ValueError, match="is not a tokforget model"):
+    with pytest.raises(ValueError, match="holds a model of type 'gpt2', not 'tokforget'"):
         load_model(ModelArguments(base_folder, policy_name_or_path=base_folder), tokenizer, max_length=40)
