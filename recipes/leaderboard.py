@@ -37,7 +37,9 @@ from tokforget.reconstructor_config import ReconstructorArguments, Reconstructor
 from tokforget.report import BASELINE_RESULTS, EVALUATION_CONFIG, MODEL_RESULTS
 
 
-POLICY = "policy"
+POLICY, VARIANT = "policy", "variant"
+# In a variant's keys: what it takes over from the policy of its seed.
+SAME_LESSON, SAME_START = "same_lesson", "same_start"
 WARM_START = ForgetConfig.warm_start_dir
 RECORD, TABLE = "leaderboard.json", "leaderboard.md"
 # The recipe of each kind of step, its arguments, and the file that it writes last or next to last.
@@ -47,6 +49,7 @@ KINDS = {
     "policy": ("train.py", (DataArguments, ModelArguments, ForgetConfig), "trainer_state.json"),
     "evaluation": ("evaluate.py", (EvaluationArguments,), MODEL_RESULTS),
 }  # fmt: skip
+KINDS[VARIANT] = KINDS[POLICY]  # trained when all policies are, for it may go on from one
 
 
 @dataclass
@@ -69,7 +72,11 @@ class LeaderboardArguments:
     policy: str = field(default="{}", metadata={"help": "Keys of train.py."})
     evaluation: str = field(default="{}", metadata={"help": "Keys of evaluate.py."})
     variants: str = field(
-        default="{}", metadata={"help": "Ablations: a name, and the keys of train.py that differ from `policy`."}
+        default="{}",
+        metadata={
+            "help": "Ablations: a name, and the keys of train.py that differ from `policy`. With `same_lesson: true` it takes the "
+            "sampled texts and the teacher's bits of the policy of its seed, with `same_start: true` the warm start, too."
+        },
     )
     variant_seeds: list[int] | None = field(
         default=None, metadata={"help": "Training seeds of the variants; those of the policies by default."}
@@ -108,6 +115,11 @@ class LeaderboardArguments:
                 )
             if not isinstance(keys, dict):
                 raise ValueError(f"The variant {name!r} must be a mapping of keys of train.py, got {keys!r}.")
+            if keys.keys() & {SAME_LESSON, SAME_START} and not set(self.variant_seeds) <= set(self.seeds):
+                raise ValueError(
+                    f"The variant {name!r} takes over from the policy of its seed, but `variant_seeds` {self.variant_seeds} are "
+                    f"not all among `seeds` {self.seeds}."
+                )
 
 
 @dataclass
@@ -144,7 +156,10 @@ def plan(args: LeaderboardArguments) -> list[Step]:
     for name, keys in {POLICY: {}, **args.variants}.items():
         for seed in args.seeds if name == POLICY else args.variant_seeds:
             own = {"reconstructor_name_or_path": start}
-            folder = add(f"{name}_seed_{seed}", "policy", seed, args.common, own, args.policy, keys)
+            taken = _taken_over(keys, root / f"{POLICY}_seed_{seed}")
+            differing = {key: value for key, value in keys.items() if key not in (SAME_LESSON, SAME_START)}
+            kind = POLICY if name == POLICY else VARIANT
+            folder = add(f"{name}_seed_{seed}", kind, seed, args.common, own, args.policy, taken, differing)
             models.append(f"{name}={folder}")
     # What the policy gradient starts from, of the same runs.
     if _has_warm_start(args):
@@ -153,6 +168,16 @@ def plan(args: LeaderboardArguments) -> list[Step]:
     own = {"model_path": models, "reconstructor_name_or_path": judge}
     add("evaluation", "evaluation", None, args.common, args.evaluation, own)
     return steps
+
+
+def _taken_over(keys: dict, policy: Path) -> dict:
+    """The keys of train.py that `same_lesson` and `same_start` stand for."""
+    taken = {}
+    if keys.get(SAME_LESSON) or keys.get(SAME_START):
+        taken |= {"lesson_path": policy / ForgetConfig.lesson_dir, "sampled_texts": None}
+    if keys.get(SAME_START):
+        taken |= {"policy_name_or_path": policy / WARM_START, "warm_start_steps": 0}
+    return taken
 
 
 def _has_warm_start(args: LeaderboardArguments) -> bool:
@@ -189,6 +214,12 @@ _writing = threading.Lock()
 def command(args: LeaderboardArguments, step: Step) -> str:
     recipe = f"recipes/{KINDS[step.kind][0]}"
     return shlex.join(["accelerate", "launch", "--config_file", args.hardware, recipe, *step.words])
+
+
+def stands_on(later: Step, step: Step) -> bool:
+    """Whether a step reads the folder of another, or a folder in it."""
+    paths = [Path(word.split("=")[-1]) for word in later.words]
+    return any(path.is_relative_to(step.folder) for path in paths)
 
 
 def is_finished(args: LeaderboardArguments, step: Step, record: dict) -> bool:
@@ -253,13 +284,15 @@ def write_table(args: LeaderboardArguments, record: dict) -> None:
         "lost are per original token, ± the standard deviation over training seeds (of baselines that draw: over draws), in "
         "brackets the 95 % interval by bootstrap over texts. *Gap*: the share of the way from random to a greedy oracle that "
         "searches with the judge. *Exact*: dropped tokens restored in free-running restoration. *Fewer*: than the best "
-        "baseline that needs no language-model pass, named behind it. Time: of scoring, batched.",
+        "baseline that needs no language-model pass, named behind it. *Over the policy*: the difference, paired over texts. "
+        "Time: of scoring, batched.",
     ]  # fmt: skip
     for dataset in config["datasets"]:
         for rate in config["arguments"]["rates"]:
             own = [row for row in rows if (row["dataset"], row["rate"]) == (dataset["dataset"], rate)]
             lines += ["", f"## {dataset['dataset']}, rate {rate:g} ({dataset['texts']} texts)", "",
-                      "| scorer | bits lost | gap | exact | µs per token | fewer |", "|---|---|---|---|---|---|"]  # fmt: skip
+                      "| scorer | bits lost | over the policy | gap | exact | over the policy | µs per token | fewer |",
+                      "|---|---|---|---|---|---|---|---|"]  # fmt: skip
             lines += ["| " + " | ".join(_cells(row, args)) + " |" for row in own]
     plots = sorted(path.name for path in evaluation.glob("*.png"))
     lines += ["", *(f"![{name}](evaluation/{name})" for name in plots), "", "## Commands", ""]
@@ -280,11 +313,23 @@ def _cells(row: dict, args: LeaderboardArguments) -> list[str]:
     return [
         f"**{name}**" if name == POLICY else f"{name} (variant)" if name in args.variants else name,
         f"{row['bits_lost']:.3f}{spread} [{low:.3f}, {high:.3f}]",
+        _difference(row, "bits", 1),
         f"{100 * row['oracle_gap_closed']:.1f} %" if "oracle_gap_closed" in row else "–",
         f"{100 * row['exact_restored']:.1f} %",
+        _difference(row, "exact", 100),
         f"{1e6 * row['seconds_per_token']:.1f}",
         fewer or "–",
     ]
+
+
+def _difference(row: dict, what: str, unit: float) -> str:
+    """To the policy, with its interval; nothing in the policy's own row."""
+    if row["scorer"] == POLICY or f"excess_{what}_interval" not in row:
+        return "–"
+    value, *interval = (unit * number for number in (row[f"excess_{what}"], *row[f"excess_{what}_interval"]))
+    digits = 3 if unit == 1 else 1
+    low, high = (f"{number:+.{digits}f}" for number in interval)
+    return f"{value:+.{digits}f} [{low}, {high}]"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -303,9 +348,8 @@ def main(argv: list[str] | None = None) -> None:
             if finished or args.dry_run:
                 continue
             waiting.append(step)
-            # What was made from this step is made again: the evaluation from all, the policies from their start.
             for later in steps[numbers[step.name] :]:
-                if later.kind == "evaluation" or (step.name == "reconstructor" and later.kind == "policy"):
+                if stands_on(later, step):  # what was made from this step is made again
                     record["steps"].pop(later.name, None)
         with ThreadPoolExecutor(args.jobs) as pool:
             for failure in pool.map(lambda step: run(args, step, record), waiting):

@@ -75,17 +75,45 @@ def test_variants_have_seeds_of_their_own_and_a_policy_without_warm_start_has_no
     assert "warm_start=board/policy_seed_0/warm_start" in leaderboard.plan(args)[-1].words
 
 
+def test_a_variant_takes_over_from_the_policy_of_its_seed_and_is_trained_behind_it():
+    args = leaderboard.LeaderboardArguments(
+        "board", seeds=[0, 1], policy='{"warm_start_steps": 9, "sampled_texts": 5}',
+        variants='{"short": {"same_start": true, "max_steps": 2}, "fresh": {"same_lesson": true}}',
+    )  # fmt: skip
+    steps = {step.name: step for step in leaderboard.plan(args)}
+    short, fresh = (" ".join(steps[f"{name}_seed_1"].words) for name in ("short", "fresh"))
+    assert "--policy_name_or_path board/policy_seed_1/warm_start" in short and "--warm_start_steps 0" in short
+    assert "--warm_start_steps 9" in fresh and "policy_name_or_path" not in fresh
+    for words in (short, fresh):
+        assert "--lesson_path board/policy_seed_1/lesson" in words
+        assert "same_" not in words and "sampled_texts" not in words
+    assert steps["short_seed_1"].kind == "variant" and list(steps).index("short_seed_0") > list(steps).index(
+        "policy_seed_1"
+    )
+    stands_on = {
+        (later, step) for later in steps for step in steps if leaderboard.stands_on(steps[later], steps[step])
+    }
+    own = {(name, name) for name in steps}  # each writes to its own folder
+    assert ("short_seed_1", "policy_seed_1") in stands_on and ("short_seed_1", "policy_seed_0") not in stands_on
+    assert ("policy_seed_0", "reconstructor") in stands_on and ("policy_seed_0", "judge") not in stands_on
+    assert {step for later, step in stands_on - own if later == "evaluation"} == set(steps) - {
+        "reconstructor",
+        "evaluation",
+    }
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--variants", '{"short": {"max_stepz": 7}}'], "unknown key `max_stepz`"),
+        (["--seeds", "1", "2"], "takes over from the policy of its seed, but `variant_seeds` [0]"),
         (["--evaluation", '{"rates": [1.5]}'], "1.5"),
         (["--variants", '{"policy": {}}'], "A variant cannot be called 'policy'"),
         (["--variants", '{"short": 7}'], "must be a mapping of keys of train.py"),
         (["--common", "[1]"], "`common` must be a mapping of keys to values"),
         (["--common", "{"], "`common` must be a mapping in JSON"),
         (["--judge_seed", "100"], "`judge_seed` must differ"),
-        (["--variant_seeds", "1", "1"], "`variant_seeds` must be one or more different numbers"),
+        (["--seeds", "1", "--variant_seeds", "1", "1"], "`variant_seeds` must be one or more different numbers"),
         (["--jobs", "0"], "`jobs` must be at least 1"),
         (["--seeds", "1", "1"], "`seeds` must be one or more different numbers"),
         (["--hardware", "gone.yaml"], "'gone.yaml': no such file"),
@@ -108,9 +136,13 @@ def row(scorer: str, bits: float, **more) -> dict:
 @pytest.fixture
 def evaluated(tmp_path) -> Path:
     folder = tmp_path / "evaluation"
-    models = [row("policy", 0.9, bits_lost_std=0.0123, oracle_gap_closed=0.8), row("short", 1.2, bits_lost_std=0.02)]
-    others = [row("frequency", 1.0, excess_bits_interval=[0.05, 0.15]), row("self_information", 0.8),
-              row("length", 2.0, excess_bits_interval=[0.9, 1.1]), row("keep_all", 0.0)]  # fmt: skip
+    models = [
+        row("policy", 0.9, bits_lost_std=0.0123, oracle_gap_closed=0.8),
+        row("short", 1.2, bits_lost_std=0.02, excess_bits=0.3, excess_bits_interval=[-0.05, 0.4], excess_exact=-0.031,
+            excess_exact_interval=[-0.05, 0.004]),
+    ]  # fmt: skip
+    others = [row("frequency", 1.0, excess_bits=0.1, excess_bits_interval=[0.05, 0.15]), row("self_information", 0.8),
+              row("length", 2.0, excess_bits=1.1, excess_bits_interval=[0.9, 1.1]), row("keep_all", 0.0)]  # fmt: skip
     write_json(folder / "model_results.json", {"scorers": models})
     write_json(folder / "baseline_results.json", {"scorers": others})
     write_json(folder / "evaluation_config.json", {"arguments": {"rates": [0.5]},
@@ -133,10 +165,13 @@ def test_the_table_shows_figures_commands_and_seeds(evaluated, tmp_path):
     leaderboard.write_table(args, {"steps": steps})
     text = (tmp_path / "leaderboard.md").read_text()
     assert (
-        "| **policy** | 0.900 ± 0.012 [0.800, 1.000] | 80.0 % | 25.0 % | 2.0 | 10.0 % [5.0, 15.0] (frequency) |"
+        "| **policy** | 0.900 ± 0.012 [0.800, 1.000] | – | 80.0 % | 25.0 % | – | 2.0 | 10.0 % [5.0, 15.0] (frequency) |"
         in text
     )
-    assert "| short (variant) | 1.200 ± 0.020 [1.100, 1.300] | – | 25.0 % | 2.0 | -20.0 % (frequency) |" in text
+    assert (
+        "| short (variant) | 1.200 ± 0.020 [1.100, 1.300] | +0.300 [-0.050, +0.400] | – | 25.0 % | -3.1 [-5.0, +0.4] | 2.0 | "
+        "-20.0 % (frequency) |"
+    ) in text
     assert "## stories, rate 0.5 (8 texts)" in text and "training seeds 3, 4" in text and "seed 101" in text
     assert "* judge, commit abc+, 3 s: `accelerate launch x`" in text and "keep_all" not in text
 
@@ -157,7 +192,8 @@ def test_a_small_leaderboard_from_scratch_and_one_seed_more(tmp_path, base_folde
     joint = {key: value for key, value in training.items() if key != "reconstructor_name_or_path"}
     out = tmp_path / "board"
     words = [
-        "--output_dir", out, "--variants", "{}",
+        "--output_dir", out, "--variants", '{"bits_alone": {"same_start": true, "reward_weights": [2]}}',
+        "--variant_seeds", "0",
         "--common", json.dumps({"dataset_name": str(tmp_path / "texts.jsonl"), "max_length": 24, "min_length": 8}),
         "--reconstructor", json.dumps(training | {"max_test_texts": 2}),
         "--policy", json.dumps(joint | {"max_test_texts": 0, "window": 8, "ngram_buckets": 256, "warm_start_steps": 2}),
@@ -168,18 +204,20 @@ def test_a_small_leaderboard_from_scratch_and_one_seed_more(tmp_path, base_folde
     first = launch(*words, "--seeds", "0")
     assert first.returncode == 0, first.stderr[-3000:]
     before = json.loads((out / "leaderboard.json").read_text())
-    assert list(before["steps"]) == ["reconstructor", "policy_seed_0", "judge", "evaluation"]
-    assert [step["seed"] for step in before["steps"].values()] == [100, 0, 101, None]
+    assert list(before["steps"]) == ["reconstructor", "policy_seed_0", "bits_alone_seed_0", "judge", "evaluation"]
+    assert [step["seed"] for step in before["steps"].values()] == [100, 0, 0, 101, None]
 
     second = launch(*words, "--seeds", "0", "1")
     assert second.returncode == 0, second.stderr[-3000:]
     assert "policy_seed_0, finished" in second.stdout and "evaluation, finished" not in second.stdout
     after = json.loads((out / "leaderboard.json").read_text())
-    assert list(after["steps"]) == ["reconstructor", "policy_seed_0", "policy_seed_1", "judge", "evaluation"]
-    kept = ("reconstructor", "policy_seed_0", "judge")
+    assert list(after["steps"]) == [
+        "reconstructor", "policy_seed_0", "policy_seed_1", "bits_alone_seed_0", "judge", "evaluation",
+    ]  # fmt: skip
+    kept = ("reconstructor", "policy_seed_0", "bits_alone_seed_0", "judge")
     assert all(after["steps"][name] == before["steps"][name] for name in kept)
     rows = {row["scorer"]: row for row in after["table"]}
-    assert rows.keys() == {"policy", "warm_start", "random", "frequency", "greedy_oracle"}
+    assert rows.keys() == {"policy", "bits_alone", "warm_start", "random", "frequency", "greedy_oracle"}
     assert (
         rows["policy"]["runs"] == 2 and rows["policy"]["bits_lost_std"] > 0 and "oracle_gap_closed" in rows["policy"]
     )
@@ -189,7 +227,7 @@ def test_a_small_leaderboard_from_scratch_and_one_seed_more(tmp_path, base_folde
 
     (out / "leaderboard.md").unlink()
     third = launch(*words, "--seeds", "0", "1")
-    assert third.returncode == 0 and third.stdout.count(", finished") == 5
+    assert third.returncode == 0 and third.stdout.count(", finished") == 6
     assert (out / "leaderboard.md").read_text() == table, "the same table from the same files"
 
 
