@@ -138,9 +138,10 @@ def compare_with_baselines(
     args, model = trainer.args, trainer.model
     loader = DataLoader(test, batch_size=args.per_device_eval_batch_size, collate_fn=trainer.data_collator)
     batches = [(b["input_ids"].to(args.device), b["attention_mask"].to(args.device).bool()) for b in loader]
-    ground = Ground(model.reconstructor, tokenizer, training_texts, seeds=[args.seed])
-    scorers = [Policy(model), *baselines(CLOSING_BASELINES, ground)]
-    rows = compare(scorers, model.reconstructor, batches, args.eval_rates, args.seed)
+    with trainer.whole_weights():
+        ground = Ground(model.reconstructor, tokenizer, training_texts, seeds=[args.seed])
+        scorers = [Policy(model), *baselines(CLOSING_BASELINES, ground)]
+        rows = compare(scorers, model.reconstructor, batches, args.eval_rates, args.seed)
     content = {"scorers": rows, "dataset": dataset_name, "layout": layout, "seed": args.seed}
     content["data_fingerprint"] = data_fingerprint
     if trainer.is_world_process_zero():
@@ -167,12 +168,14 @@ def main(argv: list[str] | None = None) -> None:
     from tokforget.hub import HubError
     from tokforget.reconstructor_folder import load_tokenizer
     from tokforget.run_blocks import draw_blocks
+    from tokforget.sharding import load_whole
     from tokforget.stopping import faults_in_one_line
     from tokforget.trainer import ForgetTrainer
     from tokforget.warm_start import read_lesson
 
     console = Console(quiet=args.process_index > 0)
     transformers.set_seed(args.seed)
+    load_whole(args)
     try:
         tokenizer = load_tokenizer(model_args.reconstructor_name_or_path, model_args.reconstructor_revision)
         train, validation, test, data = draw_blocks(data_args, tokenizer)

@@ -96,10 +96,12 @@ def main(argv: list[str] | None = None) -> None:
     from tokforget.reconstructor_folder import load_tokenizer
     from tokforget.reconstructor_trainer import ReconstructorTrainer
     from tokforget.run_blocks import draw_blocks
+    from tokforget.sharding import load_whole
     from tokforget.stopping import faults_in_one_line
 
     console = Console(quiet=args.process_index > 0)
     transformers.set_seed(args.seed)
+    load_whole(args)
     try:
         tokenizer = load_tokenizer(model_args.reconstructor_name_or_path, model_args.reconstructor_revision)
         reconstructor = load_model(model_args, tokenizer, data_args.max_length, checkpoint)

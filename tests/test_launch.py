@@ -1,11 +1,13 @@
 """
 What launchers get wrong is one line; and a run is the same run under every one of them.
 
-The slow tests launch the recipes as the README does, on the CPU: 1 process, 2 gloo processes, DeepSpeed on 2 processes.
+The slow tests launch the recipes as the README does, on the CPU: 1 process, 2 gloo processes, DeepSpeed on 2 processes; and
+FSDP2 by tests/fsdp_on_cpu.py.
 """
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -114,11 +116,10 @@ def test_deepspeed_says_what_it_lacks(capsys, tmp_path, monkeypatch):
     check_launcher(wanted)
 
 
-def test_deepspeed_that_would_be_left_out_and_a_stage_that_does_not_run(capsys):
+def test_deepspeed_that_would_be_left_out(capsys):
     wanted = {"ACCELERATE_USE_DEEPSPEED": "true"}
     line = refused(capsys, check_launcher, wanted | {"ACCELERATE_USE_CPU": "True"})
     assert "leaves it out" in line and "`--use_cpu true`" in line
-    assert "ZeRO-3 does not run" in refused(capsys, check_launcher, wanted | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"})
 
 
 # -- the table of what was run -----------------------------------------------------------------------------------------
@@ -231,8 +232,13 @@ ONE = "accelerate launch --config_file accelerate_configs/cpu.yaml"
 TWO = ("accelerate launch --config_file accelerate_configs/multi_gpu.yaml --num_processes 2 --mixed_precision no "
        "--main_process_port {port}")  # fmt: skip
 ZERO = "accelerate launch --config_file accelerate_configs/deepspeed_zero%d.yaml --num_processes 2 --main_process_port {port}"
+FSDP = ("accelerate launch --config_file accelerate_configs/fsdp2.yaml --num_processes 2 --main_process_port {port} "
+        "tests/fsdp_on_cpu.py")  # fmt: skip
 # Name: launcher, by variable or by argument on the CPU, texts per process.
-MATRIX = {"one": (ONE, False, 8), "two": (TWO, True, 4), "zero1": (ZERO % 1, False, 4), "zero2": (ZERO % 2, False, 4)}
+MATRIX = {
+    "one": (ONE, False, 8), "two": (TWO, True, 4), "zero1": (ZERO % 1, False, 4), "zero2": (ZERO % 2, False, 4),
+    "zero3": (ZERO % 3, False, 4), "fsdp2": (FSDP, True, 4),
+}  # fmt: skip
 _DATA = ["--max_length", "40", "--min_length", "8", "--max_test_texts", "4", "--max_eval_texts", "6"]
 # A larger epsilon: where a gradient is next to zero, Adam would make a step of full size out of its rounding.
 _RUN = [
@@ -257,9 +263,9 @@ _POLICY = [
 ]
 
 
-def train(site: Path, base_folder: str, name: str, recipe: str, *more) -> tuple[Path, str]:
+def train(site: Path, base_folder: str, name: str, recipe: str, *more, out: Path | None = None) -> tuple[Path, str]:
     launcher, by_variable, batch_size = MATRIX[name]
-    out = site / f"{recipe}_{name}"
+    out = out or site / f"{recipe}_{name}"
     result = launched(
         site, launcher, f"recipes/{recipe}.py", "--data_path", site / "texts.json", "--reconstructor_path", base_folder,
         *_DATA, *_RUN, *more, "--batch_size", batch_size, "--output_dir", out,
@@ -309,10 +315,36 @@ def test_two_processes_with_half_the_batch_are_one_with_the_whole(joint, base_fo
 @pytest.mark.slow
 def test_deepspeed_trains_the_same_weights(joint):
     two = saved(joint["two"][0])
-    for stage, allowed in ((1, 0.0), (2, 1e-4)):
+    for stage, allowed in ((1, 0.0), (2, 1e-4), (3, 1e-4)):
         out = joint[f"zero{stage}"][0]
         assert (out / "checkpoint-4" / "global_step4").is_dir(), "DeepSpeed was really there"
         assert largest_difference(two, saved(out)) <= allowed
+
+
+@pytest.mark.slow
+def test_fsdp_trains_the_same_weights(joint):
+    out = joint["fsdp2"][0]
+    assert (out / "checkpoint-4" / "pytorch_model_fsdp.bin").is_file(), "FSDP was really there"
+    assert largest_difference(saved(joint["two"][0]), saved(out)) < 1e-6
+    results = [json.loads((joint[name][0] / "eval_results.json").read_text())["scorers"] for name in MATRIX]
+    for others in results[1:]:
+        assert [row["scorer"] for row in others] == [row["scorer"] for row in results[0]]
+        assert all(
+            row["bits_lost"] == pytest.approx(one["bits_lost"], rel=1e-4) for row, one in zip(others, results[0])
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "fsdp2"])
+def test_a_divided_run_goes_on_to_the_bit(name, joint, site, base_folder):
+    """Those of one process and of two copies: tests/test_faults.py."""
+    unbroken, resumed = joint[name][0], site / f"resumed_{name}"
+    shutil.copytree(unbroken, resumed)
+    shutil.rmtree(resumed / "checkpoint-4")
+    train(site, base_folder, name, "train", *_POLICY, "--resume_from_checkpoint", "last", out=resumed)
+    for folder in ("", "checkpoint-4"):
+        for file in ("model.safetensors", "adapter/adapter_model.safetensors"):
+            assert (unbroken / folder / file).read_bytes() == (resumed / folder / file).read_bytes(), (folder, file)
 
 
 @pytest.mark.slow
@@ -333,7 +365,7 @@ def test_every_saved_folder_loads_and_compresses_alike(joint, texts):
         ForgetModel.from_pretrained(out)
         compressor = Compressor.from_pretrained(str(out))
         found[name] = [compressor.compress(text, rate=rate).text for text in texts[:8] for rate in (0.3, 0.6)]
-    assert found["two"] == found["zero1"] == found["zero2"] == found["one"]
+    assert all(of_launch == found["one"] for of_launch in found.values())
     assert len(set(found["one"])) > 8
 
 
@@ -341,10 +373,12 @@ def test_every_saved_folder_loads_and_compresses_alike(joint, texts):
 def test_the_reconstructor_alone(site, base_folder):
     """It is measured before it is trained, after which the host would average no gradients."""
     pytest.importorskip("deepspeed", reason="the extra `deepspeed` is not installed")
-    outs = {name: train(site, base_folder, name, "train_reconstructor")[0] for name in ("one", "two", "zero2")}
+    names = ("one", "two", "zero2", "zero3", "fsdp2")
+    outs = {name: train(site, base_folder, name, "train_reconstructor")[0] for name in names}
     adapters = {name: load_file(out / "adapter_model.safetensors") for name, out in outs.items()}
     assert largest_difference(adapters["one"], adapters["two"]) < 1e-6
-    assert largest_difference(adapters["two"], adapters["zero2"]) < 1e-4
+    for name in names[2:]:
+        assert largest_difference(adapters["two"], adapters[name]) < 1e-4, name
     assert (
         largest_difference(adapters["one"], load_file(outs["one"] / "checkpoint-2" / "adapter_model.safetensors"))
         > 1e-4
@@ -365,7 +399,7 @@ def test_evaluation_in_two_processes_is_that_of_one(site):
         assert result.returncode == 0, result.stderr[-3000:]
         assert result.stdout.count("report.md") == 1
         assert json.loads((site / name / "evaluation_config.json").read_text())["num_processes"] == (
-            2 if launcher == TWO else 1
+            1 if launcher == ONE else 2
         )
         both = [json.loads((site / name / f"{kind}_results.json").read_text()) for kind in ("model", "baseline")]
         scorers = [row for part in both for row in part["scorers"]]
@@ -373,6 +407,9 @@ def test_evaluation_in_two_processes_is_that_of_one(site):
 
     one = rows_of("evaluation_one", ONE, "--use_cpu", "true", cpu_variable=False)
     assert one == rows_of("evaluation_two", TWO, cpu_variable=True) and len(one) == 4
+    assert one == rows_of("evaluation_fsdp", FSDP, cpu_variable=True)
+    pytest.importorskip("deepspeed", reason="the extra `deepspeed` is not installed")
+    assert one == rows_of("evaluation_zero", ZERO % 3, "--use_cpu", "true", cpu_variable=False)
 
 
 @pytest.mark.slow
@@ -384,9 +421,8 @@ def test_evaluation_in_two_processes_is_that_of_one(site):
         (TWO.replace("--config_file", "--cpu --config_file"), False, "started this one alone"),
         (TWO.replace("multi_gpu", "fsdp2"), True, "FSDP was asked for"),
         (ZERO % 2, True, "under ACCELERATE_USE_CPU Accelerate leaves it out"),
-        (ZERO % 3, False, "ZeRO-3 does not run"),
     ],
-    ids=["copies", "precision", "one-of-several", "fsdp", "deepspeed-left-out", "zero3"],
+    ids=["copies", "precision", "one-of-several", "fsdp", "deepspeed-left-out"],
 )
 def test_traps_as_the_launchers_set_them(launcher, cpu_variable, message, site):
     if "deepspeed" in launcher:

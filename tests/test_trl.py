@@ -2,7 +2,7 @@
 
 import inspect
 
-from tokforget._trl import _BaseConfig, _BaseTrainer
+from tokforget._trl import _BaseConfig, _BaseTrainer, add_hooks, remove_hooks
 
 
 def test_what_the_trainer_stands_on_is_there():
@@ -29,6 +29,7 @@ def test_what_the_trainer_stands_on_is_there():
         "_load_rng_state",
     ):
         assert callable(getattr(_BaseTrainer, name))
+    assert all(list(inspect.signature(of).parameters) == ["model"] for of in (add_hooks, remove_hooks))
     after_step = inspect.signature(_BaseTrainer._maybe_log_save_evaluate).parameters
     assert list(after_step)[:3] == ["self", "tr_loss", "grad_norm"]
 

@@ -133,7 +133,8 @@ class BudgetTrainer(InterruptibleTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._metrics:
-            logs |= self._figures()
+            with self.whole_weights():
+                logs |= self._figures()
             self._metrics.clear()
             self._tokens_seen, self._clock = 0, time.perf_counter()
         super().log({name: value for name, value in logs.items() if value == value}, start_time)
@@ -145,7 +146,8 @@ class BudgetTrainer(InterruptibleTrainer):
         it finds it prepared and averages no gradients: every process would train a model of its own, without a word.
         """
         if self.is_in_train or self.accelerator._models:
-            return super().evaluation_loop(*args, **kwargs)
+            with self.whole_weights():
+                return super().evaluation_loop(*args, **kwargs)
         self.model.to(self.args.device)
         with_deepspeed, self.is_deepspeed_enabled = self.is_deepspeed_enabled, False
         self.accelerator._models.append(self.model)  # to the host: nothing is left to prepare
@@ -194,11 +196,12 @@ class BudgetTrainer(InterruptibleTrainer):
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        with self._reading(resume_from_checkpoint):
+        with self._reading(resume_from_checkpoint), self.whole_weights(changed=True):
             self.accelerator.unwrap_model(model or self.model).load_weights(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        self._unwrapped.load_weights(self.state.best_model_checkpoint)
+        with self.whole_weights(changed=True):
+            self._unwrapped.load_weights(self.state.best_model_checkpoint)
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:
         if self.is_world_process_zero():

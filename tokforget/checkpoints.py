@@ -3,9 +3,10 @@ The checkpoints of a run: which are whole, which is the last, and how one disapp
 
     trainer_state.json, the model's own files, optimizer.pt, scheduler.pt, rng_state.pth (one for each process)
 
-Under DeepSpeed `latest` and the folder it names stand in for `optimizer.pt` and `scheduler.pt`; under FSDP a folder
-`optimizer_0`. A model folder holds no pickle; a checkpoint does, and all but DeepSpeed's are read by torch's
-`weights_only` loader, which builds tensors and plain containers and calls nothing else.
+Under DeepSpeed `latest` and the folder it names stand in for `optimizer.pt` and `scheduler.pt`; under FSDP `optimizer.bin`
+for `optimizer.pt`, beside all weights once more, or a folder `optimizer_0`. A model folder holds no pickle; a checkpoint
+does, and all but DeepSpeed's are read by torch's `weights_only` loader, which builds tensors and plain containers and calls
+nothing else.
 """
 
 import logging
@@ -45,7 +46,8 @@ def check_checkpoint(folder: str | Path) -> None:
     """
     folder = Path(folder)
     sharded = (folder / "latest").is_file() or any(path.is_dir() for path in folder.glob("optimizer*"))
-    wanted = [STATE] if sharded else [STATE, "optimizer.pt", "scheduler.pt", *_weights(folder)]
+    optimizer = "optimizer.bin" if (folder / "optimizer.bin").is_file() else "optimizer.pt"
+    wanted = [STATE] if sharded else [STATE, optimizer, "scheduler.pt", *_weights(folder)]
     if (folder / "latest").is_file():
         tag = (folder / "latest").read_text()[:256].strip()
         if not re.fullmatch(r"\w[\w.-]*", tag) or not (folder / tag).is_dir():
@@ -59,7 +61,7 @@ def check_checkpoint(folder: str | Path) -> None:
         raise ValueError(f"{folder / STATE} is broken: `global_step` is {step!r}.")
     for path in (*folder.glob("*.safetensors"), *folder.glob("adapter/*.safetensors")):
         check_safetensors(path)
-    for path in (*folder.glob("*.pt"), *folder.glob("*.pth")):
+    for path in (*folder.glob("*.pt"), *folder.glob("*.pth"), *folder.glob("*.bin")):
         _check_torch_file(path)
 
 

@@ -16,7 +16,14 @@ _JSON_BYTES, _TOKENIZER_BYTES, _HEADER_BYTES = 2**26, 2**27, 2**25
 # Weights or anything else in Python's pickle format, which can run code when it is read.
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
 # A trainer's own; only going on with a run reads them, see tokforget/checkpoints.py.
-_TRAINER_FILES = {"optimizer.pt", "scheduler.pt", "scaler.pt", "training_args.bin"}
+_TRAINER_FILES = {
+    "optimizer.pt",
+    "optimizer.bin",
+    "pytorch_model_fsdp.bin",
+    "scheduler.pt",
+    "scaler.pt",
+    "training_args.bin",
+}
 # `Llama-2` has 80 layers, GPT-2 XL 48: what no causal language model comes near.
 _MOST_LAYERS = 4096
 

@@ -8,7 +8,7 @@ import pickle
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -19,11 +19,16 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from tokforget._trl import _BaseTrainer
 from tokforget.checkpoints import STAGING, STATE, check_checkpoint, last_checkpoint, put_in_place, rotate
+from tokforget.sharding import is_divided, whole_weights
 from tokforget.stopping import CheckpointError, NotFiniteError, RunInterrupted, SaveError, SignalWatch
 
 
 class InterruptibleTrainer(_BaseTrainer):
     """What a [`BudgetTrainer`] does about faults. Batches may hold `text_index`, places in the training set, to be named."""
+
+    def whole_weights(self, changed: bool = False) -> AbstractContextManager[None]:
+        """For what uses the model outside a training step, in all processes; see [`tokforget.sharding`]."""
+        return whole_weights(self.model_wrapped, changed)
 
     # -- ending early --------------------------------------------------------------------------------------------------
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
@@ -130,6 +135,19 @@ class InterruptibleTrainer(_BaseTrainer):
 
     # -- saving --------------------------------------------------------------------------------------------------------
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        divided = is_divided(self.model_wrapped)
+        gathered = self.accelerator.get_state_dict(self.model_wrapped) if divided else None
+        with self.whole_weights():
+            self._check_finite()
+            with nullcontext() if self._run_dir is not None else self._writing(output_dir or self.args.output_dir):
+                if divided:  # as the host does, but for the weights that are read while the folder is written
+                    self._save(output_dir, gathered)
+                else:
+                    super().save_model(output_dir, _internal_call=True)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _check_finite(self) -> None:
         flags = {
             name: p.detach().isfinite().all()
             for name, p in self.accelerator.unwrap_model(self.model).named_parameters()
@@ -142,8 +160,6 @@ class InterruptibleTrainer(_BaseTrainer):
                 f"{f', {broken[0]} first' if broken else ''}. They were not saved. "
                 f"{self._how_to_go_on(last_checkpoint(self.args.output_dir))} Lower the learning rates."
             )
-        with nullcontext() if self._run_dir is not None else self._writing(output_dir or self.args.output_dir):
-            super().save_model(output_dir, _internal_call)
 
     @contextmanager
     def _writing(self, target: str | Path) -> Iterator[None]:

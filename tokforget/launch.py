@@ -132,11 +132,6 @@ def _deepspeed_ignored(environ: Mapping[str, str]) -> str | None:
             "DeepSpeed was asked for, but under ACCELERATE_USE_CPU Accelerate leaves it out and trains plain copies. Unset that "
             "variable and pass `--use_cpu true` to the run."
         )
-    if environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
-        return (
-            "ZeRO-3 does not run: evaluation reads weights that it has divided among the processes. Launch with "
-            "accelerate_configs/deepspeed_zero2.yaml, or with multi_gpu.yaml, which needs no DeepSpeed."
-        )
     return None
 
 

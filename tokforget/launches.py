@@ -24,7 +24,7 @@ class Launch:
     seen: str
 
 
-_CPU, _GLOO, _DAY = "CPU, 1 process", "CPU, 2 processes (gloo)", "2026-11-24"
+_CPU, _GLOO, _DAY = "CPU, 1 process", "CPU, 2 processes (gloo)", "2026-11-26"
 
 LAUNCHES = (
     Launch("cpu", _CPU, _DAY, "trains, evaluates, saves"),
@@ -32,8 +32,13 @@ LAUNCHES = (
     Launch("multi_gpu", _GLOO, _DAY, "the weights of one process to 1e-6; NCCL never run"),
     Launch("deepspeed_zero1", _GLOO, _DAY, "bitwise the weights of multi_gpu; on GPUs never run"),
     Launch("deepspeed_zero2", _GLOO, _DAY, "the weights of multi_gpu to 1e-4; on GPUs never run"),
-    Launch("deepspeed_zero3", _GLOO, _DAY, "refused: its steps ran, its evaluation failed"),
-    Launch("fsdp2", "-", "-", "never run: needs GPUs; refused on the CPU"),
+    Launch("deepspeed_zero3", _GLOO, _DAY, "the weights of multi_gpu to 1e-4, resumes bitwise; on GPUs never run"),
+    Launch(
+        "fsdp2",
+        f"{_GLOO}, made to by tests/fsdp_on_cpu.py",
+        _DAY,
+        "the weights of multi_gpu to 1e-6, resumes bitwise; on GPUs never run; otherwise refused on the CPU",
+    ),
 )
 
 

@@ -22,6 +22,7 @@ from tokforget.model_folder import ADAPTER, MODEL_TYPE, WEIGHTS, check_model_fol
 from tokforget.policy import KeepMaskPolicy
 from tokforget.reconstructor import Reconstructor, load_adapter, load_base_model
 from tokforget.reconstructor_folder import load_trainable, load_weights, save_weights
+from tokforget.sharding import read_into
 from tokforget.sharing import EVALUATION, RECORDS, share
 
 
@@ -350,7 +351,7 @@ class ForgetModel(PreTrainedModel):
         path = Path(folder, WEIGHTS)
         own = {f"policy.{name}": tuple(tensor.shape) for name, tensor in self.policy.state_dict().items()}
         check_shapes(path, check_safetensors(path), own)
-        self.load_state_dict(load_file(path), strict=False)
+        read_into(self, load_file(path))
 
     def load_weights(self, folder: str | Path) -> None:
         """Read policy and adapter of a checkpoint into this model, in place."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
-from peft import PeftModel, set_peft_model_state_dict
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -28,6 +28,7 @@ from tokforget.reconstructor import (
     marker_token_id,
     tokenizer_source,
 )
+from tokforget.sharding import read_into
 
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
@@ -203,10 +204,13 @@ def load_weights(reconstructor: Reconstructor, folder: str | Path) -> None:
     model = reconstructor.model
     if isinstance(model, PeftModel):
         check_shapes(path, shapes, adapter_shapes(model), "this model")
-        set_peft_model_state_dict(model, load_file(path))
+        # A file does not say under which name the model has its adapter.
+        read_into(
+            model, {name.replace(".weight", ".default.weight"): weight for name, weight in load_file(path).items()}
+        )
     else:
         tied = model.all_tied_weights_keys
         own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         check_shapes(path, shapes, {name: shape for name, shape in own.items() if name not in tied or name in shapes},
                      "this model")  # fmt: skip
-        model.load_state_dict(load_file(path), strict=False)
+        read_into(model, load_file(path))

@@ -137,11 +137,12 @@ class ReconstructorTrainer(BudgetTrainer):
             self._describe(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        with self._reading(resume_from_checkpoint):
+        with self._reading(resume_from_checkpoint), self.whole_weights(changed=True):
             load_weights(self.accelerator.unwrap_model(model or self.model), resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        load_weights(self._unwrapped, self.state.best_model_checkpoint)
+        with self.whole_weights(changed=True):
+            load_weights(self._unwrapped, self.state.best_model_checkpoint)
 
 
 class _ScoredBlockCollator(BlockCollator):
