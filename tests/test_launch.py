@@ -260,6 +260,9 @@ _POLICY = [
     "--policy_dilations",
     "1",
     "2",
+    # Not as many texts train the reconstructor in one process as in the other.
+    "--reconstruction_share",
+    "0.3",
 ]
 
 

@@ -1,10 +1,13 @@
 """Scores and restorations of both layouts, on GPT-2 and Llama-type models, against slow constructions."""
 
+from functools import partial
+
 import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tests.conftest import make_gpt2
+from tokforget.packing import like_lengths
 from tokforget.reconstructor import LAYOUTS, Reconstructor, add_adapter, marker_token_id
 
 
@@ -50,6 +53,29 @@ def test_prefix_scores_equal_one_row_at_a_time(kind, batch, keep_mask):
             assert scores.nll[row, t].item() == pytest.approx(expected, abs=2e-4)
             assert bool(scores.correct[row, t]) == (not keep[t] and int(log_p[t].argmax()) == int(ids[t]))
         assert not scores.nll[row, length:].any()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_large_batch_goes_in_groups_of_like_lengths_and_scores_the_same(layout, monkeypatch):
+    generator, lengths = torch.Generator().manual_seed(0), torch.arange(40) % 19 + 2
+    valid = torch.arange(20) < lengths[:, None]
+    ids = torch.randint(1, 200, valid.shape, generator=generator).masked_fill(~valid, 0)
+    keep_mask = (torch.rand(valid.shape, generator=generator) < 0.5) & valid
+    reconstructor, forwards, found = build("gpt2", layout), [], []
+    run = reconstructor.model.forward
+    monkeypatch.setattr(reconstructor.model, "forward", lambda **shown: forwards.append(shown) or run(**shown))
+    for least in (40, 16):
+        monkeypatch.setattr("tokforget.reconstructor.like_lengths", partial(like_lengths, least=least))
+        scores = reconstructor.token_nll(ids, keep_mask, valid)
+        weights = torch.rand(valid.shape, generator=torch.Generator().manual_seed(1))
+        reconstructor.zero_grad()
+        (scores.nll * weights).sum().backward()
+        found.append((scores, [p.grad.clone() for p in reconstructor.parameters() if p.requires_grad]))
+    assert [len(shown["input_ids"]) for shown in forwards] == [40, 20, 20]
+    assert forwards[1]["input_ids"].shape[1] < forwards[2]["input_ids"].shape[1] == forwards[0]["input_ids"].shape[1]
+    (one, gradients), (two, their_gradients) = found
+    assert torch.allclose(one.nll, two.nll, atol=1e-4) and torch.equal(one.correct, two.correct)
+    assert all(torch.allclose(g, other, rtol=1e-3, atol=1e-4) for g, other in zip(gradients, their_gradients))
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])

@@ -135,10 +135,10 @@ class ForgetModel(PreTrainedModel):
         random_texts: torch.Tensor | None = None,
         random_keep_mask: torch.Tensor | None = None,
         learning: torch.Tensor | None = None,
+        in_step: bool = False,
     ) -> ForgetOutput:
         """
-        Decide, mask, and score in one reconstructor forward; in two, the second without a gradient, if not all texts are
-        `learning`.
+        Decide, mask and score; without a gradient for the reconstructor where a text is not `learning`.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(B, T)`), attention_mask (`torch.LongTensor` of shape `(B, T)`):
@@ -151,6 +151,8 @@ class ForgetModel(PreTrainedModel):
                 `(R, T)`, *optional*): Further rows for the reconstructor: which text, under which mask.
             learning (`torch.BoolTensor` of shape `(B,)`, *optional*): Texts whose masks train the reconstructor; all by
                 default. The others are scored.
+            in_step (`bool`): One forward of the reconstructor for all rows, gradient and padding included, as processes need
+                that gather its weights together, layer by layer.
         """
         valid = attention_mask.bool()
         counts = keep_count(valid.sum(1), rate)
@@ -166,7 +168,7 @@ class ForgetModel(PreTrainedModel):
         trains = torch.ones(len(episode_ids), dtype=torch.bool, device=episode_ids.device)
         if learning is not None:
             trains[:num_episodes] = learning.repeat_interleave(num_masks)
-        nll, correct = self._score(rows, trains)
+        nll, correct = self._score(rows, trains, in_step)
         num_dropped = (~keep_mask & episode_valid).sum(1)
         return ForgetOutput(
             actions=decisions.actions,
@@ -179,9 +181,12 @@ class ForgetModel(PreTrainedModel):
         )
 
     def _score(
-        self, rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], trains: torch.Tensor
+        self, rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], trains: torch.Tensor, in_step: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`nll` and `correct` of [`TokenScores`] for all rows; without a gradient where a row does not train `(N + R,)`."""
+        if in_step:
+            scores = self.reconstructor.token_nll(*rows, in_groups=False)
+            return scores.nll, scores.correct
         if trains.all() or not trains.any():
             with torch.set_grad_enabled(torch.is_grad_enabled() and bool(trains.any())):
                 scores = self.reconstructor.token_nll(*rows)

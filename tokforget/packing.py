@@ -14,6 +14,22 @@ def cut_blocks(token_ids: list[int], length: int) -> Iterator[list[int]]:
         yield token_ids[start : start + length]
 
 
+def like_lengths(lengths: torch.Tensor, least: int = 8, most_groups: int = 8) -> list[torch.Tensor]:
+    """
+    Rows in groups of like lengths, each to be padded to its own longest.
+
+    Args:
+        lengths (`torch.LongTensor` of shape `(batch_size,)`): Tokens of each row.
+        least (`int`): Rows of a group, at least: fewer do not fill a processor.
+        most_groups (`int`): Each is a forward of its own.
+
+    Returns:
+        `list[torch.LongTensor]`: Places of the rows, by length.
+    """
+    num_groups = max(1, min(most_groups, len(lengths) // least))
+    return list(lengths.argsort(stable=True).tensor_split(num_groups))
+
+
 def kept_tokens(input_ids: torch.Tensor, keep_mask: torch.Tensor, pad_token_id: int) -> torch.Tensor:
     """
     The compressed text: kept tokens in their order, moved to the left.

@@ -29,7 +29,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from tokforget.cross_entropy import dense_cross_entropy, frozen_head_cross_entropy, is_plain_head
 from tokforget.data import EMBEDDED, embedded_model_path
 from tokforget.folder_checks import Shapes, check_adapter, check_base_folder, check_shapes, read_json
-from tokforget.packing import kept_tokens, prefix_rows
+from tokforget.packing import kept_tokens, like_lengths, prefix_rows
 
 
 LAYOUTS = ("prefix", "infill")
@@ -140,17 +140,39 @@ class Reconstructor(nn.Module):
         """Bits `(B, T)` of [`Reconstructor.token_nll`]; what a trainer calls, so that its hooks on the module fire."""
         return self.token_nll(input_ids, keep_mask, valid).nll
 
-    def token_nll(self, input_ids: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor) -> TokenScores:
+    def token_nll(
+        self, input_ids: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor, in_groups: bool = True
+    ) -> TokenScores:
         """
-        Score every dropped token in one forward.
+        Score every dropped token. Rows of like lengths go through the model together, so that little of it is padding.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, num_tokens)`): Original texts, padded on the right.
             keep_mask (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): True is kept.
             valid (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): False for padding.
+            in_groups (`bool`): False for one forward of all rows.
         """
         self._check_length(input_ids)
         keep_mask = keep_mask & valid
+        row_lengths = valid.sum(1) + (keep_mask.sum(1) if self.layout == "prefix" else 0)
+        groups = like_lengths(row_lengths) if in_groups else []
+        if len(groups) <= 1:
+            return self._score_rows(input_ids, keep_mask, valid)
+        parts = [self._score_rows(*self._cut(input_ids[rows], keep_mask[rows], valid[rows])) for rows in groups]
+        back, width = torch.cat(groups).argsort(), input_ids.shape[1]
+        nll, correct = (
+            torch.cat([F.pad(of_group, (0, width - of_group.shape[1])) for of_group in column])[back]
+            for column in ([part.nll for part in parts], [part.correct for part in parts])
+        )
+        return TokenScores(nll=nll, correct=correct)
+
+    @staticmethod
+    def _cut(input_ids: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Without the columns that are padding in all of these rows."""
+        longest = int(valid.sum(1).max())
+        return input_ids[:, :longest], keep_mask[:, :longest], valid[:, :longest]
+
+    def _score_rows(self, input_ids: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor) -> TokenScores:
         dropped = ~keep_mask & valid
         nll, best = self._score_places(*self._dropped_places(input_ids, keep_mask, valid, dropped), input_ids[dropped])
         # masked_scatter keeps the gradient and leaves exact zeros everywhere else.

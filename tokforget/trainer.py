@@ -40,6 +40,7 @@ from tokforget.masking import draw_rates, draw_scores, keep_count, top_k_mask
 from tokforget.modeling import ForgetModel, ForgetOutput
 from tokforget.rewards import WeightedRewards
 from tokforget.scoring import compression_rate, exact_restored, per_text_mean
+from tokforget.sharding import is_divided
 
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,9 @@ class ForgetTrainer(BudgetTrainer):
         generators = self._generators(numbers)
         batch = self._draw(inputs, numbers, generators)
         sampling = [own for own in generators for _ in range(self.args.num_masks)]
-        outputs = model(**batch, num_masks=self.args.num_masks, generator=sampling)
+        outputs = model(
+            **batch, num_masks=self.args.num_masks, generator=sampling, in_step=is_divided(self.model_wrapped)
+        )
         episodes = self._collect(batch, outputs)
         rewards = self.rewards(episodes)
         of_neighbours = (
