@@ -193,6 +193,11 @@ def check(args: LeaderboardArguments, steps: list[Step]) -> None:
         refuse("the steps are recipes of this repository: run this from its root.")
     if not Path(args.hardware).is_file():
         refuse(f"`hardware` {args.hardware!r}: no such file.")
+    takers = [name for name, keys in args.variants.items() if keys.get(SAME_LESSON) or keys.get(SAME_START)]
+    if takers and not _has_warm_start(args):
+        refuse(
+            f"The variant {takers[0]!r} takes over from the policy's warm start, but `policy` has `warm_start_steps` 0."
+        )
     for step in steps:
         types = KINDS[step.kind][1]
         parse_arguments(types, [*step.words, *(["--use_cpu", "true"] if step.kind != "evaluation" else [])])

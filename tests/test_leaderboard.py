@@ -107,6 +107,7 @@ def test_a_variant_takes_over_from_the_policy_of_its_seed_and_is_trained_behind_
     [
         (["--variants", '{"short": {"max_stepz": 7}}'], "unknown key `max_stepz`"),
         (["--seeds", "1", "2"], "takes over from the policy of its seed, but `variant_seeds` [0]"),
+        (["--policy", '{"warm_start_steps": 0}'], "takes over from the policy's warm start"),
         (["--evaluation", '{"rates": [1.5]}'], "1.5"),
         (["--variants", '{"policy": {}}'], "A variant cannot be called 'policy'"),
         (["--variants", '{"short": 7}'], "must be a mapping of keys of train.py"),
