@@ -112,7 +112,7 @@ def start_from_ranking(model, tokenizer, train, args: ForgetConfig, console) -> 
             write_lesson(Path(args.output_dir, args.lesson_dir), texts, bits)
     losses = warm_start(
         model, texts, bits, args.warm_start_steps, args.warm_start_learning_rate, args.warm_start_batch_size,
-        args.min_rate, args.max_rate, args.seed,
+        args.min_rate, args.max_rate, args.seed, args.warm_start_sharpness,
     )  # fmt: skip
     folder = Path(args.output_dir, args.warm_start_dir)
     if args.process_index == 0:  # what the policy gradient starts from, to be compared with what it makes of it

@@ -109,7 +109,7 @@ def test_the_bias_carries_its_gradient():
     weights = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
 
     def value(at: torch.Tensor) -> torch.Tensor:
-        return (torch.sigmoid(meet_budget(at, counts, valid)) * weights).sum()
+        return (torch.sigmoid(meet_budget(at, counts, valid, bound=8.0)) * weights).sum()
 
     value(logits).backward()
     for t in range(4):
@@ -118,6 +118,23 @@ def test_the_bias_carries_its_gradient():
         numeric = (value(logits.detach() + step) - value(logits.detach() - step)) / 2e-3
         assert logits.grad[0, t] == pytest.approx(numeric.item(), abs=1e-4)
     assert logits.grad.sum() == pytest.approx(0, abs=1e-9), "a shift of all logits changes nothing"
+
+
+@pytest.mark.parametrize("offset", [-60.0, 0.0, 60.0])
+def test_the_bound_leaves_the_margin_alone_wherever_it_lies(offset):
+    """Eight cheap tokens far below one dear one, or all of them far off: two to keep, and their odds are told apart."""
+    logits = torch.tensor([[70.0, 3.0, 2.0, 1.0, 0.0, -1.0, -2.0, -3.0, -4.0]]) + offset
+    biased = meet_budget(logits, torch.tensor([2]), torch.ones(1, 9, dtype=torch.bool), bound=8.0)
+    assert torch.sigmoid(biased).sum() == pytest.approx(2, abs=1e-3)
+    assert biased.abs().max() <= 8
+    assert (biased[0, 1] - biased[0, 2]).item() == pytest.approx(1, abs=0.05)
+
+
+def test_a_budget_out_of_reach_goes_as_far_as_the_bound():
+    valid = torch.tensor([[True, True, True, False]])
+    for count, sign in ((-1, -1), (0, -1), (3, 1), (9, 1)):
+        biased = meet_budget(torch.tensor([[40.0, 0.0, -40.0, 0.0]]), torch.tensor([count]), valid, bound=8.0)
+        assert torch.allclose(biased[0, :3], torch.full((3,), sign * 8.0), atol=0.05), count
 
 
 def test_a_text_shorter_than_a_window_is_one_decision():

@@ -58,6 +58,17 @@ def test_the_same_seed_gives_the_same_start(base_folder, tokenizer):
     assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
 
 
+def test_sharpness_scales_the_logits_and_leaves_their_order(base_folder, tokenizer):
+    plans = []
+    ids, valid = torch.stack([text[:4] for text in TEXTS]), torch.ones(len(TEXTS), 4, dtype=torch.bool)
+    for sharpness in (1.0, 12.0):
+        model = make_model(base_folder, tokenizer)
+        bits = teacher_bits(model, TEXTS, "self_information")
+        warm_start(model, TEXTS, bits, 3, 1e-2, 2, 0.2, 0.8, 0, sharpness)
+        plans.append(model.eval().policy.first_plan(ids, valid, torch.full((len(TEXTS),), 0.5)).detach())
+    assert torch.allclose(12 * plans[0], plans[1], atol=1e-4) and plans[0].std() > 0
+
+
 def test_a_lesson_is_read_as_it_was_written_and_refused_on_other_texts(tmp_path):
     bits = [torch.arange(len(text)) / 3 for text in TEXTS]
     write_lesson(tmp_path / "lesson", TEXTS, bits)

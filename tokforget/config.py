@@ -7,6 +7,7 @@ No `from __future__ import annotations` here: the host's parser reads the annota
 import argparse
 import dataclasses
 import json
+import math
 import os
 import sys
 import tempfile
@@ -200,7 +201,7 @@ class ModelArguments(BaseModelArguments):
         default=32, metadata={"help": "Tokens per decision; a text of T tokens takes ceil(T / window)."}
     )
     logit_bound: float = field(
-        default=8.0, metadata={"help": "Keep logits lie within +-this before the budget's bias."}
+        default=8.0, metadata={"help": "Keep logits lie within +-this around the margin of the budget."}
     )
     ngram_buckets: int = field(
         default=2**18,
@@ -348,6 +349,13 @@ class ForgetConfig(BudgetConfig):
     )
     warm_start_learning_rate: float = field(default=3e-3, metadata={"help": "Of the policy in the warm start."})
     warm_start_batch_size: int = field(default=32, metadata={"help": "Texts per step of the warm start."})
+    warm_start_sharpness: float = field(
+        default=24.0,
+        metadata={
+            "help": "Keep logits per unit of the logarithm of a token's bits when the fit is through: the higher, the closer to the best "
+            "are the first masks of the joint loop. At 3 its gradient sharpens the masks and loses their order (LOG.md)."
+        },
+    )
 
     # Episodes
     num_masks: int = field(default=4, metadata={"help": "Keep masks drawn per text and step, at least 2."})
@@ -422,6 +430,8 @@ class ForgetConfig(BudgetConfig):
         for name, least in (("sampled_texts", 0), ("sampled_prompt_tokens", 1), ("warm_start_steps", 0)):
             _at_least(self, name, least)
         _at_least(self, "warm_start_batch_size", 1)
+        if not 0 < self.warm_start_sharpness < math.inf:
+            raise ValueError(f"`warm_start_sharpness` must be positive, got {self.warm_start_sharpness}.")
         if self.warm_start_texts is not None:
             _at_least(self, "warm_start_texts", 1)
         if self.warm_start_teacher not in ("self_information", "leave_one_out"):

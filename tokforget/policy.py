@@ -16,9 +16,9 @@ from tokforget.masking import Generators, row_noise, top_k_mask
 from tokforget.ngrams import NgramTables
 
 
-# Wider than twice any logit bound in use: the solver's interval always holds the root.
-_BIAS_RANGE = 40.0
-_BISECTIONS = 30
+# A bias this many bounds beyond the highest or lowest logit puts all tokens at the bound, but for less than a rounding.
+_BIAS_MARGIN = 4.0
+_BISECTIONS = 40
 # gelu(x) = x (1 + tanh(u)) / 2 with u = slope * (x + cube * x^3): Hendrycks & Gimpel 2016, arXiv 1606.08415.
 _GELU_SLOPE, _GELU_CUBE = (2 / math.pi) ** 0.5, 0.044715
 
@@ -125,7 +125,7 @@ class KeepMaskPolicy(nn.Module):
         kernel_size (`int`): Taps of each convolution, odd.
         head_size (`int`): Width of the decision head.
         window (`int`): Tokens decided at once.
-        logit_bound (`float`): Logits are `bound * tanh(raw / bound)`; unbounded ones drift and lose the rate.
+        logit_bound (`float`): Sampled logits lie within +-this, the budget's bias included; see [`meet_budget`].
         ngram_buckets (`int`): Size of the count tables; 0 leaves them out.
     """
 
@@ -190,13 +190,10 @@ class KeepMaskPolicy(nn.Module):
         head_inputs = self.to_head(self._read(input_ids, valid, rate))
         state = head_inputs.new_zeros(len(head_inputs), self.from_state.in_features)
         state[:, -1] = 1.0  # the whole text is still to come
-        return self._raw_plan(head_inputs, state)
+        return self.plan(head_inputs, state)
 
     def plan(self, head_inputs: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        """Bounded logits `(B, t)` for the tokens that are left, given the `(B, 2 * memory + 2)` decision state."""
-        return self.logit_bound * torch.tanh(self._raw_plan(head_inputs, state) / self.logit_bound)
-
-    def _raw_plan(self, head_inputs: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """Logits `(B, t)`, not bounded yet, for the tokens that are left, given the `(B, 2 * memory + 2)` decision state."""
         hidden = _gelu(head_inputs + self.from_state(state)[:, None])
         return self.to_logit(hidden).squeeze(-1).float()
 
@@ -245,7 +242,7 @@ class KeepMaskPolicy(nn.Module):
             state = torch.cat([memory, torch.stack([pace, tokens_left / total], -1).to(memory.dtype)], -1)
             planned = self.plan(head_inputs[:, start:], state)
             if actions is not None or noise is not None:
-                biased = meet_budget(planned, left, rest)[:, : here.shape[1]]
+                biased = meet_budget(planned, left, rest, self.logit_bound)[:, : here.shape[1]]
                 if actions is not None:
                     chosen = actions[:, window]
                 else:
@@ -274,34 +271,45 @@ class KeepMaskPolicy(nn.Module):
         return torch.cat([(inputs * kept).sum(1), (inputs * dropped).sum(1)], -1) / size
 
 
-def meet_budget(logits: torch.Tensor, counts: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+def meet_budget(
+    logits: torch.Tensor, counts: torch.Tensor, valid: torch.Tensor, bound: float
+) -> torch.Tensor:
     r"""
-    Add to the logits of each text the one bias with which the expected number of kept tokens equals `counts`.
+    Add to the logits of each text the one bias with which the expected number of kept tokens equals `counts`, and bound them
+    to `L = bound * tanh((l + b) / bound)`.
 
-    The bias depends on the logits through `sum_t sigmoid(l_t + b) = counts`, hence
-    `db/dl_t = -p_t (1 - p_t) / sum_u p_u (1 - p_u)`: the gradient is that of the distribution that is sampled from, and
-    a shift common to all logits has none.
+    The bias stands inside the bound: the tokens at the margin of the budget lie near zero, where the bound changes nothing,
+    whatever the rate is. Before the bias it would press together the cheap tokens, which are the margin of high rates.
+
+    It depends on the logits through `sum_t sigmoid(L_t) = counts`, hence `db/dl_t = -w_t / sum_u w_u` with
+    `w_t = p_t (1 - p_t) dL_t/dl_t`: the gradient is that of the distribution that is sampled from, and a shift common to all
+    logits has none.
 
     Args:
         logits (`torch.FloatTensor` of shape `(batch_size, num_tokens)`): Plan for the tokens that are left.
         counts (`torch.LongTensor` of shape `(batch_size,)`): Budget that is left; one that no bias can meet (below 0,
-            above the tokens left) gives probabilities next to 0 or 1.
+            above the tokens left) gives probabilities next to 0 or 1, as far as the bound lets them.
         valid (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): False for padding.
+        bound (`float`): Of the logits returned.
 
     Returns:
-        `torch.FloatTensor` of shape `(batch_size, num_tokens)`: Biased logits.
+        `torch.FloatTensor` of shape `(batch_size, num_tokens)`: Biased logits within +-`bound`.
     """
     with torch.no_grad():
-        low = torch.full_like(logits[:, :1], -_BIAS_RANGE)
-        high = -low
+        present = logits.masked_fill(~valid, 0.0)
+        low, high = -present.amax(1, keepdim=True), -present.amin(1, keepdim=True)  # (B, 1)
+        # Wide enough for the most extreme count, on whichever side the padding's zero lies.
+        low, high = low - _BIAS_MARGIN * bound, high + _BIAS_MARGIN * bound
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
-            too_many = (torch.sigmoid(logits + middle) * valid).sum(1, keepdim=True) > counts[:, None]
+            kept = torch.sigmoid(bound * torch.tanh((logits + middle) / bound)) * valid
+            too_many = kept.sum(1, keepdim=True) > counts[:, None]
             low, high = torch.where(too_many, low, middle), torch.where(too_many, middle, high)
-        bias = (low + high) / 2  # (B, 1)
-        spread = torch.sigmoid(logits + bias)
-        weight = spread * (1 - spread) * valid
+        bias = (low + high) / 2
+        bent = torch.tanh((logits + bias) / bound)
+        spread = torch.sigmoid(bound * bent)
+        weight = spread * (1 - spread) * (1 - bent * bent) * valid
         weight = weight / weight.sum(1, keepdim=True).clamp(min=1e-6)
     if logits.requires_grad:
         bias = bias - (weight * (logits - logits.detach())).sum(1, keepdim=True)
-    return logits + bias
+    return bound * torch.tanh((logits + bias) / bound)

@@ -26,9 +26,6 @@ TEACHERS = ("self_information", "leave_one_out")
 _MOST_BITS = 14.0
 # Above the logarithm of any bits: one bad step must not overflow.
 _MOST_LOG_BITS = 6.0
-# The keep logit of a token of e times the bits of another is higher by this much: the first masks of the joint loop differ at
-# the margin of the budget, and not among tokens that are kept anyway, whose bits would drown the margin's (LOG.md).
-_LOGIT_PER_LOG_BITS = 3.0
 _TEACHER_BATCH = 32
 # With every second token missing the ranking is that of leaving out every eighth, at a quarter of the passes (LOG.md).
 _APART = 2
@@ -101,6 +98,7 @@ def warm_start(
     min_rate: float,
     max_rate: float,
     seed: int,
+    sharpness: float = 24.0,
 ) -> list[float]:
     """
     Fit the policy's first plan, as the logarithm of the bits that a token would lose, to the teacher's bits, the requested
@@ -113,6 +111,10 @@ def warm_start(
         texts (`list[torch.LongTensor]`), bits (`list[torch.FloatTensor]`): Training texts, and of [`teacher_bits`] theirs.
         steps (`int`), learning_rate (`float`), batch_size (`int`): Of AdamW, the rate rising over a twentieth of the steps
             and falling along a cosine.
+        sharpness (`float`): What the fitted logarithm is multiplied by in the end. The keep logit of a token of `e` times the
+            bits of another is then higher by so much, and the first masks of the joint loop differ at the margin of the
+            budget alone. Where they are soft, nearly all that the policy gradient can gain is sharper ones, and it pays for
+            them with the order of the tokens (LOG.md).
 
     Returns:
         `list[float]`: Mean deviance of each step, bits; 0 is a perfect fit.
@@ -146,7 +148,7 @@ def warm_start(
         losses.append(loss.item())
     with torch.no_grad():
         for part in policy.to_logit.parameters():
-            part *= _LOGIT_PER_LOG_BITS
+            part *= sharpness
     return losses
 
 
