@@ -271,9 +271,7 @@ class KeepMaskPolicy(nn.Module):
         return torch.cat([(inputs * kept).sum(1), (inputs * dropped).sum(1)], -1) / size
 
 
-def meet_budget(
-    logits: torch.Tensor, counts: torch.Tensor, valid: torch.Tensor, bound: float
-) -> torch.Tensor:
+def meet_budget(logits: torch.Tensor, counts: torch.Tensor, valid: torch.Tensor, bound: float) -> torch.Tensor:
     r"""
     Add to the logits of each text the one bias with which the expected number of kept tokens equals `counts`, and bound them
     to `L = bound * tanh((l + b) / bound)`.
