@@ -8,10 +8,12 @@ time after the start, loading included, half at a random time after a save has b
 must be whole, and a new process with `auto_resume` must go on from the last one and get further. A run that reaches its
 last step must end with the bits of a run that nobody killed, and say that it has finished when it is started again.
 
-One process imports everything once and forks each run from itself, so that 200 kills take minutes.
+One process imports everything once and forks each run from itself, so that 200 kills take minutes. A run that stands still
+says where before it is given up.
 """
 
 import argparse
+import faulthandler
 import os
 import random
 import shutil
@@ -37,6 +39,7 @@ from tokforget.config import checkpoint_to_resume
 
 STEPS, SAVE_STEPS = 40, 2
 FINISHED_BEFORE, FINISHED_NOW, ONE_SAVE_MORE = 0, 10, 11
+STANDS_STILL = 120.0  # seconds that no run takes
 WORDS = ["the cat sat on the mat", "a dog ran to the red house", "we saw 12 birds fly over the sea"]
 
 
@@ -71,6 +74,7 @@ def forked(function, *arguments, log: Path) -> int:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
     code = 99
     try:
         code = function(*arguments)
@@ -87,17 +91,38 @@ def forked(function, *arguments, log: Path) -> int:
 
 
 def exit_code(pid: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    """Wait for a run's end. `TimeoutError` if it stands still: where, stands in its log."""
+    began = time.monotonic()
+    while (code := ended(pid)) is None:
+        give_up_after(began, pid)
+        time.sleep(0.001)
+    return code
+
+
+def ended(pid: int) -> int | None:
+    """The exit code of a run that has ended."""
+    done, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if done else None
+
+
+def give_up_after(began: float, pid: int) -> None:
+    if time.monotonic() - began > STANDS_STILL:
+        os.kill(pid, signal.SIGUSR1)
+        time.sleep(1)  # to write the stacks of its threads
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise TimeoutError(f"a run stood still for {STANDS_STILL:.0f} s")
 
 
 def kill_at_random(pid: int, run_dir: Path, draw: random.Random, longest: float) -> int | None:
     """SIGKILL at a random moment; the exit code if the run ended before, `None` if it was killed."""
-    deadline = time.monotonic() + draw.uniform(0, longest)
+    began = time.monotonic()
+    deadline = began + draw.uniform(0, longest)
     wait_for_save = draw.random() < 0.5
     while time.monotonic() < deadline or (wait_for_save and not (run_dir / STAGING).exists()):
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
+        if (code := ended(pid)) is not None:
+            return code
+        give_up_after(began, pid)
         time.sleep(0.001)
     if wait_for_save:
         time.sleep(draw.uniform(0, 0.05))
@@ -153,8 +178,12 @@ def main(argv: list[str] | None = None) -> int:
     while tried < args.kills:
         run_dir.mkdir(exist_ok=True)
         before = last_checkpoint(run_dir)
-        ended = kill_at_random(start(run_dir), run_dir, draw, longest=unbroken / 6)
-        if ended is None:
+        try:
+            code = kill_at_random(start(run_dir), run_dir, draw, longest=unbroken / 6)
+        except TimeoutError as error:
+            print(f"{error}:\n{log.read_text()[-8000:]}", flush=True)
+            return 1
+        if code is None:
             tried += 1
             moments[moment(run_dir)] += 1
             try:
@@ -162,23 +191,23 @@ def main(argv: list[str] | None = None) -> int:
                 last = last_checkpoint(run_dir)
                 if before is not None and (last is None or step_of(last) < step_of(before)):
                     raise ValueError(f"{before} was the last checkpoint, and now {last} is")
-                ended = exit_code(start(run_dir, one_save=True))
+                code = exit_code(start(run_dir, one_save=True))
                 now = last_checkpoint(run_dir)
                 further = now is not None and step_of(now) > (step_of(last) if last else 0)
-                if ended != FINISHED_NOW and not (ended == ONE_SAVE_MORE and further):
-                    raise ValueError(f"went on from {last} to {now} and ended with {ended}")
+                if code != FINISHED_NOW and not (code == ONE_SAVE_MORE and further):
+                    raise ValueError(f"went on from {last} to {now} and ended with {code}")
                 survived += 1
             except (ValueError, OSError, RuntimeError) as error:
                 print(f"kill {tried} of {run_dir} did not survive: {error}\n{log.read_text()[-4000:]}", flush=True)
                 run_dir = folder / f"run-{runs}-after-{tried}"
                 continue
-        if ended in (FINISHED_NOW, FINISHED_BEFORE):
+        if code in (FINISHED_NOW, FINISHED_BEFORE):
             runs += 1
             alike += same_bits(run_dir, reference) and exit_code(start(run_dir)) == FINISHED_BEFORE
             shutil.rmtree(run_dir)
             run_dir = folder / f"run-{runs}"
-        elif ended != ONE_SAVE_MORE:
-            print(f"A run ended by itself with {ended}:\n{log.read_text()[-4000:]}", flush=True)
+        elif code != ONE_SAVE_MORE:
+            print(f"A run ended by itself with {code}:\n{log.read_text()[-4000:]}", flush=True)
             return 1
     seconds = time.monotonic() - began
     where = ", ".join(f"{count} {name}" for name, count in moments.most_common())
