@@ -162,6 +162,18 @@ def test_report_and_plots_are_drawn_from_the_files_alone(evaluated, tmp_path):
         write_report(tmp_path / "nowhere")
 
 
+def test_plots_show_the_scorers_asked_for_and_tables_all(evaluated, tmp_path):
+    for name in FILES:
+        shutil.copy(evaluated / name, tmp_path / name)
+    config = read(tmp_path, "evaluation_config.json")
+    config["arguments"]["plot_scorers"] = ["policy", "random"]
+    (tmp_path / "evaluation_config.json").write_text(json.dumps(config))
+    write_report(tmp_path)
+    plots = ("rate_distortion.png", "exact_restored.png", "quality_time.png", "word_classes.png")
+    assert all((tmp_path / plot).read_bytes() != (evaluated / plot).read_bytes() for plot in plots)
+    assert "| greedy_oracle |" in (tmp_path / "report.md").read_text()
+
+
 def test_the_heat_map_escapes_text_and_tells_right_from_wrong(evaluated, tmp_path):
     for name in FILES:
         shutil.copy(evaluated / name, tmp_path / name)
@@ -210,6 +222,10 @@ def test_the_baselines_alone(folder, tmp_path):
         (["--questions", "nowhere.json"], "no such file"),
         (["--split", "dev"], "has no split 'dev', but train, validation, test"),
         (["--model_path", "random=x"], "which is a baseline's name"),
+        (
+            ["--plot_scorers", "policy", "frequency"],
+            "names 'frequency', which is not compared; there are policy, random",
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )

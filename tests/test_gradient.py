@@ -243,7 +243,7 @@ def test_every_metric_is_logged(pairs_run):
     log = pairs_run.state.log_history[-2]
     expected = {
         "policy_loss", "reconstruction_loss", "reward", "rewards/information_theoretic", "bits_lost", "exact_restored",
-        "rate", "rate_target", "keep_price", "entropy", "advantage_std", "frac_advantage_zero", "frac_unscored",
+        "rate", "rate_target", "keep_price", "entropy", "advantage_std", "frac_advantage_zero", "frac_unscored", "frac_undecided",
         "decisions_per_episode", "policy_learning_rate", "reconstructor_learning_rate", "tokens_per_second", "grad_norm",
     }  # fmt: skip
     assert expected <= log.keys()

@@ -93,6 +93,9 @@ class EvaluationArguments:
 
     # Showing
     heatmap_texts: int = field(default=6, metadata={"help": "Sample texts in the heat map, per source and rate."})
+    plot_scorers: list[str] | None = field(
+        default=None, metadata={"help": "Scorers drawn in the plots, by name or label; all by default."}
+    )
     training_log: str | None = field(
         default=None, metadata={"help": "A run's `trainer_state.json`; by default the first model's, if it has one."}
     )
@@ -122,6 +125,12 @@ class EvaluationArguments:
             if label in BASELINES:
                 raise ValueError(
                     f"`model_path` calls a model {label!r}, which is a baseline's name; give another label."
+                )
+        known = [*dict.fromkeys(label for label, _ in self.models), *self.scorers]
+        for name in self.plot_scorers or []:
+            if name not in known:
+                raise ValueError(
+                    f"`plot_scorers` names {name!r}, which is not compared; there are {', '.join(known)}."
                 )
         if not self.models and self.reconstructor_name_or_path is None:
             raise ValueError("Who judges? Pass `model_path`, or `reconstructor_path` to compare baselines alone.")

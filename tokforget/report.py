@@ -39,7 +39,8 @@ def write_report(folder: str | Path) -> list[Path]:
         raise FileNotFoundError(f"{folder} holds no {EVALUATION_CONFIG}: it is no evaluation's output folder.")
     rows = [row for name in (MODEL_RESULTS, BASELINE_RESULTS) for row in (files[name] or {"scorers": []})["scorers"]]
     speed = files[SPEED] or {"rows": [], "break_even": []}
-    plots = _draw(folder, rows, files[TRAINING_LOG])
+    drawn = files[EVALUATION_CONFIG].get("arguments", {}).get("plot_scorers")
+    plots = _draw(folder, [row for row in rows if drawn is None or row["scorer"] in drawn], files[TRAINING_LOG])
     environment = Environment(
         loader=PackageLoader("tokforget"),
         autoescape=lambda name: name.endswith(".html"),

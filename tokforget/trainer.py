@@ -12,6 +12,8 @@ Logged, averaged over the steps since the last log and over all processes:
     rate, rate_target       kept / original of the sampled masks, and the budget in whole tokens that was asked for
     keep_price              bits charged per kept token
     entropy                 of the policy per token, nats; log 2 = 0.693 is a coin
+    frac_undecided          share of tokens whose keep probability lies between 0.05 and 0.95; where it is high, the gradient is
+                            first of all about sharper masks, not about better ones
     advantage_std           standard deviation of the advantages over tokens, bits
     frac_advantage_zero     share of tokens whose advantage is zero: nothing is learnt from them
     frac_unscored           share of episodes with a `nan` reward, left out of the policy's loss
@@ -197,6 +199,7 @@ class ForgetTrainer(BudgetTrainer):
             "keep_price": episodes.price(episodes.token_nll).mean(),
             "advantage_std": spread.std(),
             "frac_advantage_zero": (spread == 0).float().mean(),
+            "frac_undecided": ((episodes.keep_probability - 0.5).abs() < 0.45)[valid].float().mean(),
             "frac_unscored": unscored.float().mean(),
             "decisions_per_episode": episodes.decisions_per_episode.float().mean(),
         }
