@@ -318,7 +318,8 @@ def test_two_processes_with_half_the_batch_are_one_with_the_whole(joint, base_fo
 @pytest.mark.slow
 def test_deepspeed_trains_the_same_weights(joint):
     two = saved(joint["two"][0])
-    for stage, allowed in ((1, 0.0), (2, 1e-4), (3, 1e-4)):
+    # DeepSpeed clips a gradient by its own formula: where one is clipped, weights differ in their last bit.
+    for stage, allowed in ((1, 1e-6), (2, 1e-4), (3, 1e-4)):
         out = joint[f"zero{stage}"][0]
         assert (out / "checkpoint-4" / "global_step4").is_dir(), "DeepSpeed was really there"
         assert largest_difference(two, saved(out)) <= allowed
