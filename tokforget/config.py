@@ -431,7 +431,7 @@ class ForgetConfig(BudgetConfig):
             _at_least(self, name, least)
         _at_least(self, "warm_start_batch_size", 1)
         if not 0 < self.warm_start_sharpness < math.inf:
-            raise ValueError(f"`warm_start_sharpness` must be positive, got {self.warm_start_sharpness}.")
+            raise ValueError(f"`warm_start_sharpness` must be positive and finite, got {self.warm_start_sharpness}.")
         if self.warm_start_texts is not None:
             _at_least(self, "warm_start_texts", 1)
         if self.warm_start_teacher not in ("self_information", "leave_one_out"):
