@@ -44,7 +44,8 @@ warnings.filterwarnings("ignore", category=FutureWarning)
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from tokforget.compressor import Compressor
 from tokforget.config import ForgetConfig
@@ -52,7 +53,7 @@ from tokforget.data import BlockCollator, embedded_documents, embedded_model_pat
 from tokforget.model_folder import read_tokenizer
 from tokforget.modeling import ForgetModel, ForgetModelConfig
 from tokforget.policy import KeepMaskPolicy
-from tokforget.reconstructor import tokenizer_source
+from tokforget.reconstructor_folder import load_tokenizer
 from tokforget.trainer import ForgetTrainer
 
 
@@ -68,44 +69,142 @@ def medians(repeats: int, *functions: Callable[[], None]) -> list[float]:
     return [statistics.median(own) for own in times]
 
 
-def joint_step(name: str, dataset: str, max_length: int, batch_size: int, repeats: int) -> tuple[float, float]:
-    """Median seconds of a joint step and of a reconstructor step on the same masks."""
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(name))
-    blocks = load_blocks(dataset, tokenizer, max_length, max_length)
-    model = ForgetModel.from_base(name, tokenizer, window=max_length // 4)
-    model.policy.ngrams.fit(blocks["train"]["input_ids"])
-    with tempfile.TemporaryDirectory() as scratch:
-        args = ForgetConfig(output_dir=scratch, use_cpu=True, report_to="none", per_device_train_batch_size=batch_size)
-        trainer = ForgetTrainer(model=model, args=args, train_dataset=blocks["train"], processing_class=tokenizer)
-    inputs = BlockCollator(model.config.marker_token_id)(list(blocks["train"].select(range(batch_size))))
-    trainer.create_optimizer()
-    adapter = [p for p in model.reconstructor.parameters() if p.requires_grad]
-    own_optimizer = torch.optim.AdamW(adapter, lr=0.0)
-    rows: dict[str, torch.Tensor] = {}
-    token_nll = model.reconstructor.token_nll
+class JointStep:
+    """
+    A joint step, and a step of the reconstructor alone on the same masks, on a device and in the precision that a run there
+    would have. Weights move by nothing that matters.
+    """
 
-    def remember(input_ids, keep_mask, valid):
-        rows.update(input_ids=input_ids, keep_mask=keep_mask, valid=valid)
-        return token_nll(input_ids, keep_mask, valid)
+    def __init__(self, name: str, dataset: str, max_length: int, batch_size: int, device: str):
+        tokenizer = load_tokenizer(name)
+        blocks = load_blocks(dataset, tokenizer, max_length, max_length)
+        self.model = ForgetModel.from_base(name, tokenizer, window=max_length // 4)
+        self.model.policy.ngrams.fit(blocks["train"]["input_ids"])
+        with tempfile.TemporaryDirectory() as scratch:
+            self.args = ForgetConfig(
+                output_dir=scratch, use_cpu=device == "cpu", report_to="none", per_device_train_batch_size=batch_size
+            )
+            self.trainer = ForgetTrainer(
+                model=self.model, args=self.args, train_dataset=blocks["train"], processing_class=tokenizer
+            )
+        collator = BlockCollator(self.model.config.marker_token_id)
+        self.inputs = {
+            name: column.to(self.args.device)
+            for name, column in collator(list(blocks["train"].select(range(batch_size)))).items()
+        }
+        self.tokens = int(self.inputs["attention_mask"].sum())
+        self.trainer.create_optimizer()
+        self.adapter = [p for p in self.model.reconstructor.parameters() if p.requires_grad]
+        self.own_optimizer = torch.optim.AdamW(self.adapter, lr=0.0)
+        self.parts: dict[str, list[float]] = {}
+        self.timed = False
+        self.rows: dict[str, torch.Tensor] = {}
+        policy, reconstructor = self.model.policy, self.model.reconstructor
+        self.token_nll = reconstructor.token_nll
+        policy.decide = self._part("policy decides", policy.decide)
+        reconstructor.token_nll = self._part("reconstructor scores", self._remember)
+        self.backward = self._part("backward", lambda loss: loss.backward())
+        self.step = self._part("clip and step", self._clip_and_step)
+        self.model.train()
 
-    model.reconstructor.token_nll = remember
-    model.train()
+    def _remember(self, input_ids, keep_mask, valid):
+        self.rows.update(input_ids=input_ids, keep_mask=keep_mask, valid=valid)
+        return self.token_nll(input_ids, keep_mask, valid)
 
-    def joint():
-        trainer.optimizer.zero_grad()
-        trainer.compute_loss(model, inputs).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        trainer.optimizer.step()
+    def _clip_and_step(self):
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.trainer.optimizer.step()
 
-    def alone():
-        own_optimizer.zero_grad()
-        scores = token_nll(**rows)
-        (scores.nll.sum(1) / (~rows["keep_mask"] & rows["valid"]).sum(1)).mean().backward()
-        torch.nn.utils.clip_grad_norm_(adapter, 1.0)
-        own_optimizer.step()
+    def _part(self, name: str, function: Callable) -> Callable:
+        def timed(*args, **kwargs):
+            if not self.timed:  # a device that runs behind the program would be held up
+                return function(*args, **kwargs)
+            start = self.now()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.parts.setdefault(name, []).append(self.now() - start)
 
-    joint_seconds, alone_seconds = medians(repeats, joint, alone)
-    return joint_seconds, alone_seconds
+        return timed
+
+    def now(self) -> float:
+        if self.args.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def joint(self) -> None:
+        self.trainer.optimizer.zero_grad()
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
+            loss = self.trainer.compute_loss(self.model, self.inputs)
+        self.backward(loss)
+        self.step()
+        self.now()
+
+    def alone(self) -> None:
+        self.own_optimizer.zero_grad()
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
+            scores = self.token_nll(**self.rows)
+            dropped = (~self.rows["keep_mask"] & self.rows["valid"]).sum(1)
+            loss = (scores.nll.sum(1) / dropped).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.adapter, 1.0)
+        self.own_optimizer.step()
+        self.now()
+
+    def flops(self) -> int:
+        """Of the matrix products and the attention of one joint step."""
+        counter = FlopCounterMode(display=False)
+        with counter:
+            self.joint()
+        return counter.get_total_flops()
+
+    def shares(self, repeats: int) -> Iterator[tuple[str, float]]:
+        """Median seconds of each part, the device waited for after each, and of what is left."""
+        self.timed, whole = True, []
+        for _ in range(repeats):
+            start = self.now()
+            self.joint()
+            whole.append(self.now() - start)
+        self.timed = False
+        medians_of_parts = {
+            name: sum(times) / repeats if len(times) > repeats else statistics.median(times)
+            for name, times in self.parts.items()
+        }
+        yield from medians_of_parts.items()
+        yield "rewards, advantages, the rest", statistics.median(whole) - sum(medians_of_parts.values())
+
+
+def joint_rows(args: argparse.Namespace) -> Iterator[tuple[str, str, str, str, str]]:
+    """The training's lines of the table."""
+    step = JointStep(args.reconstructor_name_or_path, args.dataset_name, args.max_length, args.batch_size, args.device)
+    if args.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    joint, alone = medians(args.repeats, step.joint, step.alone)
+    yield ("joint step", f"{joint:.4f}", "reconstructor step, same masks", f"{alone:.4f}", f"{joint / alone:.2f}x")
+    yield ("joint step", f"{joint:.4f}", "original tokens per second", f"{step.tokens / joint:,.0f}", "")
+    rate, highest = step.flops() / joint, matrix_rate(step.args.device, step.args.bf16)
+    yield (f"its {rate * joint / 1e12:.3f} TFLOP", f"{joint:.4f}", "TFLOP/s, of those of large products",
+           f"{rate / 1e12:.3g}", f"{100 * rate / highest:.1f} % of {highest / 1e12:.3g}")  # fmt: skip
+    if args.device == "cuda":
+        yield ("GPU memory at its highest", "", "GiB", f"{torch.cuda.max_memory_allocated() / 2**30:.2f}", "")
+    for name, seconds in step.shares(args.repeats):
+        yield (f"  {name}", f"{seconds:.4f}", "of the joint step in parts", "", f"{100 * seconds / joint:.0f} %")
+
+
+def matrix_rate(device: torch.device, bf16: bool) -> float:
+    """FLOP/s of square matrix products on random numbers: the ceiling a step is held against."""
+    size = 8192 if device.type == "cuda" else 1024
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+
+    def product():
+        for _ in range(10):
+            left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    (seconds,) = medians(5, product)
+    return 10 * 2 * size**3 / seconds
 
 
 def policy_pass(num_tokens: int, window: int, repeats: int) -> tuple[float, float]:
@@ -263,26 +362,25 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--num_threads", type=int, default=1)
     parser.add_argument("--model", help="a trained model's folder, for the compressor's lines")
-    parser.add_argument("--only", choices=["train", "compress"], help="one part of the table")
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], default="cpu", help="of the joint step; the rest is for CPUs"
+    )
+    parser.add_argument("--only", choices=["train", "policy", "compress"], help="one part of the table")
     args = parser.parse_args()
     torch.set_num_threads(args.num_threads)
     torch.manual_seed(0)
-    table = Table(
-        title=f"{platform.machine()}, {args.num_threads} thread(s), torch {torch.__version__}, medians of {args.repeats}"
-    )
+    where = torch.cuda.get_device_name() if args.device == "cuda" else platform.machine()
+    table = Table(title=f"{where}, {args.num_threads} thread(s), torch {torch.__version__}, medians of {args.repeats}")
     for column in ("what", "seconds", "against", "seconds", "ratio"):
         table.add_column(column, justify="left" if column in ("what", "against") else "right")
-    if args.only != "compress":
-        joint, alone = joint_step(
-            args.reconstructor_name_or_path, args.dataset_name, args.max_length, args.batch_size, args.repeats
-        )
-        table.add_row(
-            "joint step", f"{joint:.3f}", "reconstructor step, same masks", f"{alone:.3f}", f"{joint / alone:.2f}x"
-        )
+    if args.only in (None, "train"):
+        for row in joint_rows(args):
+            table.add_row(*row)
+    if args.only in (None, "policy"):
         policy, forward = policy_pass(args.num_tokens, args.window, args.repeats)
         table.add_row(f"policy, {args.num_tokens} tokens", f"{policy:.4f}", "GPT-2-124M-shaped forward",
                       f"{forward:.3f}", f"{100 * policy / forward:.2f} %")  # fmt: skip
-    if args.only != "train":
+    if args.only in (None, "compress"):
         for row in compressor_rows(args.model, args.num_tokens, args.repeats):
             table.add_row(*row)
     Console().print(table)

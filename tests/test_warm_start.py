@@ -58,6 +58,15 @@ def test_the_same_seed_gives_the_same_start(base_folder, tokenizer):
     assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 20])
+def test_any_number_of_steps(base_folder, tokenizer, steps):
+    """The rise of the learning rate is a twentieth of the steps: of 20 just one, which a schedule cannot divide by."""
+    model = make_model(base_folder, tokenizer)
+    bits = teacher_bits(model, TEXTS, "self_information")
+    losses = warm_start(model, TEXTS, bits, steps, 1e-2, 2, 0.2, 0.8, 0)
+    assert len(losses) == steps and all(0 < loss < 100 for loss in losses)
+
+
 def test_sharpness_scales_the_logits_and_leaves_their_order(base_folder, tokenizer):
     plans = []
     ids, valid = torch.stack([text[:4] for text in TEXTS]), torch.ones(len(TEXTS), 4, dtype=torch.bool)

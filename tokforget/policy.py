@@ -224,6 +224,21 @@ class KeepMaskPolicy(nn.Module):
         Returns:
             `Decisions` for `batch_size * num_masks` episodes.
         """
+        # Not under the run's autocast: the policy is a hundredth of a step, and what separates sharp logits at the margin of
+        # the budget is less than bfloat16 can tell apart.
+        with torch.autocast(input_ids.device.type, enabled=False):
+            return self._decide(input_ids, valid, rate, counts, num_masks, generator, actions)
+
+    def _decide(
+        self,
+        input_ids: torch.Tensor,
+        valid: torch.Tensor,
+        rate: torch.Tensor,
+        counts: torch.Tensor,
+        num_masks: int,
+        generator: Generators | None,
+        actions: torch.Tensor | None,
+    ) -> Decisions:
         head_inputs, memory_inputs = (
             part.repeat_interleave(num_masks, 0) for part in self.trunk(input_ids, valid, rate)
         )

@@ -125,8 +125,9 @@ def warm_start(
     optimizer = torch.optim.AdamW(
         [p for p in policy.parameters() if p.requires_grad], lr=learning_rate, weight_decay=0
     )
+    total = max(steps, 3)  # the schedule divides by the length of its rise, which takes two steps at least
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=steps, pct_start=0.05, cycle_momentum=False
+        optimizer, learning_rate, total_steps=total, pct_start=max(0.05, 2 / total), cycle_momentum=False
     )
     generator, order, losses = torch.Generator().manual_seed(seed), [], []
     for _ in trange(steps, desc="Warm start", leave=False):

@@ -1,0 +1,259 @@
+"""
+Train a GPT-2 from scratch, to be a base model where no pretrained one knows the text. The one that the package carries
+(`tokforget/embedded_model`) was made so, tokenizer included.
+
+Data: the training documents of `--dataset_name`, nothing else. Of the batches, `--prefix_share` hold rows
+`[kept tokens] <end> [original]` with random keep masks, as fill-in-the-middle training mixes its rearranged texts (Bavarian et
+al. 2022, arXiv 2207.14255): a small model does not pick up copying from a prompt by itself. The others are plain text. The
+weights of the best evaluation are stored in float16 beside a record of the run; the packaged model also gets its card.
+
+    python recipes/train_base_model.py --output_dir tokforget/embedded_model
+
+GPT-2 124M shapes on a GPU, and the share of its peak that is reached (H100 and H200: 989 TFLOP/s of dense bfloat16):
+
+    python recipes/train_base_model.py --dataset_name <texts> --tokenizer_name_or_path <gpt2> --layers 12 --heads 12 \\
+        --width 768 --positions 1024 --length 256 --batch_size 32 --learning_rate 6e-4 --peak_tflops 989 --output_dir <folder>
+"""
+
+import argparse
+import json
+import platform
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import jinja2
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from tokforget.data import EMBEDDED, load_documents
+from tokforget.cards import template_path
+from tokforget.masking import keep_count, random_keep_mask
+from tokforget.packing import cut_blocks, prefix_rows
+from tokforget.reconstructor_folder import load_tokenizer
+
+
+END = "<|endoftext|>"
+_UNTIMED_STEPS = 10  # kernels are chosen and memory is taken in the first
+_EVALUATED_ROWS = 64
+
+
+def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(texts, vocab_size=vocab_size, special_tokens=[END], show_progress=False)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token=END, eos_token=END)
+
+
+class MixedCollator:
+    """Plain rows of `2 * length` tokens, or prefix rows over their first `length`; labels on the original text only."""
+
+    def __init__(self, end_id: int, length: int, prefix_share: float, seed: int):
+        self.end_id, self.length, self.prefix_share = end_id, length, prefix_share
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        ids = torch.tensor([row["input_ids"] for row in rows])  # (B, 2 * length)
+        kind = rows[0].get("kind") or (
+            "prefix" if torch.rand((), generator=self.generator) < self.prefix_share else "plain"
+        )
+        if kind == "plain":
+            return {"input_ids": ids, "labels": ids}
+        ids = ids.view(-1, self.length)[:: 2 if len(ids) > 1 else 1]
+        valid = torch.ones_like(ids, dtype=torch.bool)
+        rate = 0.15 + 0.7 * torch.rand(len(ids), generator=self.generator)
+        keep_mask = random_keep_mask(keep_count(valid.sum(1), rate), valid, self.generator)
+        packed = prefix_rows(ids, keep_mask, valid, self.end_id, self.end_id)
+        column = torch.arange(packed.input_ids.shape[1])
+        scored = (column >= packed.original_start[:, None]) & packed.attention_mask.bool()
+        labels = packed.input_ids.masked_fill(~scored, -100)
+        return {
+            "input_ids": packed.input_ids,
+            "attention_mask": packed.attention_mask,
+            "labels": labels,
+        }
+
+
+def as_rows(texts: list[str], tokenizer: PreTrainedTokenizerBase, width: int) -> list[dict]:
+    """Documents end to end, an end token after each, in rows of equal width; the last short row is left out."""
+    stream = [token for text in texts for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
+    return [{"input_ids": row} for row in cut_blocks(stream, width) if len(row) == width]
+
+
+class TimedTrainer(Trainer):
+    """Counts the tokens of every step, padding left out."""
+
+    tokens: list[int]
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        self.tokens.append(int(inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).sum()))
+        return super().training_step(model, inputs, *args, **kwargs)
+
+
+class StepTimer(TrainerCallback):
+    """Seconds of every step; evaluations and the loading of data are none of it."""
+
+    def __init__(self):
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._began = _now()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seconds.append(_now() - self._began)
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def training_flops_per_token(model: GPT2LMHeadModel, width: int) -> int:
+    """
+    6 N + 12 L d T: N parameters that stand in matrix products (the tied head once, positions not), L layers of width d, rows of
+    T tokens. Source: Chowdhery et al. 2022, arXiv 2204.02311, appendix B, which counts the whole of attention, too.
+    """
+    config = model.config
+    matrices = model.num_parameters() - config.n_positions * config.n_embd
+    return 6 * matrices + 12 * config.n_layer * config.n_embd * width
+
+
+def pace(tokens: list[int], seconds: list[float], flops_per_token: int, peak_tflops: float | None) -> dict:
+    """Tokens per second and TFLOP/s of the steps after the first few, and the share of the peak if that was said."""
+    tokens_per_second = sum(tokens[_UNTIMED_STEPS:]) / max(sum(seconds[_UNTIMED_STEPS:]), 1e-9)
+    tflops = tokens_per_second * flops_per_token / 1e12
+    figures = {"tokens_per_second": round(tokens_per_second), "tflops": round(tflops, 3)}
+    if peak_tflops is not None:
+        figures["model_flops_utilization"] = round(tflops / peak_tflops, 4)
+    return figures
+
+
+def validation_loss(model: GPT2LMHeadModel, rows: list[dict]) -> float:
+    """Nats per token on plain text."""
+    model.eval()
+    with torch.no_grad():
+        batches = torch.tensor([row["input_ids"] for row in rows], device=model.device).split(16)
+        losses = [(model(input_ids=batch, labels=batch).loss.item(), len(batch)) for batch in batches]
+    return sum(loss * n for loss, n in losses) / sum(n for _, n in losses)
+
+
+def write_card(folder: Path, record: dict) -> None:
+    """The packaged model's card, filled from its record and its configuration."""
+    template = jinja2.Template(template_path("embedded_model.md").read_text(), undefined=jinja2.StrictUndefined)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "README.md").write_text(template.render(record, config=config) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", required=True, help="where the model folder goes; replaced when all is done")
+    parser.add_argument("--dataset_name", default=EMBEDDED, help="as for train.py: a file, a folder, a Hub id")
+    parser.add_argument("--text_column", default="text")
+    parser.add_argument("--tokenizer_name_or_path", help="by default one is trained on the text")
+    parser.add_argument("--vocab_size", type=int, default=4096, help="of a tokenizer that is trained")
+    parser.add_argument("--layers", type=int, default=5)
+    parser.add_argument("--heads", type=int, default=6)
+    parser.add_argument("--width", type=int, default=192)
+    parser.add_argument("--positions", type=int, help="by default as many as the longest row has")
+    parser.add_argument("--max_steps", type=int, default=2200)
+    parser.add_argument("--length", type=int, default=128, help="tokens of a prefix row's original")
+    parser.add_argument("--prefix_share", type=float, default=0.35)
+    parser.add_argument("--learning_rate", type=float, default=1.5e-3)
+    parser.add_argument("--warmup_steps", type=int, default=40)
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--eval_steps", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num_threads", type=int, default=1)
+    parser.add_argument("--use_cpu", action="store_true", help="stay on the CPU where there is a GPU")
+    parser.add_argument("--peak_tflops", type=float, help="of the hardware, for the share of it that is reached")
+    args = parser.parse_args()
+    longest = 2 * args.length + 2  # prefix, separator and original
+    args.positions = args.positions or longest  # so that every position is trained
+    if args.positions < longest:
+        parser.error(f"`--positions` must be at least {longest}, the longest prefix row, got {args.positions}.")
+    return args
+
+
+def main() -> None:
+    args = parse()
+    torch.set_num_threads(args.num_threads)
+    torch.manual_seed(args.seed)
+    on_gpu = torch.cuda.is_available() and not args.use_cpu
+
+    texts = load_documents(args.dataset_name, text_column=args.text_column)
+    if args.tokenizer_name_or_path is None:
+        tokenizer = train_tokenizer(texts["train"], args.vocab_size)
+    else:
+        tokenizer = load_tokenizer(args.tokenizer_name_or_path)
+    tokenizer.model_max_length = args.positions
+    rows = {split: as_rows(text, tokenizer, 2 * args.length) for split, text in texts.items()}
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=args.positions, n_layer=args.layers, n_head=args.heads, n_embd=args.width,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        resid_pdrop=args.dropout, embd_pdrop=args.dropout, attn_pdrop=0.0,  # attention dropout shuts out the fused kernel
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config)
+    print(f"{model.num_parameters():,} parameters, {len(texts['train']):,} training documents, rows:",
+          {split: len(r) for split, r in rows.items()}, flush=True)  # fmt: skip
+    started, timer = time.time(), StepTimer()
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = TimedTrainer(
+            model=model,
+            args=TrainingArguments(
+                output_dir=scratch, max_steps=args.max_steps, per_device_train_batch_size=args.batch_size,
+                learning_rate=args.learning_rate, lr_scheduler_type="cosine", warmup_steps=args.warmup_steps,
+                weight_decay=0.1, adam_beta2=0.98, logging_steps=50, report_to="none", use_cpu=args.use_cpu,
+                bf16=on_gpu and torch.cuda.is_bf16_supported(), seed=args.seed, remove_unused_columns=False,
+                disable_tqdm=True, eval_strategy="steps", eval_steps=args.eval_steps, save_strategy="steps",
+                save_steps=args.eval_steps, save_total_limit=1, save_only_model=True, load_best_model_at_end=True,
+                metric_for_best_model="eval_plain_loss", greater_is_better=False,
+            ),
+            train_dataset=rows["train"],
+            eval_dataset={
+                kind: [row | {"kind": kind} for row in rows["validation"][:_EVALUATED_ROWS]]
+                for kind in ("plain", "prefix")
+            },
+            data_collator=MixedCollator(tokenizer.eos_token_id, args.length, args.prefix_share, args.seed),
+            callbacks=[timer],
+        )  # fmt: skip
+        trainer.tokens = []
+        trainer.train()
+
+    record = {
+        "parameters": model.num_parameters(),
+        "training": vars(args) | {"output_dir": Path(args.output_dir).name},
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "training_tokens_in_corpus": len(rows["train"]) * 2 * args.length,
+        "hours": round((time.time() - started) / 3600, 3),
+        "best_step": trainer.state.best_global_step,
+        "validation_nats_per_token": round(validation_loss(model, rows["validation"]), 4),
+        "test_nats_per_token": round(validation_loss(model, rows["test"]), 4),
+    } | pace(trainer.tokens, timer.seconds, training_flops_per_token(model, 2 * args.length), args.peak_tflops)
+    for dropout in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+        setattr(model.config, dropout, 0.0)
+    staging = Path(args.output_dir + ".partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    model.half().save_pretrained(staging)
+    tokenizer.save_pretrained(staging)
+    (staging / "training_record.json").write_text(json.dumps(record, indent=2) + "\n")
+    if args.dataset_name == EMBEDDED:
+        write_card(staging, record)
+    shutil.rmtree(args.output_dir, ignore_errors=True)
+    staging.rename(args.output_dir)
+    print(json.dumps(record, indent=2))
+
+
+if __name__ == "__main__":
+    main()
