@@ -36,8 +36,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from tokforget.data import EMBEDDED, load_documents
 from tokforget.cards import template_path
+from tokforget.data import EMBEDDED, load_documents
 from tokforget.masking import keep_count, random_keep_mask
 from tokforget.packing import cut_blocks, prefix_rows
 from tokforget.reconstructor_folder import load_tokenizer
