@@ -37,6 +37,7 @@ from transformers import (
 )
 
 from tokforget.cards import template_path
+from tokforget.config import refuse
 from tokforget.data import EMBEDDED, load_documents
 from tokforget.masking import keep_count, random_keep_mask
 from tokforget.packing import cut_blocks, prefix_rows
@@ -198,6 +199,9 @@ def main() -> None:
         tokenizer = load_tokenizer(args.tokenizer_name_or_path)
     tokenizer.model_max_length = args.positions
     rows = {split: as_rows(text, tokenizer, 2 * args.length) for split, text in texts.items()}
+    if short := [split for split, of_split in rows.items() if not of_split]:
+        refuse(f"`dataset_name` {args.dataset_name!r} has no row of {2 * args.length} tokens in {', '.join(short)}: pass more "
+               "text, or a smaller `--length`.")  # fmt: skip
     config = GPT2Config(
         vocab_size=len(tokenizer), n_positions=args.positions, n_layer=args.layers, n_head=args.heads, n_embd=args.width,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,

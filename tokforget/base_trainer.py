@@ -70,7 +70,7 @@ class BudgetTrainer(InterruptibleTrainer):
         self.run_facts = RunFacts(self.accelerator.num_processes, RESULTS)
         self.add_callback(self.run_facts)
         self._metrics: dict[str, list[torch.Tensor]] = defaultdict(list)
-        self._tokens_seen, self._clock = 0, time.perf_counter()
+        self._tokens_seen, self._clock = 0, None  # set by the first step: warm starts and sampling are none of its time
 
     def _send_telemetry(self) -> None:
         """The host's base would ping its makers here; tokforget sends nothing on its own."""
@@ -106,6 +106,7 @@ class BudgetTrainer(InterruptibleTrainer):
         whole batch would see them. A text's random numbers hang on the seed and on its number alone, hence neither on
         how a batch is spread over processes and micro-batches nor on where a run was interrupted.
         """
+        self._clock = self._clock or time.perf_counter()
         args, step = self.args, self.state.global_step
         self._drawing_step, self._micro_batch = step, self._micro_batch + 1 if step == self._drawing_step else 0
         batch = (step * args.gradient_accumulation_steps + self._micro_batch) * self.accelerator.num_processes
