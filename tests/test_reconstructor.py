@@ -1,14 +1,11 @@
 """Scores and restorations of both layouts, on GPT-2 and Llama-type models, against slow constructions."""
 
-from functools import partial
-
 import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tests.conftest import make_gpt2
-from tokforget.packing import like_lengths
-from tokforget.reconstructor import LAYOUTS, Reconstructor, add_adapter, marker_token_id
+from tokforget.reconstructor import _LEAST_ROWS, LAYOUTS, Reconstructor, add_adapter, marker_token_id
 
 
 LN2 = 0.6931471805599453
@@ -65,7 +62,7 @@ def test_a_large_batch_goes_in_groups_of_like_lengths_and_scores_the_same(layout
     run = reconstructor.model.forward
     monkeypatch.setattr(reconstructor.model, "forward", lambda **shown: forwards.append(shown) or run(**shown))
     for least in (40, 16):
-        monkeypatch.setattr("tokforget.reconstructor.like_lengths", partial(like_lengths, least=least))
+        monkeypatch.setitem(_LEAST_ROWS, "cpu", least)
         scores = reconstructor.token_nll(ids, keep_mask, valid)
         weights = torch.rand(valid.shape, generator=torch.Generator().manual_seed(1))
         reconstructor.zero_grad()

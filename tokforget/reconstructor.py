@@ -34,6 +34,9 @@ from tokforget.packing import kept_tokens, like_lengths, prefix_rows
 
 LAYOUTS = ("prefix", "infill")
 _LN2 = math.log(2.0)
+# Rows that go through the model together, at least. Fewer per forward mean less padding and more forwards: a CPU pays for the
+# former, a GPU for the latter, whose kernels end before the host has sent the next (LOG.md).
+_LEAST_ROWS = {"cpu": 8, "cuda": 64}
 # Numbers that a model may compute without storing them: 12 causal masks of GPT-2 are 12.6 million.
 _COMPUTED = 2**26
 
@@ -155,7 +158,8 @@ class Reconstructor(nn.Module):
         self._check_length(input_ids)
         keep_mask = keep_mask & valid
         row_lengths = valid.sum(1) + (keep_mask.sum(1) if self.layout == "prefix" else 0)
-        groups = like_lengths(row_lengths) if in_groups else []
+        least = _LEAST_ROWS.get(input_ids.device.type, 8)
+        groups = like_lengths(row_lengths, least) if in_groups else []
         if len(groups) <= 1:
             return self._score_rows(input_ids, keep_mask, valid)
         parts = [self._score_rows(*self._cut(input_ids[rows], keep_mask[rows], valid[rows])) for rows in groups]
