@@ -2,11 +2,12 @@
 What the policy costs, as ratios measured in one run: medians over alternating repetitions, after warm-up.
 
     python recipes/benchmark.py                                    # all ratios, one thread
-    python recipes/benchmark.py --only compress                    # those of the compressor alone
+    python recipes/benchmark.py --only compress                    # those of the compressor alone; or train, or policy
     python recipes/benchmark.py --reconstructor_name_or_path <folder> --max_length 128 --batch_size 8
 
 1. joint step / reconstructor step: one optimiser step of the joint loop against forward, backward and optimiser step of
-   the reconstructor alone, on the very keep masks that the policy drew.
+   the reconstructor alone, on the very keep masks that the policy drew; its tokens per second; its FLOPs, counted, against the
+   rate of large matrix products; and its parts. `--device cuda` does so on a GPU, in bfloat16 where it has it.
 2. policy / language model: keep mask of a 512-token text at rate 0.5 (trunk, decisions, top-k; ids in, mask out)
    against one forward of a GPT-2-124M-shaped model with random weights over the same tokens. The policy reads its stored
    table, as it does when it compresses.
@@ -158,20 +159,16 @@ class JointStep:
             self.joint()
         return counter.get_total_flops()
 
-    def shares(self, repeats: int) -> Iterator[tuple[str, float]]:
-        """Median seconds of each part, the device waited for after each, and of what is left."""
-        self.timed, whole = True, []
+    def seconds_by_part(self, repeats: int) -> dict[str, float]:
+        """Mean seconds of each part of a joint step, the device waited for after each, and of what is left."""
+        self.timed, whole = True, 0.0
         for _ in range(repeats):
             start = self.now()
             self.joint()
-            whole.append(self.now() - start)
+            whole += self.now() - start
         self.timed = False
-        medians_of_parts = {
-            name: sum(times) / repeats if len(times) > repeats else statistics.median(times)
-            for name, times in self.parts.items()
-        }
-        yield from medians_of_parts.items()
-        yield "rewards, advantages, the rest", statistics.median(whole) - sum(medians_of_parts.values())
+        parts = {name: sum(times) / repeats for name, times in self.parts.items()}
+        return parts | {"rewards, advantages, the rest": whole / repeats - sum(parts.values())}
 
 
 def joint_rows(args: argparse.Namespace) -> Iterator[tuple[str, str, str, str, str]]:
@@ -182,13 +179,21 @@ def joint_rows(args: argparse.Namespace) -> Iterator[tuple[str, str, str, str, s
     joint, alone = medians(args.repeats, step.joint, step.alone)
     yield ("joint step", f"{joint:.4f}", "reconstructor step, same masks", f"{alone:.4f}", f"{joint / alone:.2f}x")
     yield ("joint step", f"{joint:.4f}", "original tokens per second", f"{step.tokens / joint:,.0f}", "")
-    rate, highest = step.flops() / joint, matrix_rate(step.args.device, step.args.bf16)
-    yield (f"its {rate * joint / 1e12:.3f} TFLOP", f"{joint:.4f}", "TFLOP/s, of those of large products",
-           f"{rate / 1e12:.3g}", f"{100 * rate / highest:.1f} % of {highest / 1e12:.3g}")  # fmt: skip
+    flops, highest = step.flops(), matrix_rate(step.args.device, step.args.bf16)
+    yield (f"its {flops / 1e12:.3f} TFLOP", f"{joint:.4f}", "TFLOP/s, of those of large products",
+           f"{flops / joint / 1e12:.3g}", f"{100 * flops / joint / highest:.1f} % of {highest / 1e12:.3g}")  # fmt: skip
     if args.device == "cuda":
         yield ("GPU memory at its highest", "", "GiB", f"{torch.cuda.max_memory_allocated() / 2**30:.2f}", "")
-    for name, seconds in step.shares(args.repeats):
-        yield (f"  {name}", f"{seconds:.4f}", "of the joint step in parts", "", f"{100 * seconds / joint:.0f} %")
+    parts = step.seconds_by_part(args.repeats)
+    whole = sum(parts.values())
+    for name, seconds in parts.items():
+        yield (
+            f"  {name}",
+            f"{seconds:.4f}",
+            "the step, a wait after each",
+            f"{whole:.4f}",
+            f"{100 * seconds / whole:.0f} %",
+        )
 
 
 def matrix_rate(device: torch.device, bf16: bool) -> float:
