@@ -32,6 +32,7 @@ TYPES = {
     "evaluation.yaml": EVALUATION,
     "evaluation_quick.yaml": EVALUATION,
     "leaderboard.yaml": (LeaderboardArguments,),
+    "leaderboard_gpu.yaml": (LeaderboardArguments,),
 }
 HARDWARE = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 
