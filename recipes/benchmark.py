@@ -187,13 +187,8 @@ def joint_rows(args: argparse.Namespace) -> Iterator[tuple[str, str, str, str, s
     parts = step.seconds_by_part(args.repeats)
     whole = sum(parts.values())
     for name, seconds in parts.items():
-        yield (
-            f"  {name}",
-            f"{seconds:.4f}",
-            "the step, a wait after each",
-            f"{whole:.4f}",
-            f"{100 * seconds / whole:.0f} %",
-        )
+        share = f"{100 * seconds / whole:.0f} %"
+        yield f"  {name}", f"{seconds:.4f}", "the step, a wait after each", f"{whole:.4f}", share
 
 
 def matrix_rate(device: torch.device, bf16: bool) -> float:

@@ -68,7 +68,7 @@ class MixedCollator:
             "prefix" if torch.rand((), generator=self.generator) < self.prefix_share else "plain"
         )
         if kind == "plain":
-            return {"input_ids": ids, "labels": ids}
+            return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
         ids = ids.view(-1, self.length)[:: 2 if len(ids) > 1 else 1]
         valid = torch.ones_like(ids, dtype=torch.bool)
         rate = 0.15 + 0.7 * torch.rand(len(ids), generator=self.generator)
@@ -90,27 +90,21 @@ def as_rows(texts: list[str], tokenizer: PreTrainedTokenizerBase, width: int) ->
     return [{"input_ids": row} for row in cut_blocks(stream, width) if len(row) == width]
 
 
-class TimedTrainer(Trainer):
-    """Counts the tokens of every step, padding left out."""
-
-    tokens: list[int]
-
-    def training_step(self, model, inputs, *args, **kwargs):
-        self.tokens.append(int(inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).sum()))
-        return super().training_step(model, inputs, *args, **kwargs)
-
-
 class StepTimer(TrainerCallback):
-    """Seconds of every step; evaluations and the loading of data are none of it."""
+    """Seconds and tokens, padding left out, of every step; evaluations and the loading of data are none of it."""
 
     def __init__(self):
         self.seconds: list[float] = []
+        self.tokens: list[int] = []
+        self._seen = 0
 
     def on_step_begin(self, args, state, control, **kwargs):
         self._began = _now()
 
     def on_step_end(self, args, state, control, **kwargs):
         self.seconds.append(_now() - self._began)
+        self.tokens.append(state.num_input_tokens_seen - self._seen)
+        self._seen = state.num_input_tokens_seen
 
 
 def _now() -> float:
@@ -192,11 +186,18 @@ def main() -> None:
     torch.manual_seed(args.seed)
     on_gpu = torch.cuda.is_available() and not args.use_cpu
 
-    texts = load_documents(args.dataset_name, text_column=args.text_column)
-    if args.tokenizer_name_or_path is None:
-        tokenizer = train_tokenizer(texts["train"], args.vocab_size)
-    else:
-        tokenizer = load_tokenizer(args.tokenizer_name_or_path)
+    try:
+        texts = load_documents(args.dataset_name, text_column=args.text_column)
+        if args.tokenizer_name_or_path is None:
+            tokenizer = train_tokenizer(texts["train"], args.vocab_size)
+        else:
+            tokenizer = load_tokenizer(args.tokenizer_name_or_path)
+    except (ValueError, OSError) as error:
+        refuse(str(error))
+    if tokenizer.eos_token_id is None:
+        refuse(
+            f"The tokenizer {args.tokenizer_name_or_path!r} has no end token, which parts the documents. Take another."
+        )
     tokenizer.model_max_length = args.positions
     rows = {split: as_rows(text, tokenizer, 2 * args.length) for split, text in texts.items()}
     if short := [split for split, of_split in rows.items() if not of_split]:
@@ -212,7 +213,7 @@ def main() -> None:
           {split: len(r) for split, r in rows.items()}, flush=True)  # fmt: skip
     started, timer = time.time(), StepTimer()
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = TimedTrainer(
+        trainer = Trainer(
             model=model,
             args=TrainingArguments(
                 output_dir=scratch, max_steps=args.max_steps, per_device_train_batch_size=args.batch_size,
@@ -222,6 +223,7 @@ def main() -> None:
                 disable_tqdm=True, eval_strategy="steps", eval_steps=args.eval_steps, save_strategy="steps",
                 save_steps=args.eval_steps, save_total_limit=1, save_only_model=True, load_best_model_at_end=True,
                 metric_for_best_model="eval_plain_loss", greater_is_better=False,
+                include_num_input_tokens_seen="non_padding",
             ),
             train_dataset=rows["train"],
             eval_dataset={
@@ -231,7 +233,6 @@ def main() -> None:
             data_collator=MixedCollator(tokenizer.eos_token_id, args.length, args.prefix_share, args.seed),
             callbacks=[timer],
         )  # fmt: skip
-        trainer.tokens = []
         trainer.train()
 
     record = {
@@ -244,7 +245,7 @@ def main() -> None:
         "best_step": trainer.state.best_global_step,
         "validation_nats_per_token": round(validation_loss(model, rows["validation"]), 4),
         "test_nats_per_token": round(validation_loss(model, rows["test"]), 4),
-    } | pace(trainer.tokens, timer.seconds, training_flops_per_token(model, 2 * args.length), args.peak_tflops)
+    } | pace(timer.tokens, timer.seconds, training_flops_per_token(model, 2 * args.length), args.peak_tflops)
     for dropout in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
         setattr(model.config, dropout, 0.0)
     staging = Path(args.output_dir + ".partial")

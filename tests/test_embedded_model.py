@@ -52,41 +52,17 @@ def test_the_card_says_what_the_record_says(folder):
 def test_the_recipe_trains_a_base_model_on_other_text(tmp_path, monkeypatch, capsys):
     """A tokenizer of its own, prefix rows, the best evaluation kept, and a folder that a reconstructor starts from."""
     source, out, draw = tmp_path / "texts.jsonl", tmp_path / "base", random.Random(0)
-    words = [
-        "the",
-        "a",
-        "cat",
-        "dog",
-        "house",
-        "sea",
-        "bird",
-        "rain",
-        "runs",
-        "sits",
-        "flies",
-        "falls",
-        "over",
-        "under",
-        "red",
-        "old",
-        "twelve",
-        "all",
-        "day",
-        "long",
+    vocabulary = [
+        f"{first}{second}" for first in ("sea", "old", "red", "day") for second in ("bird", "house", "rain", "s")
     ]
-    documents = [" ".join(draw.choices(words, k=80)) for _ in range(120)]
+    documents = [" ".join(draw.choices(vocabulary, k=80)) for _ in range(120)]
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     shape = "--vocab_size 300 --layers 1 --heads 2 --width 16 --length 16 --batch_size 4 --max_steps 12 --eval_steps 4"
-    words = [
-        "--dataset_name",
-        str(source),
-        *shape.split(),
-        "--use_cpu",
-        "--peak_tflops",
-        "1",
-        "--output_dir",
-        str(out),
-    ]
+    words = f"--dataset_name {source} {shape} --use_cpu --peak_tflops 1 --output_dir {out}".split()
+    monkeypatch.setattr(sys, "argv", ["train_base_model.py", *words, "--dataset_name", "no_such.jsonl"])
+    with pytest.raises(SystemExit):
+        train_base_model.main()
+    assert "no_such.jsonl" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["train_base_model.py", *words, "--length", "4000"])
     with pytest.raises(SystemExit):
         train_base_model.main()
@@ -103,9 +79,8 @@ def test_the_recipe_trains_a_base_model_on_other_text(tmp_path, monkeypatch, cap
 
 
 def test_flops_and_pace_by_hand():
-    model = make_gpt2(
-        100
-    )  # 2 layers, width 32: 12 * 32 * 32 weights and 13 * 32 biases and norms each, the final norm
+    # Two layers of width 32: 12 * 32 * 32 weights and 13 * 32 biases and norms each; the head, the final norm.
+    model = make_gpt2(100)
     matrices = 2 * (12 * 32 * 32 + 13 * 32) + 100 * 32 + 2 * 32
     flops = train_base_model.training_flops_per_token(model, 64)
     assert flops == 6 * matrices + 12 * 2 * 32 * 64

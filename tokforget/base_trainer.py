@@ -70,10 +70,8 @@ class BudgetTrainer(InterruptibleTrainer):
         self.run_facts = RunFacts(self.accelerator.num_processes, RESULTS)
         self.add_callback(self.run_facts)
         self._metrics: dict[str, list[torch.Tensor]] = defaultdict(list)
-        self._tokens_seen, self._clock = (
-            0,
-            None,
-        )  # set by the first step: warm starts and sampling are none of its time
+        self._tokens_seen = 0
+        self._clock: float | None = None  # set by the first step: warm starts and sampling are none of its time
 
     def _send_telemetry(self) -> None:
         """The host's base would ping its makers here; tokforget sends nothing on its own."""

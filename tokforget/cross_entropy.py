@@ -23,7 +23,7 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
         device = hidden.device.type
         if torch.is_autocast_enabled(device):  # cast once, instead of with every product
             hidden = hidden.to(torch.get_autocast_dtype(device))
-        weight, size = weight.to(hidden.dtype), _CHUNK_TOKENS.get(device, 128)
+        weight, size = weight.to(hidden.dtype), _CHUNK_TOKENS.get(device, _CHUNK_TOKENS["cpu"])
         nll = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         best = torch.empty_like(target)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None

@@ -158,7 +158,7 @@ class Reconstructor(nn.Module):
         self._check_length(input_ids)
         keep_mask = keep_mask & valid
         row_lengths = valid.sum(1) + (keep_mask.sum(1) if self.layout == "prefix" else 0)
-        least = _LEAST_ROWS.get(input_ids.device.type, 8)
+        least = _LEAST_ROWS.get(input_ids.device.type, _LEAST_ROWS["cpu"])
         groups = like_lengths(row_lengths, least) if in_groups else []
         if len(groups) <= 1:
             return self._score_rows(input_ids, keep_mask, valid)
