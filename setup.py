@@ -41,11 +41,12 @@ setup(
     packages=[*find_packages(include=["tokforget*"]), "tokforget.hub_cards"],
     package_dir={"tokforget.hub_cards": "hub_cards"},
     package_data={
-        "tokforget": ["embedded_model/*", "packaged_model/*", "packaged_model/adapter/*", "templates/*"],
+        "tokforget": ["assets/base_model/*", "assets/forget_model/*", "assets/forget_model/adapter/*"],
+        "tokforget.evaluation": ["templates/*"],
         "tokforget.hub_cards": ["*.md"],
         "tokforget.metrics": ["*/*.py", "*/README.md"],
     },
-    entry_points={"console_scripts": ["tokforget=tokforget.cli:main"]},
+    entry_points={"console_scripts": ["tokforget=tokforget.cli.main:main"]},
     install_requires=INSTALL,
     extras_require={
         "evaluation": EVALUATION,

@@ -48,14 +48,16 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tokforget.compressor import Compressor
-from tokforget.config import ForgetConfig
-from tokforget.data import BlockCollator, embedded_documents, embedded_model_path, load_blocks
-from tokforget.model_folder import read_tokenizer
-from tokforget.modeling import ForgetModel, ForgetModelConfig
-from tokforget.policy import KeepMaskPolicy
-from tokforget.reconstructor_folder import load_tokenizer
-from tokforget.trainer import ForgetTrainer
+from tokforget.compression.compressor import Compressor
+from tokforget.data.blocks import BlockCollator, load_blocks
+from tokforget.data.embedded_corpus import embedded_documents
+from tokforget.models.folders import read_tokenizer
+from tokforget.models.forget_model import ForgetModel, ForgetModelConfig
+from tokforget.models.loading import load_tokenizer
+from tokforget.models.policy import KeepMaskPolicy
+from tokforget.packaged import base_model_path
+from tokforget.training.config import ForgetConfig
+from tokforget.training.forget_trainer import ForgetTrainer
 
 
 def medians(repeats: int, *functions: Callable[[], None]) -> list[float]:
@@ -256,7 +258,7 @@ def make_compressor(model: str | None) -> Compressor:
     """A trained model's, or a policy of the default shape with random weights over the packaged tokenizer."""
     if model is not None:
         return Compressor.from_pretrained(model)
-    tokenizer = read_tokenizer(Path(embedded_model_path()))
+    tokenizer = read_tokenizer(Path(base_model_path()))
     policy = KeepMaskPolicy(tokenizer.get_vocab_size(), 768)
     policy.ngrams.fit([torch.randint(0, tokenizer.get_vocab_size(), (100_000,)).tolist()])
     policy.tokens.table.normal_()

@@ -15,9 +15,9 @@ import warnings
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renames between its own parts
 
-from tokforget.config import parse_arguments, refuse
-from tokforget.evaluation_config import EvaluationArguments
+from tokforget.evaluation.arguments import EvaluationArguments
 from tokforget.launch import check_launcher
+from tokforget.parsing import parse_arguments, refuse
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     (args,) = parse_arguments((EvaluationArguments,), argv, __doc__)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
 
-    from tokforget.evaluation_run import run_evaluation
+    from tokforget.evaluation.run import run_evaluation
 
     try:
         run_evaluation(args)

@@ -29,12 +29,15 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renames between its own parts
 sys.path.append(os.getcwd())  # as in train.py: rewards of one's own are looked for when the plan is checked
 
-from tokforget.baselines import CHEAP_BASELINES
-from tokforget.config import DataArguments, ForgetConfig, ModelArguments, parse_arguments, refuse
-from tokforget.evaluation import CEILING, FLOOR, KEEP_ALL, write_json
-from tokforget.evaluation_config import EvaluationArguments
-from tokforget.reconstructor_config import ReconstructorArguments, ReconstructorConfig
-from tokforget.report import BASELINE_RESULTS, EVALUATION_CONFIG, MODEL_RESULTS
+from tokforget.data.arguments import DataArguments
+from tokforget.evaluation.arguments import EvaluationArguments
+from tokforget.evaluation.baselines import CHEAP_BASELINES
+from tokforget.evaluation.comparison import CEILING, FLOOR, KEEP_ALL
+from tokforget.evaluation.report import BASELINE_RESULTS, EVALUATION_CONFIG, MODEL_RESULTS
+from tokforget.files import write_json
+from tokforget.models.arguments import ModelArguments, ReconstructorArguments
+from tokforget.parsing import parse_arguments, refuse
+from tokforget.training.config import ForgetConfig, ReconstructorConfig
 
 
 POLICY, VARIANT = "policy", "variant"

@@ -17,7 +17,8 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renames between its own parts
 
-from tokforget.config import PreparationArguments, parse_arguments, refuse
+from tokforget.data.arguments import PreparationArguments
+from tokforget.parsing import parse_arguments, refuse
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -26,8 +27,8 @@ def main(argv: list[str] | None = None) -> None:
 
     from transformers import AutoTokenizer
 
-    from tokforget.preparation import prepare, print_report, refuse_existing
-    from tokforget.reconstructor import tokenizer_source
+    from tokforget.data.preparation import prepare, print_report, refuse_existing
+    from tokforget.models.loading import tokenizer_source
 
     try:
         refuse_existing(Path(args.output_dir))

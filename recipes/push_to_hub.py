@@ -18,8 +18,8 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renames between its own parts
 
-from tokforget.config import parse_arguments, refuse
-from tokforget.hub_config import PushArguments
+from tokforget.hub.arguments import PushArguments
+from tokforget.parsing import parse_arguments, refuse
 
 
 def print_folder(folder: Path, args: PushArguments, repo_type: str) -> None:
@@ -42,8 +42,8 @@ def main(argv: list[str] | None = None) -> None:
     (args,) = parse_arguments((PushArguments,), argv, __doc__)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
 
-    from tokforget.hub import HubError
-    from tokforget.sharing import send, stage
+    from tokforget.hub.client import HubError
+    from tokforget.hub.staging import send, stage
 
     with tempfile.TemporaryDirectory(prefix="tokforget-") as temporary:
         folder = Path(args.output_dir or temporary)

@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tokforget.episodes import EpisodeBatch
-from tokforget.reader import continuation_nll, load_reader, load_tokenizer
-from tokforget.text_scoring import decode, encode
+from tokforget.evaluation.reader import continuation_nll, load_reader, load_tokenizer
+from tokforget.evaluation.words import decode, encode
+from tokforget.training.episodes import EpisodeBatch
 
 
 class AnswerReward:

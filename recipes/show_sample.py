@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.text import Text
 from transformers import AutoTokenizer
 
-from tokforget.data import load_blocks
+from tokforget.data.blocks import load_blocks
 from tokforget.masking import check_rate
-from tokforget.modeling import ForgetModel
+from tokforget.models.forget_model import ForgetModel
 
 
 def marked(console: Console, pieces: list[str], styles: list[str], plain: list[str]) -> Text:

@@ -19,24 +19,19 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renames between its own parts
 sys.path.append(os.getcwd())  # a reward of one's own lies where one stands, not beside this script
 
-from tokforget.config import (
-    DataArguments,
-    ForgetConfig,
-    ModelArguments,
-    as_record,
-    check_output_dir,
-    checkpoint_to_resume,
-    parse_arguments,
-    refuse,
-)
+from tokforget.data.arguments import DataArguments
 from tokforget.launch import check_launcher, check_run
+from tokforget.models.arguments import ModelArguments
+from tokforget.parsing import as_record, parse_arguments, refuse
+from tokforget.training.checkpoints import check_output_dir, checkpoint_to_resume
+from tokforget.training.config import ForgetConfig
 
 
 def load_model(model_args: ModelArguments, tokenizer, max_length: int):
     """The policy that was named, or a fresh one, over the reconstructor that was named."""
-    from tokforget.model_folder import check_model_folder, local_folder
-    from tokforget.modeling import ForgetModel, ForgetModelConfig
-    from tokforget.reconstructor_folder import load_tokenizer
+    from tokforget.models.folders import check_model_folder, local_folder
+    from tokforget.models.forget_model import ForgetModel, ForgetModelConfig
+    from tokforget.models.loading import load_tokenizer
 
     shape = {
         "hidden_size": model_args.policy_hidden_size, "dilations": model_args.policy_dilations, "window": model_args.window,
@@ -72,7 +67,7 @@ def with_sampled_texts(model, train, args: ForgetConfig, resumed: bool):
     """The training blocks, and behind them those that the base model wrote."""
     from datasets import Features, concatenate_datasets
 
-    from tokforget.sampling import draw_once, sample_blocks
+    from tokforget.training.sampled_texts import draw_once, sample_blocks
 
     def draw() -> list[list[int]]:
         model.to(args.device)
@@ -100,7 +95,7 @@ def start_from_ranking(model, tokenizer, train, args: ForgetConfig, console) -> 
     """The warm start: alike in every process, for it hangs on texts and seed alone."""
     import torch
 
-    from tokforget.warm_start import teacher_bits, warm_start, write_lesson
+    from tokforget.training.warm_start import teacher_bits, warm_start, write_lesson
 
     texts = [torch.as_tensor(text) for text in train["input_ids"][: args.warm_start_texts]]
     if args.lesson_path is not None:
@@ -132,8 +127,10 @@ def compare_with_baselines(
     """The policy and every baseline on the test blocks, shared out over the processes; rows to `eval_results.json`."""
     from torch.utils.data import DataLoader
 
-    from tokforget.baselines import CLOSING_BASELINES, Ground, Policy, baselines
-    from tokforget.evaluation import compare, write_json
+    from tokforget.evaluation.baselines import CLOSING_BASELINES, Ground, baselines
+    from tokforget.evaluation.comparison import compare
+    from tokforget.evaluation.scorers import Policy
+    from tokforget.files import write_json
 
     args, model = trainer.args, trainer.model
     loader = DataLoader(test, batch_size=args.per_device_eval_batch_size, collate_fn=trainer.data_collator)
@@ -164,14 +161,14 @@ def main(argv: list[str] | None = None) -> None:
     import transformers
     from rich.console import Console
 
-    from tokforget.evaluation import print_table
-    from tokforget.hub import HubError
-    from tokforget.reconstructor_folder import load_tokenizer
-    from tokforget.run_blocks import draw_blocks
-    from tokforget.sharding import load_whole
-    from tokforget.stopping import faults_in_one_line
-    from tokforget.trainer import ForgetTrainer
-    from tokforget.warm_start import read_lesson
+    from tokforget.data.blocks import draw_blocks
+    from tokforget.evaluation.comparison import print_table
+    from tokforget.hub.client import HubError
+    from tokforget.models.loading import load_tokenizer
+    from tokforget.models.sharded_weights import load_whole
+    from tokforget.training.faults import faults_in_one_line
+    from tokforget.training.forget_trainer import ForgetTrainer
+    from tokforget.training.warm_start import read_lesson
 
     console = Console(quiet=args.process_index > 0)
     transformers.set_seed(args.seed)

@@ -1,13 +1,13 @@
 """
 Train a GPT-2 from scratch, to be a base model where no pretrained one knows the text. The one that the package carries
-(`tokforget/embedded_model`) was made so, tokenizer included.
+(`tokforget/assets/base_model`) was made so, tokenizer included.
 
 Data: the training documents of `--dataset_name`, nothing else. Of the batches, `--prefix_share` hold rows
 `[kept tokens] <end> [original]` with random keep masks, as fill-in-the-middle training mixes its rearranged texts (Bavarian et
 al. 2022, arXiv 2207.14255): a small model does not pick up copying from a prompt by itself. The others are plain text. The
 weights of the best evaluation are stored in float16 beside a record of the run; the packaged model also gets its card.
 
-    python recipes/train_base_model.py --output_dir tokforget/embedded_model
+    python recipes/train_base_model.py --output_dir tokforget/assets/base_model
 
 GPT-2 124M shapes on a GPU, and the share of its peak that is reached (H100 and H200: 989 TFLOP/s of dense bfloat16):
 
@@ -36,12 +36,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from tokforget.cards import template_path
-from tokforget.config import refuse
-from tokforget.data import EMBEDDED, load_documents
+from tokforget.data.blocks import load_documents
+from tokforget.hub.cards import template_path
 from tokforget.masking import keep_count, random_keep_mask
+from tokforget.models.loading import load_tokenizer
+from tokforget.packaged import EMBEDDED
 from tokforget.packing import cut_blocks, prefix_rows
-from tokforget.reconstructor_folder import load_tokenizer
+from tokforget.parsing import refuse
 
 
 END = "<|endoftext|>"

@@ -17,13 +17,16 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renames between its own parts
 
-from tokforget.config import DataArguments, as_record, check_output_dir, checkpoint_to_resume, parse_arguments, refuse
+from tokforget.data.arguments import DataArguments
 from tokforget.launch import check_launcher, check_run
-from tokforget.reconstructor_config import ReconstructorArguments, ReconstructorConfig
+from tokforget.models.arguments import ReconstructorArguments
+from tokforget.parsing import as_record, parse_arguments, refuse
+from tokforget.training.checkpoints import check_output_dir, checkpoint_to_resume
+from tokforget.training.config import ReconstructorConfig
 
 
 def load_model(model_args: ReconstructorArguments, tokenizer, max_length: int, checkpoint: str | None):
-    from tokforget.reconstructor_folder import check_checkpoint, load_trainable
+    from tokforget.models.reconstructor_folder import check_checkpoint, load_trainable
 
     reconstructor = load_trainable(
         model_args.reconstructor_name_or_path,
@@ -91,13 +94,13 @@ def main(argv: list[str] | None = None) -> None:
     import transformers
     from rich.console import Console
 
-    from tokforget.evaluation import write_json
-    from tokforget.hub import HubError
-    from tokforget.reconstructor_folder import load_tokenizer
-    from tokforget.reconstructor_trainer import ReconstructorTrainer
-    from tokforget.run_blocks import draw_blocks
-    from tokforget.sharding import load_whole
-    from tokforget.stopping import faults_in_one_line
+    from tokforget.data.blocks import draw_blocks
+    from tokforget.files import write_json
+    from tokforget.hub.client import HubError
+    from tokforget.models.loading import load_tokenizer
+    from tokforget.models.sharded_weights import load_whole
+    from tokforget.training.faults import faults_in_one_line
+    from tokforget.training.reconstructor_trainer import ReconstructorTrainer
 
     console = Console(quiet=args.process_index > 0)
     transformers.set_seed(args.seed)

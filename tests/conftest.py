@@ -13,7 +13,7 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from tokforget.modeling import ForgetModel
+from tokforget.models.forget_model import ForgetModel
 
 
 def pytest_configure(config) -> None:

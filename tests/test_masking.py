@@ -5,18 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokforget.masking import (
-    MASK_KINDS,
-    check_rate,
-    draw_kinds,
-    draw_rates,
-    draw_scores,
-    keep_count,
-    random_keep_mask,
-    row_noise,
-    seeded_generator,
-    top_k_mask,
-)
+from tokforget.masking import check_rate, keep_count, random_keep_mask, row_noise, seeded_generator, top_k_mask
+from tokforget.training.random_masks import MASK_KINDS, draw_kinds, draw_rates, draw_scores
 
 
 @given(st.integers(1, 3000), st.floats(0.01, 1.0), st.floats(0.01, 1.0))

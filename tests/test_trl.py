@@ -38,7 +38,7 @@ def test_nothing_is_sent(base_folder, tokenizer, tmp_path, monkeypatch):
     """Also where the environment does not forbid it."""
     from trl.trainer import base_trainer
 
-    from tests.test_trainer import make_trainer
+    from tests.training.test_forget_trainer import make_trainer
 
     sent = []
     monkeypatch.setattr(base_trainer, "send_telemetry", lambda *args, **kwargs: sent.append(args))

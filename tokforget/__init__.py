@@ -7,16 +7,18 @@ __version__ = "0.1.0"
 
 # Names are imported when used: `import tokforget` stays fast and touches nothing.
 _EXPORTS = {
-    "CompressedText": "results",
-    "Compressor": "compressor",
-    "ForgetConfig": "config",
-    "ForgetModel": "modeling",
-    "ForgetModelConfig": "modeling",
-    "ForgetTrainer": "trainer",
-    "KeepMaskPolicy": "policy",
-    "Reconstructor": "reconstructor",
-    "ReconstructorConfig": "reconstructor_config",
-    "ReconstructorTrainer": "reconstructor_trainer",
+    "CompressedText": "compression.results",
+    "Compressor": "compression.compressor",
+    "EpisodeBatch": "training.episodes",
+    "ForgetConfig": "training.config",
+    "ForgetModel": "models.forget_model",
+    "ForgetModelConfig": "models.forget_model",
+    "ForgetTrainer": "training.forget_trainer",
+    "KeepMaskPolicy": "models.policy",
+    "Reconstructor": "models.reconstructor",
+    "ReconstructorConfig": "training.config",
+    "ReconstructorTrainer": "training.reconstructor_trainer",
+    "RestoredText": "compression.results",
 }
 __all__ = sorted(_EXPORTS)
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from tokforget.cli import main
+from tokforget.cli.main import main
 
 
 sys.exit(main())

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
-from tokforget.config import refuse
+from tokforget.parsing import refuse
 
 
 logger = logging.getLogger(__name__)

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
-from tokforget.compressor import Compressor
-from tokforget.integrations import COLUMNS, columns, ready
+from tokforget.compression.compressor import Compressor
+from tokforget.compression.results import COLUMNS, columns
+from tokforget.integrations._common import ready
 
 
 class ColumnCompressor:

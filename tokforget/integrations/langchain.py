@@ -7,8 +7,9 @@ from typing import Any
 from langchain_core.documents import BaseDocumentCompressor, BaseDocumentTransformer, Document
 from pydantic import Field
 
-from tokforget.compressor import Compressor
-from tokforget.integrations import PREFIX, counts, ready
+from tokforget.compression.compressor import Compressor
+from tokforget.compression.results import counts
+from tokforget.integrations._common import PREFIX, ready
 
 
 class ForgetDocumentCompressor(BaseDocumentCompressor, BaseDocumentTransformer):

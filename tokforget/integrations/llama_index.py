@@ -7,9 +7,9 @@ from llama_index.core.bridge.pydantic import Field
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
-from tokforget.compressor import Compressor
-from tokforget.integrations import PREFIX, counts, ready
-from tokforget.results import CompressedText
+from tokforget.compression.compressor import Compressor
+from tokforget.compression.results import CompressedText, counts
+from tokforget.integrations._common import PREFIX, ready
 
 
 class ForgetNodePostprocessor(BaseNodePostprocessor):

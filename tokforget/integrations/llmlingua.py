@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 
-from tokforget.compressor import Compressor
+from tokforget.compression.compressor import Compressor
+from tokforget.compression.protection import parse_tags
+from tokforget.compression.results import CompressedText, encodable
 from tokforget.masking import check_rate, keep_count
-from tokforget.protection import parse_tags
-from tokforget.results import CompressedText, encodable
 
 
 _SEPARATOR = "\n\n"

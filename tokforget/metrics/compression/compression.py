@@ -1,6 +1,8 @@
 """How much smaller a compression made texts: by its keep masks, and by its strings counted anew."""
 
-from tokforget import reader, scoring, text_scoring
+from tokforget import scoring
+from tokforget.evaluation import reader
+from tokforget.evaluation import words as text_scoring
 from tokforget.metrics import columns
 
 

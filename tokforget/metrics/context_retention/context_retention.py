@@ -1,6 +1,7 @@
 """How much of what a context tells a language model about its continuation a compressed context still tells."""
 
-from tokforget import reader, scoring
+from tokforget import scoring
+from tokforget.evaluation import reader
 from tokforget.metrics import columns
 
 

@@ -5,7 +5,9 @@ from itertools import chain
 
 import torch
 
-from tokforget import reader, scoring, text_scoring
+from tokforget import scoring
+from tokforget.evaluation import reader
+from tokforget.evaluation import words as text_scoring
 from tokforget.metrics import columns
 
 

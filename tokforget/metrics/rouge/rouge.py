@@ -2,7 +2,7 @@
 
 from datasets import Features, List
 
-from tokforget import text_scoring
+from tokforget.evaluation import words as text_scoring
 from tokforget.metrics import columns
 
 

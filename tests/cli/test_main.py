@@ -1,0 +1,374 @@
+"""The shell command: what it prints, reads, writes and refuses."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.conftest import make_model
+from tokforget import CompressedText, Compressor
+from tokforget.cli import main as cli
+from tokforget.cli.files import UserError, open_output, read_parts
+
+
+ROOT = Path(__file__).parents[2]
+TEXT = "the cat sat on the mat 12. a dog ran to the red house 7.\r\nwe saw birds fly over the sea, all day long.\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, base_folder, tokenizer) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    make_model(base_folder, tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def compressor(folder) -> Compressor:
+    return Compressor.from_pretrained(folder)
+
+
+@pytest.fixture
+def shell(folder, monkeypatch, capfdbinary, tmp_path):
+    """Runs a command line in this process, in an empty folder: exit code, output, messages."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words, stdin: bytes = b"", model: bool = True):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        try:
+            code = cli.main([*map(str, words), *(["--model", folder] if model else [])])
+        except SystemExit as end:
+            code = end.code
+        sys.stdout.flush()
+        out, err = capfdbinary.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err.decode())
+
+    return run
+
+
+def process(*words, **options) -> subprocess.CompletedProcess:
+    """The command as its own process."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "tokforget", *map(str, words)], capture_output=True, env=environment, **options
+    )
+
+
+# -- compress ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "words, options",
+    [
+        ([], {}),
+        (["--rate", "0.3", "--unit", "word"], {"rate": 0.3, "unit": "word"}),
+        (["--target-tokens", "20", "--keep-first", "3", "--keep-last", "2"], {"target_tokens": 20, "protect": ["first:3", "last:2"]}),
+        (["--threshold", "0.5"], {"threshold": 0.5}),
+        (["--protect", "numbers", "--protect", "/r\\w+d/", "--nested"], {"protect": ["numbers", "re:r\\w+d"], "nested": True}),
+        (["--prefix-stable", "--min-tokens", "5"], {"prefix_stable": True, "min_tokens": 5}),
+    ],
+)  # fmt: skip
+def test_the_shell_compresses_as_python_does_alone_and_in_a_batch(shell, compressor, words, options):
+    done = shell("compress", *words, stdin=TEXT.encode())
+    alone = compressor.compress(TEXT, **options)
+    batch = compressor.compress(["another text", TEXT, ""], **options)
+    assert done.code == 0 and alone.compressed_tokens < alone.original_tokens
+    assert done.out.decode() == alone.text == batch[1].text
+    assert done.err == (
+        f"tokforget: {alone.original_tokens} -> {alone.compressed_tokens} tokens "
+        f"(rate {alone.compression_rate:.3f}, {alone.compression_ratio:.1f}x)\n"
+    )
+
+
+def test_tags_and_a_common_budget_reach_the_compressor(shell, compressor):
+    tagged = shell("compress", "--tags", "--quiet", stdin=b"<keep>zzz</keep> the cat sat on the mat <drop>qqq</drop>")
+    assert tagged.out.startswith(b"zzz") and b"q" not in tagged.out and tagged.err == ""
+    Path("a.txt").write_text("the cat")
+    Path("b.txt").write_text("a dog ran to the red house and the sea")
+    done = shell("compress", "a.txt", "b.txt", "--budget", "corpus", "--target-tokens", "6", "--json")
+    got = [json.loads(line)["text"] for line in done.out.splitlines()]
+    texts = [Path("a.txt").read_text(), Path("b.txt").read_text()]
+    assert got == [r.text for r in compressor.compress(texts, budget="corpus", target_tokens=6)]
+
+
+HOSTILE = [
+    b"",
+    b"\n",
+    b"one\r\ntwo\rthree\n\n",
+    b"no newline at the end",
+    b"\xef\xbb\xbfwith a byte order mark",
+    b"bytes \xff\xfe that are \xed\xa0\x80 no \xc3 UTF-8 caf\xc3\xa9",
+    b"nul \x00 and <|endoftext|> and \x1b[31m",
+    "日本語 👩‍👩‍👧 é\u2028".encode(),
+]
+
+
+@pytest.mark.parametrize("mode", [[], ["--stream"], ["--unit", "word"]], ids=" ".join)
+def test_at_rate_one_every_byte_comes_back(shell, mode):
+    for data in HOSTILE:
+        done = shell("compress", "--rate", "1", *mode, stdin=data)
+        assert (done.code, done.out) == (0, data), data
+        Path("in.txt").write_bytes(data)
+        assert shell("compress", "in.txt", "--rate", "1", "--output", "out.txt", *mode).out == b""
+        assert Path("out.txt").read_bytes() == data
+
+
+def test_a_stream_keeps_the_rate_and_splits_no_character(shell, tmp_path):
+    data = ("日本語 and the cat sat on the mat. " * 5500).encode()
+    assert len(data) > 3 * 65_536
+    (tmp_path / "long.txt").write_bytes(data)
+    parts, sizes = [], []
+    for part in read_parts(str(tmp_path / "long.txt"), sizes.append):
+        parts.append(part)
+    assert "".join(parts) == data.decode() and sum(sizes) == len(data)
+    done = shell("compress", "long.txt", "--stream", "--rate", "0.3", "--json")
+    blocks = [json.loads(line) for line in done.out.splitlines()]
+    total = sum(block["original_tokens"] for block in blocks)
+    assert len(blocks) > 1 and 0.29 * total < sum(block["compressed_tokens"] for block in blocks) <= 0.3 * total
+    assert "1 texts" not in done.err and f"{total:,} -> " in done.err
+
+
+def test_several_files_follow_each_other_or_fill_a_folder(shell, compressor):
+    short = {}
+    for name, text in {"a.txt": TEXT, "b.txt": TEXT[10:70]}.items():
+        Path(name).write_bytes(text.encode())
+        short[name] = compressor.compress(text).text
+    assert shell("compress", "a.txt", "b.txt").out.decode() == short["a.txt"] + short["b.txt"]
+    assert shell("compress", "a.txt", "b.txt", "-o", "new/").code == 0
+    assert {path.name: path.read_bytes().decode() for path in Path("new").iterdir()} == short
+    shell("compress", "a.txt", "-o", "new", "--json")
+    assert json.loads(Path("new/a.txt.json").read_text())["text"] == short["a.txt"]
+    assert shell("compress", "a.txt", "-o", "a.txt").code == 0  # onto itself
+    assert Path("a.txt").read_bytes().decode() == short["a.txt"]
+
+
+def test_a_failed_run_leaves_the_old_output(tmp_path):
+    (tmp_path / "old.txt").write_text("old")
+    with pytest.raises(UserError), open_output(str(tmp_path / "old.txt")) as file:
+        file.write(b"half of the n")
+        raise UserError("no")
+    assert [path.name for path in tmp_path.iterdir()] == ["old.txt"] and (tmp_path / "old.txt").read_text() == "old"
+
+
+# -- JSONL -------------------------------------------------------------------------------------------------------------
+def test_rows_keep_their_columns_letter_for_letter(shell, compressor):
+    rows = [
+        '{"b": 1.50, "text": "the cat sat on the mat", "n": 1e400, "a": [1, 2]}',
+        '{"text":"a dog ran to the red house","é":null}  \r',
+        '{ "text" : "" }',
+    ]
+    done = shell("compress", "--column", "text", "--rate", "0.4", stdin="\n".join(rows).encode())
+    lines = done.out.decode().split("\n")
+    assert done.code == 0 and lines.pop() == "" and len(lines) == 3
+    for line, row in zip(lines, rows):
+        assert line.startswith(row.rstrip()[:-1].rstrip() + ", ")
+        text = json.loads(row)["text"]
+        result = compressor.compress(text, rate=0.4)
+        assert list(json.loads(line))[-4:] == [
+            "compressed",
+            "original_tokens",
+            "compressed_tokens",
+            "compression_rate",
+        ]
+        assert json.loads(line)["compressed"] == result.text
+        assert json.loads(line)["original_tokens"] == result.original_tokens
+    assert "3 texts" in done.err
+
+
+def test_bad_lines_are_named_and_the_rest_is_written(shell):
+    Path("rows.jsonl").write_bytes(
+        b'\xef\xbb\xbf{"text": "the cat sat"}\nnot json\n\n[1]\n{"txt": "a"}\n{"text": null}\n{"text": "\xff"}\n'
+        b'{"text": "<keep>open"}\n' + b"[" * 100_000 + b'\n{"text": "a dog ran"}'
+    )
+    done = shell("compress", "rows.jsonl", "--column", "text", "--tags")
+    assert done.code == 2
+    assert [json.loads(line.removeprefix("\ufeff"))["text"] for line in done.out.decode().splitlines()] == [
+        "the cat sat",
+        "a dog ran",
+    ]
+    for number, reason in ((2, "not JSON: Expecting value"), (4, "not a JSON object but an array"),
+                           (5, "no column 'text'; it has 'txt'"), (6, "column 'text' holds null, not a text"),
+                           (7, "not UTF-8"), (8, "Tag <keep> is never closed"), (9, "")):  # fmt: skip
+        assert f"tokforget: rows.jsonl:{number}: {reason}" in done.err
+    assert "7 lines could not be used and left out" in done.err and "Traceback" not in done.err
+
+
+def test_of_many_bad_lines_twenty_are_named(shell):
+    done = shell("compress", "--column", "text", stdin=b"x\n" * 50)
+    assert done.code == 2 and done.out == b"" and done.err.count("not JSON") == 20
+    assert "50 lines could not be used and left out, 30 of them not named here, the last at -:50." in done.err
+
+
+# -- restore -----------------------------------------------------------------------------------------------------------
+def test_what_was_compressed_to_json_is_restored_from_the_file(shell, compressor):
+    data = TEXT.encode() + b" \xff\xfe end"
+    Path("in.txt").write_bytes(data)
+    assert shell("compress", "in.txt", "--json", "-o", "saved.json", "--protect", "/\\xff?end/").code == 0
+    saved = json.loads(Path("saved.json").read_text())
+    text = data.decode("utf-8", "surrogateescape")
+    expected = compressor.compress(text, protect="re:end")
+    assert saved["text"] == expected.text and saved["source"] == "in.txt"
+    assert CompressedText.from_dict(saved).kept_ids.tolist() == expected.kept_ids.tolist()
+    done = shell("restore", "saved.json")
+    wanted = compressor.restore(expected, progress=False)
+    assert done.out == wanted.text.encode("utf-8", "surrogateescape") and done.out.endswith(b"end")
+    assert done.err == f"tokforget: saved.json: {wanted.label}\n" and "not the original" in done.err
+    parsed = json.loads(shell("restore", "saved.json", "--json", "--abstain-below", "1", "--gap", "<?>").out)
+    assert parsed["is_restoration"] and parsed["abstained"] == expected.original_tokens - expected.kept_tokens
+    assert "<?>" in parsed["text"] and parsed["label"].startswith("Restoration, not the original")
+
+
+def test_at_rate_one_the_round_trip_gives_the_bytes_back(shell):
+    for data in HOSTILE:
+        saved = shell("compress", "--rate", "1", "--json", stdin=data).out
+        assert shell("restore", "--quiet", stdin=saved).out == data, data
+        saved = shell("compress", "--rate", "1", "--json", "--stream", stdin=data).out
+        assert shell("restore", "--quiet", stdin=saved).out == data, data
+
+
+def test_rows_and_pretty_objects_are_restored_and_damaged_ones_named(shell):
+    rows = b'{"text": "the cat sat on the mat"}\n{"text": "a dog ran"}\n'
+    saved = shell("compress", "--column", "text", "--json", "--rate", "1", stdin=rows).out
+    assert shell("restore", "-q", stdin=saved).out == b"the cat sat on the mat\na dog ran\n"
+    assert [json.loads(line)["line"] for line in shell("restore", "-q", "--json", stdin=saved).out.splitlines()] == [
+        1,
+        2,
+    ]
+    good = json.loads(saved.splitlines()[0])["compression"]
+    assert shell("restore", "-q", stdin=json.dumps(good, indent=1).encode()).out == b"the cat sat on the mat"
+    damaged = [
+        good | {"original_tokens": 10**12},
+        good | {"kept_ids": [10**6] * len(good["kept_ids"])},
+        good | {"kept_indices": good["kept_indices"][::-1]},
+        good | {"text": "shorter"},
+        good | {"kept_ids": "abc"},
+        good | {"tokenizer": "0000", "model": "some/where"},
+        {"text": "the cat"},
+        [1],
+    ]
+    done = shell("restore", "-q", stdin="\n".join(map(json.dumps, [good, *damaged])).encode())
+    assert (done.code, done.out) == (2, b"the cat sat on the mat")
+    for number in range(2, 10):
+        assert f"tokforget: -:{number}: " in done.err
+    assert "written with --model some/where" in done.err and "it lacks" in done.err and "Traceback" not in done.err
+
+
+# -- inspect and env ---------------------------------------------------------------------------------------------------
+def test_inspect_shows_the_heat_map_here_or_as_a_page(shell, compressor):
+    done = shell("inspect", stdin=TEXT.encode())
+    assert done.code == 0 and "dropped [so]" in done.out.decode() and " -> " in done.err
+    assert "".join(done.out.decode().split()).replace("[", "").replace("]", "").find("12.adog") > 0
+    assert shell("inspect", "--html", "page.html", stdin=TEXT.encode()).out == b""
+    assert Path("page.html").read_text() == compressor.explain(TEXT).to_html()
+
+
+def test_env_is_ready_to_paste_and_imports_nothing_heavy():
+    code = ("import sys; from tokforget.cli.main import main; main(['env', '--json']); "
+            "print([m for m in ('torch', 'transformers', 'numpy', 'rich') if m in sys.modules])")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    facts, imported = done.stdout.splitlines()
+    import torch
+    import transformers
+
+    assert imported == "[]" and json.loads(facts)["torch"] == torch.__version__
+    assert json.loads(facts)["transformers"] == transformers.__version__
+
+
+def test_env_can_ask_torch(shell):
+    import torch
+
+    done = shell("env", "--torch", model=False)
+    lines = dict(line.split(":", 1) for line in done.out.decode().splitlines())
+    assert done.code == 0 and lines["torch threads"].strip().startswith(f"{torch.get_num_threads()} within")
+    assert {"python", "platform", "packaged model", "trl", "peft", "accelerate", "datasets", "devices"} <= lines.keys()
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["compress", "--rate", "4"], "must lie in (0, 1], got 4.0"),
+        (["compress", "--rate", "0.5", "--target-tokens", "3"], "not allowed with argument"),
+        (["compress", "--rat", "0.5"], "unrecognized arguments"),
+        (["compress", "no such file"], "no such file: no such file."),
+        (["compress", "."], ". is a folder: name its files"),
+        (["compress", "-", "-"], "can be read only once"),
+        (["compress", "--protect", "nubmers"], "knows no 'nubmers'"),
+        (["compress", "--protect", "/(/"], "broken regular expression"),
+        (["compress", "--keep-first", "-1"], "at least 0, got -1"),
+        (["compress", "--stream", "--target-tokens", "5", "--keep-last", "3"], "does not go with --target-tokens, --keep-last"),
+        (["compress", "--stream", "--column", "text"], "does not go with --column"),
+        (["compress", "--prefix-stable", "--nested"], "does not nest"),
+        (["compress", "--target-tokens", "2", "--keep-first", "9"], "The smallest feasible budget is"),
+        (["compress", "--output", "no/such/file"], "no such folder"),
+        (["compress", "--output", "."], "standard input has no name"),
+        (["compress", "--device", "nonsense"], "`--device` nonsense"),
+        (["restore", "--abstain-below", "7"], "probability in (0, 1], got 7.0"),
+        (["restore", "--batch-size", "0"], "at least 1, got 0"),
+        (["inspect", "--unit", "letter"], "invalid choice: 'letter'"),
+        ([], "are required: compress | restore | inspect | env"),
+    ],
+)  # fmt: skip
+def test_a_users_mistake_is_one_line_and_exit_code_two(shell, words, message):
+    done = shell(*words, stdin=TEXT.encode() if words[:1] != ["restore"] else b"", model=bool(words))
+    assert done.code == 2 and message in done.err and done.err.count("\n") == 1 and done.out == b"", done.err
+
+
+def test_an_impossible_budget_can_be_a_warning(shell):
+    done = shell(
+        "compress", "--target-tokens", "2", "--keep-first", "9", "--on-impossible", "warn", stdin=TEXT.encode()
+    )
+    assert done.code == 0 and done.out and done.err.startswith("tokforget: warning: What is protected takes")
+    Path("rows.jsonl").write_text('{"text": "the cat"}')
+    assert "--column NAME" in shell("compress", "rows.jsonl").err
+
+
+@pytest.mark.parametrize("mode", [[], ["--stream"]], ids=" ".join)
+def test_a_bar_is_shown_where_someone_looks(shell, monkeypatch, mode):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(cli, "_BAR_BYTES", 10)
+    for words, expected in ((mode, True), ([*mode, "--quiet"], False)):
+        monkeypatch.setattr(sys, "stderr", seen := Terminal())
+        Path("in.txt").write_text(TEXT)
+        done = shell("compress", "in.txt", "-o", "out.txt", *words)
+        assert (done.code, done.out) == (0, b"") and Path("out.txt").read_text()
+        assert ("compressing" in seen.getvalue()) == expected
+
+
+def test_interruption_and_bugs_have_their_exit_codes(shell, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Compressor, "from_pretrained", interrupt)
+    assert shell("compress").code == 130
+
+    def bug(*args, **kwargs):
+        raise ZeroDivisionError("some bug")
+
+    monkeypatch.setattr(Compressor, "from_pretrained", bug)
+    done = shell("compress")
+    assert (
+        done.code == 1 and "ZeroDivisionError: some bug" in done.err and "tokforget env" in done.err.splitlines()[-1]
+    )
+
+
+def test_as_a_process_bytes_pipes_and_exit_codes_are_right(folder, tmp_path):
+    data = TEXT.encode() * 1500 + b"\xff\r\n"
+    done = process("compress", "--rate", "1", "--model", folder, "--quiet", input=data)
+    assert (done.returncode, done.stdout, done.stderr) == (0, data, b"")
+    wrong = process("compress", tmp_path / "none.txt")
+    assert (wrong.returncode, wrong.stdout) == (2, b"") and wrong.stderr.count(b"\n") == 1
+    # A reader that leaves early is no error and no noise.
+    (tmp_path / "in.txt").write_bytes(data)
+    command = [sys.executable, "-m", "tokforget", "compress", tmp_path / "in.txt", "--stream", "--model", folder]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as running:
+        assert running.stdout.read(3)
+        running.stdout.close()
+        assert running.stderr.read() == b"" and running.wait() == 0

@@ -1,0 +1,129 @@
+"""The arguments of the shell command, and what `--help` says of them."""
+
+import argparse
+import sys
+
+from tokforget import __version__
+from tokforget.cli.files import STDIN, UserError
+
+
+_COMPRESS_HELP = """
+Text files or standard input to standard output. Several files follow each other, or with `--output folder/` become a file
+each. Text that is not dropped is reproduced byte for byte, line endings and bytes that are no UTF-8 included.
+
+With --column the input is JSONL: every row keeps its columns letter for letter and gets `compressed`, `original_tokens`,
+`compressed_tokens` and `compression_rate` (with --json also `compression`, for restore). A line that cannot be used is left
+out and named with its number on standard error; the others are written, and the exit code is 2.
+
+  tokforget compress notes.txt --rate 0.3
+  cat notes.txt | tokforget compress --target-tokens 500 --protect numbers --protect '/Figure \\d+/'
+  tokforget compress rows.jsonl --column text --output short.jsonl
+  tokforget compress notes.txt --json --output notes.json && tokforget restore notes.json
+"""
+_RESTORE_HELP = """
+Reads what `tokforget compress --json` wrote. The result is a guess where tokens were dropped; standard error says so.
+
+  tokforget restore notes.json --abstain-below 0.3
+"""
+_INSPECT_HELP = """
+The heat map of keep scores. Colours where there is a terminal; for a pager: FORCE_COLOR=1 tokforget inspect FILE | less -R
+"""
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    def error(self, message: str):
+        sys.stderr.write(f"{self.prog}: error: {message} (`{self.prog} --help` lists what exists)\n")
+        sys.exit(2)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = _OneLineParser(prog="tokforget", description="Shorten prompts to a budget, and restore what was dropped.",
+                            allow_abbrev=False)  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"tokforget {__version__}")
+    commands = parser.add_subparsers(metavar="compress | restore | inspect | env", dest="command", required=True)
+
+    def add(name: str, summary: str, details: str = "") -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=summary, description=f"{summary}\n{details}", allow_abbrev=False,
+                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+        return command
+
+    compress = add("compress", "Shorten texts to a budget.", _COMPRESS_HELP)
+    _add_input(compress, "text files, or `-`, the default, for standard input", several=True)
+    _add_budget(compress)
+    _add_output(compress)
+    compress.add_argument("--json", action="store_true",
+                          help="one JSON object per text and line, with everything that `restore` needs")  # fmt: skip
+    compress.add_argument("--column", metavar="NAME", help="read JSONL and compress this column of its rows")
+    compress.add_argument("--stream", action="store_true", help="decide block after block: any length in flat memory")
+
+    restore = add("restore", "Fill the gaps of compressed texts, as a guess.", _RESTORE_HELP)
+    _add_input(restore, "files from `compress --json`, or `-`, the default, for standard input", several=True)
+    restore.add_argument("--abstain-below", type=float, metavar="P",
+                         help="leave a visible gap where the confidence is below this, in (0, 1]")  # fmt: skip
+    restore.add_argument("--gap", default="[…]", metavar="TEXT", help="what stands for a gap (default: %(default)s)")
+    restore.add_argument("--batch-size", type=int, default=16, metavar="N", help="windows at once (default: 16)")
+    restore.add_argument("--json", action="store_true", help="one JSON object per text, with confidences and spans")
+    _add_output(restore)
+
+    inspect = add("inspect", "Show what is kept of a text, and each token's score.", _INSPECT_HELP)
+    _add_input(inspect, "a text file, or `-`, the default, for standard input", several=False)
+    _add_budget(inspect)
+    inspect.add_argument("--html", metavar="OUT.html", help="write a page instead of showing it here")
+    inspect.add_argument("--quiet", action="store_true", help="no summary on standard error")
+
+    env = add("env", "Print versions and devices, for a bug report.")
+    env.add_argument("--json", action="store_true", help="as one JSON object")
+    env.add_argument("--torch", action="store_true", help="import torch and say what it sees")
+    return parser
+
+
+def _add_input(command: argparse.ArgumentParser, what: str, several: bool) -> None:
+    command.add_argument("files", nargs="*" if several else "?", default=[STDIN] if several else STDIN, metavar="FILE",
+                         help=what)  # fmt: skip
+    command.add_argument(
+        "--model", metavar="FOLDER", help="a trained model's folder or Hub id (default: the packaged model)"
+    )
+    command.add_argument("--device", metavar="cpu|cuda", help="where the policy runs (default: cpu)")
+
+
+def _add_output(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--output", "-o", metavar="PATH", help="a file, or a folder for one file per input")
+    command.add_argument("--quiet", "-q", action="store_true", help="no progress bar and no summary on standard error")
+
+
+def _add_budget(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("what is kept")
+    budget = group.add_mutually_exclusive_group()
+    budget.add_argument("--rate", type=float, metavar="R", help="fraction of tokens kept, in (0, 1] (default: 0.5)")
+    budget.add_argument("--target-tokens", type=int, metavar="N", help="tokens kept, at most")
+    budget.add_argument("--threshold", type=float, metavar="S", help="keep what scores at least this, in (0, 1)")
+    group.add_argument(
+        "--unit", choices=("token", "word"), default="token", help="what is dropped whole (default: token)"
+    )
+    group.add_argument("--protect", action="append", default=[], metavar="WHAT",
+                       help="what must stay, repeatable: numbers, urls, emails, paths, code_fences, inline_code, identifiers, or "
+                            "/regular expression/")  # fmt: skip
+    group.add_argument("--keep-first", type=int, metavar="N", help="keep the first N tokens")
+    group.add_argument("--keep-last", type=int, metavar="N", help="keep the last N tokens")
+    group.add_argument("--prefix-stable", action="store_true", help="appending to a text changes nothing before")
+    group.add_argument("--nested", action="store_true", help="a smaller budget keeps a subset of a larger one's")
+    group.add_argument("--budget", choices=("per_text", "corpus"), default="per_text",
+                       help="corpus: one budget over all texts (default: per_text)")  # fmt: skip
+    group.add_argument(
+        "--tags", action="store_true", help="read <keep>, <keep rate=0.8>, <drop>, <llmlingua ...> segments"
+    )
+    group.add_argument("--min-tokens", type=int, default=0, metavar="N", help="leave shorter texts whole (default: 0)")
+    group.add_argument("--on-impossible", choices=("raise", "warn"), default="raise",
+                       help="where what is protected exceeds the budget: stop, or warn and exceed it (default: raise)")  # fmt: skip
+
+
+def compress_options(args: argparse.Namespace) -> dict:
+    """The arguments of `Compressor.compress`."""
+    names = ("rate", "target_tokens", "threshold", "unit", "prefix_stable", "nested", "budget", "tags", "min_tokens",
+             "on_impossible")  # fmt: skip
+    protect = [f"re:{item[1:-1]}" if len(item) > 2 and item[0] == item[-1] == "/" else item for item in args.protect]
+    for name, count in (("first", args.keep_first), ("last", args.keep_last)):
+        if count is not None and count < 0:
+            raise UserError(f"`--keep-{name}` takes a number of tokens of at least 0, got {count}.")
+        protect += [f"{name}:{count}"] if count else []
+    return {name: getattr(args, name) for name in names} | {"protect": protect}

@@ -1,0 +1,356 @@
+"""
+The shell command: `tokforget compress | restore | inspect | env`.
+
+Results go to standard output, everything else to standard error. Exit codes: 0 done; 1 failed for no fault of the user;
+2 the user asked for something that cannot be done, or some lines could not be read; 130 interrupted.
+"""
+
+# Only what costs nothing is imported here: `--help` and `env` must not wait for torch.
+import argparse
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+
+from tokforget.cli.arguments import compress_options, make_parser
+from tokforget.cli.files import (
+    STDIN,
+    Outputs,
+    Record,
+    UserError,
+    encode,
+    json_line,
+    open_output,
+    read_parts,
+    read_rows,
+    read_texts,
+    with_columns,
+)
+
+
+# Texts that are compressed in one call: enough to fill the batches, little enough for flat memory.
+_GROUP_TEXTS, _GROUP_BYTES = 256, 2_000_000
+# Rejected lines that are named; of the others only the count.
+_NAMED = 20
+# A bar for less would only flicker.
+_BAR_BYTES = 1_000_000
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv`, or the process's own, and return its exit code."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    args = make_parser().parse_args(argv)
+    try:
+        with _one_line_warnings():
+            return COMMANDS[args.command](args)
+    except UserError as error:
+        return _say_error(str(error), 2)
+    except BrokenPipeError:
+        # The reader has what it wanted (`| head`). Without this the interpreter would complain when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        return _say_error(f"{error.filename}: {error.strerror}.", 2)
+    except OSError as error:
+        return _say_error(f"{error.filename or 'writing'}: {error.strerror or error}.", 1)
+    except KeyboardInterrupt:
+        return _say_error("interrupted.", 130)
+    except Exception:
+        traceback.print_exc()
+        return _say_error("this should not happen; please report it with the lines above and `tokforget env`.", 1)
+
+
+def _say_error(message: str, code: int) -> int:
+    sys.stderr.write(f"tokforget: error: {' '.join(message.split())}\n")
+    return code
+
+
+@contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    """Our own warnings in one line; those that libraries have for programmers are not for here."""
+
+    def show(message, category, filename, lineno, file=None, line=None):
+        sys.stderr.write(f"tokforget: warning: {' '.join(str(message).split())}\n")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", category=UserWarning, module="tokforget")
+        warnings.showwarning = show
+        yield
+
+
+# -- what all commands do ----------------------------------------------------------------------------------------------
+def _check_files(files: list[str]) -> None:
+    """What can be said before a model is loaded."""
+    if files.count(STDIN) > 1:
+        raise UserError("Standard input, `-`, can be read only once.")
+    for name in files:
+        if name != STDIN and not Path(name).exists():
+            raise UserError(f"{name}: no such file.")
+        if Path(name).is_dir():
+            raise UserError(f"{name} is a folder: name its files, for instance {name.rstrip('/')}/*.txt.")
+
+
+@contextmanager
+def _users_mistake(place: str = "") -> Iterator[None]:
+    """What the library refuses is the user's to mend: one line, with the command line's names."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(f"{place}: {error}" if place else str(error)) from error
+
+
+def _load(args: argparse.Namespace, options: dict | None = None):
+    """The compressor, and its options checked before any text is read."""
+    with _users_mistake():
+        from tokforget.compression.compressor import Compressor
+
+        compressor = Compressor.from_pretrained(args.model)
+        compressor.compress([], **(options or {}))
+        if args.device:
+            try:
+                compressor.policy.to(args.device)
+            except (RuntimeError, AssertionError) as error:
+                raise ValueError(f"`--device` {args.device}: {str(error).splitlines()[0]}") from error
+    return compressor
+
+
+# -- compress ----------------------------------------------------------------------------------------------------------
+@dataclass
+class _Report:
+    """What is said on standard error: rejected lines, and at the end the sums."""
+
+    quiet: bool
+    texts: int = 0
+    original_tokens: int = 0
+    compressed_tokens: int = 0
+    rejected: list[str] = field(default_factory=list)
+
+    def add(self, result, is_new: bool = True) -> None:
+        self.texts += is_new
+        self.original_tokens += result.original_tokens
+        self.compressed_tokens += result.compressed_tokens
+
+    def reject(self, place: str, reason: str) -> None:
+        self.rejected.append(place)
+        if len(self.rejected) <= _NAMED:
+            sys.stderr.write(f"tokforget: {place}: {' '.join(reason.split())}\n")
+
+    def end(self, line_is_open: bool = False) -> int:
+        """The summary and the exit code."""
+        if not self.quiet:
+            sys.stderr.write("\n" * line_is_open)
+            before, after = self.original_tokens, self.compressed_tokens
+            rate = f" (rate {after / before:.3f}, {before / after:.1f}x)" if after else ""
+            texts = f"{self.texts:,} texts, " if self.texts != 1 else ""
+            sys.stderr.write(f"tokforget: {texts}{before:,} -> {after:,} tokens{rate}\n")
+        if not self.rejected:
+            return 0
+        left = len(self.rejected) - _NAMED
+        more = f", {left:,} of them not named here, the last at {self.rejected[-1]}" if left > 0 else ""
+        lines = f"{len(self.rejected):,} lines" if len(self.rejected) > 1 else "one line"
+        return _say_error(f"{lines} could not be used and left out{more}.", 2)
+
+
+def _compress(args: argparse.Namespace) -> int:
+    options = compress_options(args)
+    files = args.files or [STDIN]
+    if args.stream:
+        _check_stream(args, options)
+    if not args.column:
+        for name in files:
+            if name.lower().endswith((".jsonl", ".ndjson")):
+                warnings.warn(
+                    f"{name} is compressed as one text; --column NAME compresses a column of its rows.", stacklevel=1
+                )
+    outputs = Outputs(args.output, files, suffix=".json" if args.json and not args.column else "")
+    _check_files(files)
+    if args.stream:
+        options = {name: options[name] for name in ("rate", "threshold", "unit", "protect", "on_impossible")}
+    compressor = _load(args, options)
+    report = _Report(args.quiet)
+    one_call = not args.stream and (args.budget == "corpus" or (len(files) == 1 and not args.column))
+    with outputs.open_all() as write, _progress(files, args.quiet or outputs.on_terminal, one_call) as advance:
+        if args.stream:
+            streams = _compress_streams(compressor, files, options, advance)
+            for record, result in streams:
+                report.add(result, is_new=result.start == 0)
+                write(record.source, _rendered(args, record, result))
+        else:
+            records = read_rows(files, args.column, report.reject) if args.column else read_texts(files)
+            for group in _groups(records, args.budget == "corpus"):
+                for record, result in _compress_group(compressor, group, options, report):
+                    report.add(result)
+                    write(record.source, _rendered(args, record, result))
+                advance(sum(record.size for record in group))
+    return report.end(outputs.line_is_open)
+
+
+def _check_stream(args: argparse.Namespace, options: dict) -> None:
+    unfit = [name for name in ("target_tokens", "prefix_stable", "nested", "tags", "min_tokens") if options[name]]
+    unfit += [name for name in ("keep_first", "keep_last", "column") if getattr(args, name)]
+    unfit += ["budget"] if args.budget == "corpus" else []
+    if unfit:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in unfit)
+        raise UserError(f"`--stream` decides block after block and does not go with {names}. It takes --rate or --threshold, --unit "
+                        "and --protect; JSONL is read row by row without it.")  # fmt: skip
+
+
+def _compress_streams(compressor, files: list[str], options: dict, advance) -> Iterator[tuple[Record, object]]:
+    for source in files:
+        with _users_mistake(source):
+            results = compressor.compress_stream(read_parts(source, advance), **options)
+            found = next(results, None) or compressor.compress("")  # an empty file has no block
+            for result in chain([found], results):
+                yield Record(source, "", 0), result
+
+
+def _groups(records: Iterator[Record], all_at_once: bool) -> Iterator[list[Record]]:
+    """Records in groups that are compressed in one call."""
+    group, size = [], 0
+    for record in records:
+        group.append(record)
+        size += record.size
+        if not all_at_once and (len(group) >= _GROUP_TEXTS or size >= _GROUP_BYTES):
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _compress_group(compressor, group: list[Record], options: dict, report: _Report) -> list[tuple[Record, object]]:
+    """Each record with its result. Where a text is impossible, a file is an error and a row is rejected."""
+    try:
+        return list(zip(group, compressor.compress([record.text for record in group], **options)))
+    except ValueError as error:
+        if options["budget"] == "corpus" or (len(group) == 1 and group[0].line is None):
+            raise UserError(f"{group[0].place if len(group) == 1 else 'all texts'}: {error}") from error
+    done = []
+    for record in group:
+        try:
+            done.append((record, compressor.compress(record.text, **options)))
+        except ValueError as error:
+            if record.line is None:
+                raise UserError(f"{record.place}: {error}") from error
+            report.reject(record.place, str(error))
+    return done
+
+
+def _rendered(args: argparse.Namespace, record: Record, result) -> bytes:
+    if args.column:
+        from tokforget.compression.results import columns
+
+        added = columns(result) | ({"compression": result.to_dict() | {"model": args.model}} if args.json else {})
+        return with_columns(record, added)
+    if args.json:
+        named = {"source": record.source, "model": args.model, "compressed_tokens": result.compressed_tokens}
+        return json_line(named | result.to_dict())
+    return encode(result.text)
+
+
+@contextmanager
+def _progress(files: list[str], hidden: bool, one_call: bool):
+    """
+    A bar over the bytes of the input, where someone looks and it will take a while; where all is done in one call, only a
+    sign of life and the time. Yields what moves it.
+    """
+    sizes = [Path(name).stat().st_size if Path(name).is_file() else None for name in files if name != STDIN]
+    total = sum(sizes) if len(sizes) == len(files) and None not in sizes else None
+    if hidden or not sys.stderr.isatty() or (total is not None and total < _BAR_BYTES):
+        yield lambda size: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    known = () if one_call else (DownloadColumn(), TimeRemainingColumn())
+    shown = (TextColumn("compressing"), BarColumn(), TimeElapsedColumn(), *known)
+    with Progress(*shown, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None if one_call else total)
+        yield lambda size: progress.advance(task, size)
+
+
+# -- restore -----------------------------------------------------------------------------------------------------------
+def _restore(args: argparse.Namespace) -> int:
+    from tokforget.cli.saved_results import read_saved
+
+    if args.batch_size < 1:
+        raise UserError(f"`--batch-size` must be at least 1, got {args.batch_size}.")
+    files = args.files or [STDIN]
+    _check_files(files)
+    outputs = Outputs(args.output, files, suffix=".txt" if not args.json else "")
+    compressor = _load(args)
+    report = _Report(quiet=True)
+    saved = list(read_saved(files, compressor, report.reject))
+    with _users_mistake(), _quiet_host():
+        restored = compressor.restore([result for _, result in saved], abstain_below=args.abstain_below, gap=args.gap,
+                                      batch_size=args.batch_size, progress=False if args.quiet else None)  # fmt: skip
+    with outputs.open_all() as write:
+        for (record, _), text in zip(saved, restored):
+            if not args.quiet:
+                sys.stderr.write(f"tokforget: {record.place}: {text.label}\n")
+            line = {} if record.number is None else {"line": record.number}
+            named = {"source": record.source} | line | text.to_dict()
+            end = b"" if record.line is None else b"\n"  # blocks of a stream join, rows do not
+            write(record.source, json_line(named) if args.json else encode(text.text) + end)
+    return report.end()
+
+
+@contextmanager
+def _quiet_host() -> Iterator[None]:
+    """Loading a model without Transformers' own bar and remarks; restoring has a bar of its own."""
+    from transformers.utils import logging
+
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown:
+            logging.enable_progress_bar()
+
+
+# -- inspect and env ---------------------------------------------------------------------------------------------------
+def _inspect(args: argparse.Namespace) -> int:
+    options = compress_options(args)
+    _check_files([args.files])
+    record = next(read_texts([args.files]))
+    compressor = _load(args, options)
+    with _users_mistake(record.place):
+        explanation = compressor.explain(record.text, **options)
+    if args.html:
+        with open_output(args.html) as file:
+            file.write(explanation.to_html().encode())
+    else:
+        from rich.console import Console
+
+        console = Console()
+        with console.capture() as shown:
+            console.print(explanation)
+        sys.stdout.buffer.write(shown.get().encode())
+        sys.stdout.buffer.flush()
+    report = _Report(args.quiet)
+    report.add(explanation.result)
+    return report.end()
+
+
+def _env(args: argparse.Namespace) -> int:
+    from tokforget.cli.environment import describe
+
+    facts = describe(ask_torch=args.torch)
+    if args.json:
+        sys.stdout.buffer.write(json_line(facts))
+    else:
+        width = max(map(len, facts)) + 1
+        sys.stdout.buffer.write("".join(f"{name + ':':{width}} {value}\n" for name, value in facts.items()).encode())
+    sys.stdout.buffer.flush()
+    return 0
+
+
+COMMANDS = {"compress": _compress, "restore": _restore, "inspect": _inspect, "env": _env}

@@ -1,0 +1,1 @@
+"""What people install: prompts made shorter, and restored. Loads no transformers."""

@@ -1,0 +1,365 @@
+"""
+The compressor: what people install. `from_pretrained`, `compress`, `restore`, `explain`. Knows nothing of training.
+"""
+
+import hashlib
+import json
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tokforget.compression.chunks import CHUNK, CONTEXT, blocks, chunk_ends
+from tokforget.compression.pieces import cut
+from tokforget.compression.protection import parse_tags
+from tokforget.compression.ranked_text import Item, search
+from tokforget.compression.request import Request
+from tokforget.compression.results import CompressedText, encodable
+from tokforget.compression.scores import WINDOW, score
+from tokforget.compression.search import Choice, run_searches
+from tokforget.masking import keep_count
+from tokforget.models.folders import local_folder, read_policy, read_tokenizer
+from tokforget.packaged import forget_model_path
+
+
+class Compressor:
+    """
+    Shortens texts to a budget by dropping what a language model can do without.
+
+    Args:
+        policy (`KeepMaskPolicy`): Decides; in evaluation mode.
+        tokenizer (`tokenizers.Tokenizer`): Of the policy's vocabulary; special tokens in a text are to be read as text.
+        folder (`Path`, *optional*): Where the adapter lies, for `restore`.
+
+    With `compressor = Compressor.from_pretrained()`:
+
+    >>> text = "The meeting has been moved to Tuesday, 3 pm, in room B12. Please bring the report, and the signed forms."
+    >>> result = compressor.compress(text, rate=0.5)
+    >>> result.target_tokens - result.compressed_tokens in (0, 1)
+    True
+    >>> [text[a:b] for a, b in result.kept_spans] == [text[a:b] for a, b in result.kept_spans if text[a:b] in result.text]
+    True
+    >>> "B12" in compressor.compress(text, rate=0.5, protect=["numbers", "first:2"], unit="word").text
+    True
+    >>> [r.compressed_tokens <= 12 for r in compressor.compress([text, text.upper()], target_tokens=12)]
+    [True, True]
+    >>> compressor.compress("Keep <keep>this  exactly</keep>, please.", rate=0.6, tags=True, on_impossible="warn").text.count("this  exactly")
+    1
+    >>> sum(len(r.text) for r in compressor.compress_stream([text, text], rate=0.3)) < len(text)
+    True
+    >>> "<!doctype html>" in compressor.explain(text, rate=0.5).to_html()
+    True
+    >>> compressor.restore(result).is_restoration
+    True
+    """
+
+    def __init__(self, policy, tokenizer, folder: Path | None = None):
+        self.policy, self.tokenizer, self.folder = policy, tokenizer, folder
+        self.fingerprint = hashlib.blake2b(tokenizer.to_str().encode(), digest_size=8).hexdigest()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        **hub_options,
+    ) -> "Compressor":
+        """
+        Load a model folder: the policy with its table, and the tokenizer. No base model, and no network for a local path.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `Path`, *optional*): A local folder or a Hub id; without it the model
+                that the package carries.
+            device (`str` or `torch.device`, *optional*): Where the policy runs; "cpu" without it.
+            dtype (`torch.dtype`, *optional*): Of the policy's weights; float32 without it.
+            **hub_options: `revision`, `token`, `cache_dir`, `local_files_only`.
+
+        Raises:
+            `ValueError`: If the folder is no tokforget model, or not a whole one, or holds anything that would run.
+        """
+        name = pretrained_model_name_or_path
+        folder = forget_model_path() if name is None else local_folder(name, **hub_options)
+        policy = read_policy(folder)
+        tokenizer = read_tokenizer(folder, len(policy.tokens.table))
+        if device is not None or dtype is not None:
+            counted = policy.ngrams.total if policy.ngrams is not None else None
+            policy = policy.to(device=device, dtype=dtype)
+            if counted is not None:  # a sum over the training text: half precision cannot hold it
+                policy.ngrams.total = counted.to(device)
+        return cls(policy, tokenizer, folder)
+
+    # -- compress ------------------------------------------------------------------------------------------------------
+    def compress(
+        self,
+        texts: str | Sequence[str],
+        rate: float | None = None,
+        target_tokens: int | None = None,
+        threshold: float | None = None,
+        unit: str = "token",
+        protect=None,
+        nested: bool = False,
+        prefix_stable: bool = False,
+        budget: str = "per_text",
+        tags: bool = False,
+        min_tokens: int = 0,
+        on_impossible: str = "raise",
+    ) -> CompressedText | list[CompressedText]:
+        r"""
+        Compress one text or several.
+
+        The budget counts tokens of the output string, tokenised again: never above it, and on natural text at most 1
+        below it (in word units: one word). Results do not depend on the other texts of the call, except with
+        `budget="corpus"`.
+
+        Args:
+            texts (`str` or `Sequence[str]`): Any text of any length.
+            rate (`float`, *optional*): Fraction of tokens to keep, in (0, 1]. 0.5 if no budget is given.
+            target_tokens (`int`, *optional*): Tokens to keep.
+            threshold (`float`, *optional*): Keep what scores at least this, in (0, 1); no budget then.
+            unit (`str`): `"token"`, or `"word"`: a word is kept or dropped whole.
+            protect (*optional*): What must stay byte for byte; one item or several: names out of `"numbers"`, `"urls"`,
+                `"emails"`, `"paths"`, `"code_fences"`, `"inline_code"`, `"identifiers"`; compiled regular expressions or
+                `"re:<pattern>"`; `"first:<n>"` and `"last:<n>"` tokens; spans `(start, end)` in characters of a single
+                text; functions from a text to spans.
+            nested (`bool`): A smaller budget keeps a subset of what a larger one keeps.
+            prefix_stable (`bool`): Appending to a text changes nothing in what was decided for it before, except in its
+                last, unfinished chunk of some 100 tokens. Takes a rate or a threshold.
+            budget (`str`): `"per_text"`, or `"corpus"`: one budget over all texts, spent where the scores are highest.
+            tags (`bool`): Read `<keep>`, `<keep rate=0.8>`, `<drop>` and `<llmlingua, rate=0.4, compress=False>` segments.
+            min_tokens (`int`): Texts below this many tokens are returned whole, and say so.
+            on_impossible (`str`): `"raise"`, or `"warn"` and return the smallest feasible result, where protected text
+                exceeds the budget.
+
+        Returns:
+            [`CompressedText`], or a list of them for a sequence of texts.
+
+        Raises:
+            `ValueError`: If arguments exclude each other, or what is protected does not fit the budget.
+        """
+        request = Request(
+            rate=rate, target_tokens=target_tokens, threshold=threshold, unit=unit, protect=protect, nested=nested,
+            prefix_stable=prefix_stable, budget=budget, tags=tags, min_tokens=min_tokens, on_impossible=on_impossible,
+        )  # fmt: skip
+        single = isinstance(texts, str)
+        texts = [texts] if single else list(texts)
+        request.check_texts(texts, single)
+        results = self._compress(texts, request)
+        return results[0] if single else results
+
+    def _compress(self, texts: list[str], request: Request) -> list[CompressedText]:
+        began = time.perf_counter()
+        items = self._encode_chunks(texts) if request.prefix_stable else self._encode(texts, request.tags)
+        for item in items:
+            if not len(item.ids):
+                item.whole = "no tokens"
+            elif len(item.ids) < request.min_tokens:
+                item.whole = "min_tokens"
+        self._score(items, request.told_rates([len(item.ids) for item in items]))
+        active = [item for item in items if not item.whole]
+        for item in active:
+            item.prepare(request)
+        groups = [active] * bool(active) if request.budget == "corpus" else [[item] for item in active]
+        choices = run_searches([search(group, request) for group in groups], self._reencode)
+        done: dict[int, CompressedText] = {}
+        for group, choice in zip(groups, choices):
+            _check_feasible(choice, group[0].target, request.on_impossible)
+            start = 0
+            for item, text, encoded in zip(group, choice.outputs, choice.encoded):
+                keep = choice.keep[start : start + len(item.pieces)]
+                start += len(item.pieces)
+                shortfall = 0 if item.target is None else item.target - choice.count
+                done[id(item)] = item.result(keep, text, np.array(encoded.ids, np.int64), shortfall, self.fingerprint)
+        results = [done.get(id(item)) or item.returned_whole(self.fingerprint) for item in items]
+        seconds = (time.perf_counter() - began) / max(sum(len(item.ids) for item in items), 1)
+        for result in results:
+            result.seconds = seconds * result.original_tokens
+        return results
+
+    def compress_stream(
+        self,
+        parts: Iterable[str],
+        rate: float | None = None,
+        threshold: float | None = None,
+        block_chars: int = 65_536,
+        **options,
+    ) -> Iterator[CompressedText]:
+        """
+        Compress a long text that arrives in parts, such as the lines of a file, in memory that does not grow.
+
+        The outputs, joined, are the compressed text; their tokens never exceed `rate` times the tokens read so far. The
+        first token of each block is kept, so that blocks join like words.
+
+        Args:
+            parts (`Iterable[str]`): Strings of any length.
+            rate (`float`, *optional*), threshold (`float`, *optional*): As in `compress`.
+            block_chars (`int`): Characters that are decided together, at least.
+            **options: `unit`, `protect`, `on_impossible` as in `compress`.
+
+        Returns:
+            `Iterator[CompressedText]`: One for each block, with `start` its place in the stream.
+        """
+        unknown = sorted(options.keys() - {"unit", "protect", "on_impossible"})
+        if unknown:
+            raise ValueError(f"`compress_stream` does not take {', '.join(unknown)}.")
+        # Built here, so that a mistake shows now and not when the first block is asked for.
+        request = Request(rate=rate, threshold=threshold, **options)
+        if request.protection.last or request.protection.spans:
+            raise ValueError(
+                "A stream's end is not known and its blocks are decided apart: leave out 'last:n' and spans."
+            )
+        return self._stream(parts, request, block_chars)
+
+    def _stream(self, parts: Iterable[str], request: Request, block_chars: int) -> Iterator[CompressedText]:
+        start = read = written = 0
+        rate = request.rate
+        for block in blocks(parts, block_chars):
+            if rate is not None:
+                read += len(self._reencode([block])[0])
+                target = max(int(keep_count(torch.tensor([read]), rate)) - written, 1)
+                request.rate, request.target_tokens = None, target
+            result = self._compress([block], request)[0]
+            result.start = start
+            written += result.compressed_tokens
+            start += len(block)
+            request.protection.first = 1
+            yield result
+
+    def _encode(self, texts: list[str], tags: bool) -> list[Item]:
+        parsed = [parse_tags(text) if tags else (text, []) for text in texts]
+        encodings = self.tokenizer.encode_batch([encodable(text) for text, _ in parsed], add_special_tokens=False)
+        return [
+            Item(text, segments, np.array(encoding.ids, np.int64), np.array(encoding.offsets, np.int64).reshape(-1, 2))
+            for (text, segments), encoding in zip(parsed, encodings)
+        ]
+
+    def _encode_chunks(self, texts: list[str]) -> list[Item]:
+        """Each chunk is tokenised on its own, so that its tokens do not depend on what follows."""
+        ends = [[*chunk_ends(text, CHUNK), len(text)] for text in texts]
+        parts = [text[a:b] for text, own in zip(texts, ends) for a, b in zip([0, *own], own)]
+        encoded = iter(self._encode(parts, tags=False))
+        items = []
+        for text, own in zip(texts, ends):
+            chunks = [next(encoded) for _ in own]
+            offsets = [chunk.offsets + start for chunk, start in zip(chunks, [0, *own])]
+            lengths = np.cumsum([len(chunk.ids) for chunk in chunks])
+            items.append(
+                Item(text, [], np.concatenate([chunk.ids for chunk in chunks]), np.concatenate(offsets),
+                      np.stack([own, lengths], 1))
+            )  # fmt: skip
+        return items
+
+    def _reencode(self, texts: list[str]) -> list:
+        return self.tokenizer.encode_batch_fast([encodable(text) for text in texts], add_special_tokens=False)
+
+    def _score(self, items: list[Item], rates: list[float]) -> None:
+        """Logits of every text; a chunk's look at no token behind it."""
+        rows, context, told = [], [], []
+        for item, rate in zip(items, rates):
+            ends = [len(item.ids)] if item.chunks is None else item.chunks[:, 1].tolist()
+            for start, end in zip([0, *ends], ends):
+                first = max(0, start - CONTEXT)
+                rows.append(item.ids[first:end])
+                context.append(start - first)
+                told.append(rate)
+        logits = (row[skipped:] for row, skipped in zip(score(self.policy, rows, told), context))
+        for item in items:
+            num_rows = 1 if item.chunks is None else len(item.chunks)
+            item.logits = np.concatenate([next(logits) for _ in range(num_rows)])
+
+    # -- explain -------------------------------------------------------------------------------------------------------
+    def explain(self, text: str, **options):
+        """
+        Scores of a text as a heat map, and what a budget makes of it.
+
+        Args:
+            text (`str`): The text.
+            **options: As in `compress`.
+
+        Returns:
+            [`Explanation`]: `rich.print` shows it in a terminal, `to_html(path)` writes a page.
+        """
+        from tokforget.compression.heatmap import Explanation
+
+        if not isinstance(text, str):
+            raise TypeError(f"`explain` takes one string, got a {type(text).__name__}.")
+        result = self.compress(text, **options)
+        chunked = self._encode_chunks([text]) if options.get("prefix_stable") else None
+        item = (chunked or self._encode([text], tags=options.get("tags", False)))[0]
+        return Explanation(item.text, cut(item.text, item.offsets, "token"), result)
+
+    # -- restore -------------------------------------------------------------------------------------------------------
+    @cached_property
+    def reconstructor(self):
+        """The reconstructor of this model, loaded when it is first used: base model and adapter."""
+        if self.folder is None:
+            raise ValueError("This compressor was built without a model folder: load it with `from_pretrained`.")
+        from tokforget.models.forget_model import (
+            ForgetModel,  # brings Transformers and PEFT, which compressing does without
+        )
+
+        model = ForgetModel.from_pretrained(self.folder).eval()
+        return model.reconstructor.to(self.policy.inputs.weight.device)
+
+    def restore(
+        self,
+        compressed,
+        abstain_below: float | None = None,
+        gap: str = "[…]",
+        batch_size: int = 16,
+        progress: bool | None = None,
+    ):
+        """
+        Fill the gaps of what `compress` kept. A restoration is a guess, and its result says so (`is_restoration`, `label`).
+
+        One pass or token by token, as the model's layout says. Longer texts than the model was trained on are restored in
+        overlapping windows.
+
+        Args:
+            compressed: A [`CompressedText`] or a pair of token ids and keep mask `(T,)`, or a list of either. The ids are
+                those of all places (what stands at dropped ones is not read) or of the kept tokens alone.
+            abstain_below (`float`, *optional*): Leave a gap where the model's confidence is below this, in (0, 1].
+            gap (`str`): What stands for tokens that are left open.
+            batch_size (`int`): Windows restored at once.
+            progress (`bool`, *optional*): Whether a bar is shown; without it only on a terminal.
+
+        Returns:
+            [`RestoredText`], or a list of them for a list.
+        """
+        from tokforget.compression.restoration import fill_gaps, full_length, write_text
+
+        if abstain_below is not None and not 0.0 < abstain_below <= 1.0:
+            raise ValueError(f"`abstain_below` is a probability in (0, 1], got {abstain_below}.")
+        single = not isinstance(compressed, list)
+        given = [compressed] if single else compressed
+        texts = [full_length(one, self.fingerprint) for one in given]
+        filled = texts
+        if any(not mask.all() for _, mask in texts):
+            filled = fill_gaps(self.reconstructor, texts, self._restore_window(), batch_size, progress)
+        restored = [
+            write_text(self.tokenizer, one, ids, mask, confidence, abstain_below, gap)
+            for one, (_, mask), (ids, confidence) in zip(given, texts, filled)
+        ]
+        return restored[0] if single else restored
+
+    def _restore_window(self) -> int:
+        """Tokens of a window: as long as the texts of the training run, where that is on record, and as the model takes."""
+        record = self.folder / "training_config.json"
+        trained = json.loads(record.read_text()).get("max_length") if record.is_file() else None
+        return min(trained or WINDOW, self.reconstructor.max_tokens or trained or WINDOW)
+
+
+def _check_feasible(choice: Choice, target: int | None, on_impossible: str) -> None:
+    if target is None or choice.count <= target:
+        return
+    message = (
+        f"What is protected takes {choice.count} tokens, the budget is {target}. The smallest feasible budget is "
+        f"{choice.count}; protect less, or pass `on_impossible='warn'`."
+    )
+    if on_impossible == "raise":
+        raise ValueError(message)
+    warnings.warn(message, stacklevel=4)

@@ -1,0 +1,164 @@
+"""A text on its way from tokens to a result: its scores, its pieces, and the order in which they go."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tokforget.compression.chunks import search_chunks
+from tokforget.compression.pieces import Pieces, cut
+from tokforget.compression.protection import Segment
+from tokforget.compression.request import _SCORE_SCALE, Request
+from tokforget.compression.results import CompressedText
+from tokforget.compression.search import (
+    Ranked,
+    Search,
+    runs,
+    search_budget,
+    search_nested,
+    search_threshold,
+    separated,
+)
+from tokforget.masking import keep_count
+
+
+@dataclass
+class Item:
+    """
+    A text on its way through `compress`.
+
+    Args:
+        text (`str`), segments (`list[Segment]`): The text without tags, and what they said.
+        ids (`np.ndarray` of shape `(num_tokens,)`), offsets (`np.ndarray` of shape `(num_tokens, 2)`): Its tokens.
+        chunks (`np.ndarray` of shape `(num_chunks, 2)`, *optional*): Ends of chunks in characters and in tokens.
+        logits (`np.ndarray` of shape `(num_tokens,)`), pieces (`Pieces`), ranks (`np.ndarray` of shape `(num_pieces,)`),
+        target (`int`, *optional*): What is found on the way; ranks are lower for what is kept first.
+        whole (`str`, *optional*): Why the text is returned whole.
+    """
+
+    text: str
+    segments: list[Segment]
+    ids: np.ndarray
+    offsets: np.ndarray
+    chunks: np.ndarray | None = None
+    logits: np.ndarray | None = None
+    pieces: Pieces | None = None
+    ranks: np.ndarray | None = None
+    target: int | None = None
+    whole: str | None = None
+
+    def prepare(self, request: Request) -> None:
+        """Cut the text into pieces, rank them, and set the text's own target."""
+        self.pieces = pieces = cut(self.text, self.offsets, request.unit)
+        self.ranks = -pieces.means(self.logits)
+        protection, num_tokens = request.protection, len(self.ids)
+        if self.chunks is None:
+            protected = protection.find(self.text)
+        else:
+            protected = protection.find_in_chunks(self.text, self.chunks[:, 0].tolist())
+        forced = _covered(pieces, protected + [(s.start, s.end) for s in self.segments if s.rate == 1.0])
+        forced |= (pieces.starts[:-1] < protection.first) | (pieces.starts[1:] > num_tokens - protection.last)
+        excluded = _inside(pieces, [(s.start, s.end) for s in self.segments if s.rate == 0.0]) & ~forced
+        if request.budget == "per_text" and request.target_tokens is not None:
+            self.target = min(request.target_tokens, num_tokens)
+        elif request.budget == "per_text" and request.rate is not None:
+            self.target = (
+                self._rank_segments(forced, excluded, request.rate)
+                if self.segments
+                else _count(num_tokens, request.rate)
+            )
+        self.ranks[excluded] = np.inf
+        self.ranks[forced] = -np.inf
+
+    def _rank_segments(self, forced: np.ndarray, excluded: np.ndarray, rate: float) -> int:
+        """
+        The target of a text whose segments have rates of their own. Every segment's pieces are ranked by the share of the
+        segment's quota that they and better ones take, so that one common order serves all segments.
+        """
+        sizes, owner = self.pieces.sizes, np.zeros(len(self.pieces), dtype=np.int64)
+        owner[forced | excluded] = -1
+        quotas = {0: rate}
+        for number, segment in enumerate(self.segments, 1):
+            if 0.0 < segment.rate < 1.0:
+                owner[_inside(self.pieces, [(segment.start, segment.end)]) & (owner == 0)] = number
+                quotas[number] = segment.rate
+        target = int(sizes[forced].sum())
+        for number, own_rate in quotas.items():
+            mine = np.flatnonzero(owner == number)
+            if len(mine):
+                order = mine[np.argsort(self.ranks[mine], kind="stable")]
+                taken = np.cumsum(sizes[order])
+                quota = _count(int(taken[-1]), own_rate)
+                self.ranks[order] = taken / quota
+                target += quota
+        return target
+
+    def result(
+        self, keep: np.ndarray, text: str, output_ids: np.ndarray, shortfall: int, tokenizer: str
+    ) -> CompressedText:
+        """What comes of keeping these pieces."""
+        pieces = self.pieces
+        kept_spans, dropped_spans = (pieces.chars[np.stack(runs(part), 1)] for part in (keep, ~keep))
+        kept_indices = np.flatnonzero(pieces.to_tokens(keep))
+        return CompressedText(
+            text=text,
+            compressed_input_ids=output_ids,
+            kept_ids=self.ids[kept_indices],
+            kept_indices=kept_indices,
+            original_tokens=len(self.ids),
+            scores=(1 / (1 + np.exp(-self.logits / _SCORE_SCALE))).astype(np.float32),
+            kept_spans=kept_spans,
+            dropped_spans=dropped_spans,
+            separated=separated(pieces, keep),
+            target_tokens=self.target,
+            shortfall=shortfall,
+            tokenizer=tokenizer,
+        )
+
+    def returned_whole(self, tokenizer: str) -> CompressedText:
+        """The text as it is, and why."""
+        self.pieces = cut(self.text, self.offsets, "token")
+        result = self.result(np.ones(len(self.pieces), dtype=bool), self.text, self.ids, 0, tokenizer)
+        result.returned_whole = self.whole
+        if self.text and not len(self.ids):
+            result.kept_spans, result.separated = np.array([[0, len(self.text)]]), np.array([False])
+        return result
+
+
+def search(items: list[Item], request: Request) -> Search:
+    """The search for what one budget keeps of these texts."""
+    ranked = Ranked([i.text for i in items], [i.pieces for i in items], np.concatenate([i.ranks for i in items]))
+    if request.threshold is not None:
+        return search_threshold(ranked, _SCORE_SCALE * float(np.log((1 - request.threshold) / request.threshold)))
+    if request.budget == "corpus":
+        total = sum(len(item.ids) for item in items)
+        target = _count(total, request.rate) if request.rate is not None else min(request.target_tokens, total)
+        for item in items:
+            item.target = target
+    if request.prefix_stable:
+        ends = items[0].chunks[:, 1]
+        targets = keep_count(torch.from_numpy(ends), request.rate).tolist()
+        return search_chunks(ranked, np.searchsorted(items[0].pieces.starts, ends).tolist(), targets)
+    return (search_nested if request.nested else search_budget)(ranked, items[0].target)
+
+
+def _count(num_tokens: int, rate: float) -> int:
+    return int(keep_count(torch.tensor([num_tokens]), rate))
+
+
+def _covered(pieces: Pieces, spans: list[tuple[int, int]]) -> np.ndarray:
+    """Pieces that share a character with a span; bool."""
+    touched = np.zeros(len(pieces) + 1, dtype=np.int64)
+    if spans:
+        begin, end = np.array(spans, dtype=np.int64).T
+        np.add.at(touched, np.searchsorted(pieces.chars, begin, side="right") - 1, 1)
+        np.add.at(touched, np.searchsorted(pieces.chars, end, side="left"), -1)
+    return np.cumsum(touched)[:-1] > 0
+
+
+def _inside(pieces: Pieces, spans: list[tuple[int, int]]) -> np.ndarray:
+    """Pieces that lie wholly within a span; bool."""
+    inside = np.zeros(len(pieces), dtype=bool)
+    for begin, end in spans:
+        inside |= (pieces.chars[:-1] >= begin) & (pieces.chars[1:] <= end)
+    return inside

@@ -1,0 +1,111 @@
+"""
+One call of `compress`: what was asked for, checked, and a text on its way from tokens to a result.
+"""
+
+from dataclasses import InitVar, dataclass, field
+
+import numpy as np
+
+from tokforget.compression.protection import Protection
+from tokforget.masking import check_rate
+
+
+@dataclass(kw_only=True)
+class Request:
+    """The arguments of `Compressor.compress`, checked; see there."""
+
+    rate: float | None = None
+    target_tokens: int | None = None
+    threshold: float | None = None
+    unit: str = "token"
+    protect: InitVar = None
+    nested: bool = False
+    prefix_stable: bool = False
+    budget: str = "per_text"
+    tags: bool = False
+    min_tokens: int = 0
+    on_impossible: str = "raise"
+    protection: Protection = field(init=False)
+
+    def __post_init__(self, protect):
+        self.protection = Protection.parse(protect)
+        budgets = ("rate", "target_tokens", "threshold")
+        given = [name for name in budgets if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"Pass one of `rate`, `target_tokens` and `threshold`, got {' and '.join(given)}.")
+        if not given:
+            self.rate = 0.5
+        self._check_values()
+        self._check_pairs()
+
+    def _check_values(self) -> None:
+        if self.rate is not None:
+            check_rate(self.rate)
+        target = self.target_tokens
+        if target is not None and (not isinstance(target, (int, np.integer)) or target < 1):
+            raise ValueError(f"`target_tokens` must be a whole number of at least 1, got {target!r}.")
+        if self.threshold is not None and not 0.0 < self.threshold < 1.0:
+            raise ValueError(f"`threshold` must lie in (0, 1), got {self.threshold}.")
+        choices = {"unit": ("token", "word"), "budget": ("per_text", "corpus"), "on_impossible": ("raise", "warn")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}.")
+        if self.min_tokens < 0:
+            raise ValueError(f"`min_tokens` must be at least 0, got {self.min_tokens}.")
+
+    def _check_pairs(self) -> None:
+        corpus, stable, threshold = self.budget == "corpus", self.prefix_stable, self.threshold is not None
+        target = self.target_tokens is not None
+        for clash, message in (
+            (corpus and threshold, "A `threshold` is no budget: leave out `budget='corpus'`."),
+            (
+                corpus and self.tags,
+                "`budget='corpus'` spends one budget over all texts; tags give segments their own.",
+            ),
+            (self.nested and self.tags, "Segments with rates of their own do not nest: leave out `nested` or `tags`."),
+            (stable and self.nested, "`prefix_stable` spends its budget from left to right, which does not nest."),
+            (stable and corpus, "`prefix_stable` decides each text on its own: leave out `budget='corpus'`."),
+            (stable and self.tags, "`prefix_stable` cannot give segments a budget of their own: leave out `tags`."),
+            (stable and target, "`prefix_stable` cannot know how long a text will become: pass `rate`."),
+            (stable and self.protection.last > 0, "The last tokens of a growing text change: leave out 'last:n'."),
+            (self.tags and threshold, "Tags give segments a rate: pass `rate`, not `threshold`."),
+            (self.tags and target, "Tags give segments a rate: pass `rate`, not `target_tokens`."),
+        ):
+            if clash:
+                raise ValueError(message)
+
+    def check_texts(self, texts: list, single: bool) -> None:
+        """Raise unless these are texts, and as many as the spans allow."""
+        for text in texts:
+            if not isinstance(text, str):
+                raise TypeError(
+                    f"`texts` must be a string or a sequence of strings, got {type(text).__name__} {text!r:.60}. Decode "
+                    "bytes first, for instance with `.decode('utf-8', 'replace')`."
+                )
+        if self.protection.spans and not single:
+            raise ValueError(
+                "Protected spans belong to one text. For several texts pass a function from a text to spans."
+            )
+
+    def told_rates(self, lengths: list[int]) -> list[float]:
+        """The rate that the policy is told for texts of these many tokens."""
+        if self.nested or self.threshold is not None:
+            rates = [_REFERENCE_RATE] * len(lengths)
+        elif self.rate is not None:
+            rates = [self.rate] * len(lengths)
+        elif self.budget == "corpus":  # one rate for all: their scores are compared
+            rates = [self.target_tokens / max(sum(lengths), 1)] * len(lengths)
+        else:
+            rates = [self.target_tokens / max(length, 1) for length in lengths]
+        return np.clip(rates, *_TOLD_RATES).tolist()
+
+
+# The rate a policy is told lies within what it was trained on; scores that must not depend on a rate are those of 0.5.
+_TOLD_RATES = (0.2, 0.8)
+
+
+_REFERENCE_RATE = 0.5
+
+
+# Trained logits reach about 15 on either side; a quarter of that spreads the scores over (0.02, 0.98).
+_SCORE_SCALE = 4.0

@@ -1,0 +1,210 @@
+"""What compressing and restoring return, and how it is written to JSON."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+@dataclass
+class CompressedText:
+    """
+    One compressed text, and everything that is needed to restore it or to find it in the original.
+
+    Offsets count characters of the original (of the text without tags, where `tags=True`); `dropped_spans` and
+    `kept_spans` together cover it. JSON holds the same fields; the original text is in neither.
+
+    Args:
+        text (`str`): The compressed text.
+        compressed_input_ids (`np.ndarray` of shape `(compressed_tokens,)`): `text`, tokenised again: what another model
+            reads.
+        kept_ids (`np.ndarray` of shape `(kept_tokens,)`), kept_indices (`np.ndarray` of shape `(kept_tokens,)`): The
+            original's tokens that were kept, and their places in it.
+        original_tokens (`int`): Tokens of the original.
+        scores (`np.ndarray` of shape `(original_tokens,)`): Keep score of each token of the original, in (0, 1); higher
+            is kept first. Not a probability. In word units the mean over a word decides.
+        kept_spans (`np.ndarray` of shape `(num_spans, 2)`), dropped_spans (`np.ndarray` of shape `(num_gaps, 2)`): First
+            character and the one after the last.
+        separated (`np.ndarray` of shape `(num_spans,)`): True where a space was put before a kept span, because it would
+            have fused with the word before it. All else in `text` is the original's.
+        target_tokens (`int`, *optional*): The budget, of all texts together with `budget="corpus"`.
+        shortfall (`int`): Tokens that `text` stays below the budget; negative where protected text exceeds it and
+            `on_impossible="warn"` was asked for. Of all texts together with `budget="corpus"`.
+        returned_whole (`str`, *optional*): Why nothing was tried: `"min_tokens"` or `"no tokens"`.
+        start (`int`): Where the text begins in its stream (`compress_stream`), in characters.
+        tokenizer (`str`): Fingerprint of the tokenizer the ids belong to.
+        seconds (`float`): Share of the call's time, by tokens.
+    """
+
+    text: str
+    compressed_input_ids: np.ndarray
+    kept_ids: np.ndarray
+    kept_indices: np.ndarray
+    original_tokens: int
+    scores: np.ndarray
+    kept_spans: np.ndarray
+    dropped_spans: np.ndarray
+    separated: np.ndarray
+    target_tokens: int | None = None
+    shortfall: int = 0
+    returned_whole: str | None = None
+    start: int = 0
+    tokenizer: str = ""
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def keep_mask(self) -> np.ndarray:
+        """True where a token of the original was kept `(original_tokens,)`."""
+        mask = np.zeros(self.original_tokens, dtype=bool)
+        mask[self.kept_indices] = True
+        return mask
+
+    @property
+    def kept_tokens(self) -> int:
+        """Tokens of the original that were kept."""
+        return len(self.kept_indices)
+
+    @property
+    def compressed_tokens(self) -> int:
+        """Tokens of `text`, after re-encoding."""
+        return len(self.compressed_input_ids)
+
+    @property
+    def kept_rate(self) -> float:
+        """Kept ÷ original tokens, of the mask; 1 for an empty text."""
+        return self.kept_tokens / self.original_tokens if self.original_tokens else 1.0
+
+    @property
+    def compression_rate(self) -> float:
+        """Tokens of `text` ÷ tokens of the original; 1 for an empty text."""
+        return self.compressed_tokens / self.original_tokens if self.original_tokens else 1.0
+
+    @property
+    def compression_ratio(self) -> float:
+        """Tokens of the original ÷ tokens of `text`: "4.0x"; inf where nothing is left."""
+        return 1.0 / self.compression_rate if self.compression_rate else float("inf")
+
+    def to_dict(self) -> dict:
+        """Plain Python values; scores with four decimals."""
+        fields = {
+            name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(self).items()
+        }
+        rates = {"kept_rate": self.kept_rate, "compression_rate": self.compression_rate}
+        return fields | {"scores": np.round(self.scores.astype(float), 4).tolist()} | rates
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """JSON text, also written to `path` if one is given."""
+        return write_json(self.to_dict(), path)
+
+    @classmethod
+    def from_dict(cls, fields: dict) -> "CompressedText":
+        """The inverse of `to_dict`."""
+        kinds = {"compressed_input_ids": np.int64, "kept_ids": np.int64, "kept_indices": np.int64,
+                 "scores": np.float32, "kept_spans": np.int64, "dropped_spans": np.int64, "separated": bool}  # fmt: skip
+        missing = [name for name in ("text", "original_tokens", *kinds) if name not in fields]
+        if missing:
+            raise ValueError(f"This is no saved CompressedText: it lacks {', '.join(missing)}.")
+        values = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
+        for name, kind in kinds.items():
+            shape = (-1, 2) if name.endswith("_spans") else (-1,)
+            values[name] = np.asarray(values[name], dtype=kind).reshape(shape)
+        return cls(**values)
+
+    @classmethod
+    def from_json(cls, source: str | Path) -> "CompressedText":
+        """From JSON text, or from the path of a JSON file."""
+        text = str(source)
+        if isinstance(source, Path) or not text.lstrip().startswith("{"):
+            text = Path(source).read_text(encoding="utf-8")
+        return cls.from_dict(json.loads(text))
+
+
+def encodable(text: str) -> str:
+    """The text with lone surrogates, which no encoding can hold, replaced one for one."""
+    return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
+
+
+def write_json(fields: dict, path: str | Path | None) -> str:
+    """JSON text, also written to `path` if one is given. Lone surrogates, which JSON cannot hold, become U+FFFD."""
+    text = json.dumps(fields | {"text": encodable(fields["text"])}, ensure_ascii=False)
+    if path is not None:
+        Path(path).write_text(text, encoding="utf-8")
+    return text
+
+
+@dataclass
+class RestoredText:
+    """
+    A restoration: kept tokens as they were, dropped ones as the model guesses them. It is never the original.
+
+    Args:
+        text (`str`): The restored text; where the model abstains, a visible gap.
+        input_ids (`np.ndarray` of shape `(num_tokens,)`): Kept and restored tokens; -1 where the model abstains.
+        keep_mask (`np.ndarray` of shape `(num_tokens,)`): True where a token was given.
+        confidence (`np.ndarray` of shape `(num_tokens,)`): Probability that the model gave to the token it wrote, at
+            gaps too; 1 for kept tokens.
+        restored_spans (`np.ndarray` of shape `(num_spans, 2)`): Characters of `text` that are guessed, gaps included.
+        abstained (`int`): Tokens the model left out because their confidence was below `abstain_below`.
+    """
+
+    text: str
+    input_ids: np.ndarray
+    keep_mask: np.ndarray
+    confidence: np.ndarray
+    restored_spans: np.ndarray
+    abstained: int = 0
+    is_restoration: bool = True
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def restored_tokens(self) -> int:
+        """Tokens that were guessed."""
+        return int((~self.keep_mask & (self.input_ids >= 0)).sum())
+
+    @property
+    def label(self) -> str:
+        """One line that says what this text is."""
+        guesses = self.confidence[~self.keep_mask]
+        mean = f", mean confidence {guesses.mean():.2f}" if len(guesses) else ""
+        return (
+            f"Restoration, not the original: {self.restored_tokens} of {len(self.input_ids)} tokens guessed"
+            f"{f', {self.abstained} left open' if self.abstained else ''}{mean}."
+        )
+
+    def to_dict(self) -> dict:
+        """Plain Python values; confidence with four decimals."""
+        fields = {
+            name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(self).items()
+        }
+        return fields | {"confidence": np.round(self.confidence.astype(float), 4).tolist(), "label": self.label}
+
+    def to_json(self, path=None) -> str:
+        """JSON text, also written to `path` if one is given."""
+        return write_json(self.to_dict(), path)
+
+
+COLUMNS = ("compressed", "original_tokens", "compressed_tokens", "compression_rate")
+
+
+def columns(result: CompressedText) -> dict:
+    """What is said of a text where rows or dictionaries are wanted."""
+    return {"compressed": result.text} | counts(result)
+
+
+def counts(result: CompressedText, prefix: str = "") -> dict:
+    """Tokens before and after, and their quotient."""
+    return {
+        f"{prefix}original_tokens": result.original_tokens,
+        f"{prefix}compressed_tokens": result.compressed_tokens,
+        f"{prefix}compression_rate": round(result.compression_rate, 4),
+    }

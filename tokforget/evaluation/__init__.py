@@ -1,0 +1,1 @@
+"""Scorers at equal budgets: comparison, downstream use, speed, report."""

@@ -1,0 +1,251 @@
+"""
+The scorers a policy must beat, under the same seam as the policy: one number per token, the highest are kept.
+
+A new scorer is one class with a `name` and a `score`, one entry in `BASELINES`, and one row in the table of
+tests/evaluation/test_baselines.py. Those that ask a language model are in lm_baselines.py, the ceiling is in oracle.py. No score
+depends on how texts are batched.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from tokforget.evaluation.lm_baselines import IterativePruning, LeaveOneOut, SelfInformation
+from tokforget.evaluation.oracle import GreedyOracle
+from tokforget.evaluation.scorers import Scorer
+from tokforget.evaluation.vocabulary import WORD_CLASSES, Vocabulary
+from tokforget.masking import keep_count
+from tokforget.models.reconstructor import Reconstructor
+
+
+_FUNCTION, _PUNCTUATION, _SPACE = (WORD_CLASSES.index(name) for name in ("function", "punctuation", "space"))
+# Above any other score in use: sorts two groups of tokens apart.
+_FIRST = 1e6
+_MEAN_SPAN = 6.0
+
+
+# -- chance ------------------------------------------------------------------------------------------------------------
+class Random:
+    """Uniformly random tokens: the floor."""
+
+    name, needs_rate = "random", False
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def score(self, input_ids: torch.Tensor, valid: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
+        scores = torch.zeros(input_ids.shape)
+        for row, (present, generator) in enumerate(_generators(input_ids, valid, self.seed)):
+            scores[row, present] = torch.rand(int(present.sum()), generator=generator)
+        return scores.to(input_ids.device)
+
+
+class RandomSpans:
+    """Random stretches of consecutive tokens, six on average: chance with whole phrases. Relates to: `Random`."""
+
+    name, needs_rate = "random_spans", False
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def score(self, input_ids: torch.Tensor, valid: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
+        scores = torch.zeros(input_ids.shape)
+        for row, (present, generator) in enumerate(_generators(input_ids, valid, self.seed)):
+            begins = torch.rand(int(present.sum()), generator=generator) < 1 / _MEAN_SPAN
+            of_span = torch.rand(len(begins) + 1, generator=generator)
+            scores[row, present] = of_span[begins.long().cumsum(0)]
+        return scores.to(input_ids.device)
+
+
+def _generators(
+    input_ids: torch.Tensor, valid: torch.Tensor, seed: int
+) -> Iterator[tuple[torch.Tensor, torch.Generator]]:
+    """Each text's places and a generator seeded by the text: the draw does not depend on batch, order or padding."""
+    for ids, present in zip(input_ids.cpu(), valid.cpu()):
+        digest = hashlib.blake2b(ids[present].numpy().tobytes(), digest_size=4, key=str(seed).encode()).digest()
+        yield present, torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+
+
+# -- counts ------------------------------------------------------------------------------------------------------------
+class Frequency:
+    """
+    Inverse document frequency, `log((D + 1) / (df + 1))`, the block as document: rare tokens are kept.
+
+    Requires: the training split. Relates to: a unigram model's surprisal, of which it is the thresholded form.
+    """
+
+    name, needs_rate = "frequency", False
+
+    def __init__(self, training_texts: Iterable[list[int]], vocab_size: int):
+        frequency, num_documents = torch.zeros(vocab_size), 0
+        for text in training_texts:
+            frequency[torch.as_tensor(text).unique()] += 1
+            num_documents += 1
+        self.idf = torch.log((num_documents + 1) / (frequency + 1))
+
+    def score(self, input_ids: torch.Tensor, valid: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
+        return self.idf.to(input_ids.device)[input_ids]
+
+
+class TfIdf:
+    """Frequency in the text times IDF: what this text says often and others do not is kept. Requires: `Frequency`."""
+
+    name, needs_rate = "tf_idf", False
+
+    def __init__(self, frequency: Frequency):
+        self.frequency = frequency
+
+    def score(self, input_ids: torch.Tensor, valid: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
+        same = (input_ids[:, :, None] == input_ids[:, None, :]) & valid[:, None, :]
+        term_frequency = same.sum(2) / valid.sum(1, keepdim=True).clamp(min=1)
+        return term_frequency * self.frequency.score(input_ids, valid, rate)
+
+
+class StopWords:
+    """
+    Function words, punctuation and white space go first; within each of the two groups IDF decides.
+
+    Requires: `Frequency`, an English vocabulary. Relates to: the stop-word baseline of PCRL (Jung and Kim 2023, arXiv
+    2308.08758), filled to the budget.
+    """
+
+    name, needs_rate = "stop_words", False
+
+    def __init__(self, frequency: Frequency, vocabulary: Vocabulary):
+        classes = vocabulary.classes
+        carries = (classes != _FUNCTION) & (classes != _PUNCTUATION) & (classes != _SPACE)
+        self.scores = frequency.idf + _FIRST * carries
+
+    def score(self, input_ids: torch.Tensor, valid: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
+        return self.scores.to(input_ids.device)[input_ids]
+
+
+class Length:
+    """Characters of a token: long tokens are kept."""
+
+    name, needs_rate = "length", False
+
+    def __init__(self, vocabulary: Vocabulary):
+        self.lengths = vocabulary.lengths
+
+    def score(self, input_ids: torch.Tensor, valid: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
+        return self.lengths.to(input_ids.device)[input_ids]
+
+
+# -- place -------------------------------------------------------------------------------------------------------------
+class Position:
+    """Evenly spaced tokens, a uniform stride: place alone decides, no place is favoured."""
+
+    name, needs_rate = "position", True
+
+    def score(self, input_ids: torch.Tensor, valid: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
+        # The k-th token is kept where the running budget passes a whole number: ranks follow the distance to that.
+        counts = keep_count(valid.sum(1), rate)[:, None].double()
+        step = counts / valid.sum(1, keepdim=True).clamp(min=1)
+        place = _places(input_ids)[None] + 0.5
+        passed = torch.floor((place + 0.5) * step + 1e-9) - torch.floor((place - 0.5) * step + 1e-9)
+        return passed.float()
+
+
+class Head:
+    """The first tokens: prefix truncation under its own name."""
+
+    name, needs_rate = "head", False
+
+    def score(self, input_ids: torch.Tensor, valid: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
+        return -_places(input_ids).float().expand(input_ids.shape)
+
+
+class Tail:
+    """The last tokens."""
+
+    name, needs_rate = "tail", False
+
+    def score(self, input_ids: torch.Tensor, valid: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
+        return _places(input_ids).float().expand(input_ids.shape)
+
+
+class HeadTail:
+    """Both ends, half of the budget each. Relates to: attention sinks with a recent window (arXiv 2309.17453)."""
+
+    name, needs_rate = "head_tail", False
+
+    def score(self, input_ids: torch.Tensor, valid: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
+        from_head = _places(input_ids).expand(input_ids.shape)
+        return -torch.minimum(from_head, valid.sum(1, keepdim=True) - 1 - from_head).float()
+
+
+def _places(input_ids: torch.Tensor) -> torch.Tensor:
+    return torch.arange(input_ids.shape[1], device=input_ids.device)
+
+
+# -- all of them -------------------------------------------------------------------------------------------------------
+@dataclass
+class Ground:
+    """
+    What baselines are built on.
+
+    Args:
+        reconstructor ([`Reconstructor`]): The judge; its base model, adapter off, is the language model asked.
+        tokenizer (`PreTrainedTokenizerBase`): Of the texts.
+        training_texts (`list[list[int]]`): The training split, for the count tables.
+        seeds (`list[int]`): One repetition each of the baselines that draw.
+    """
+
+    reconstructor: Reconstructor
+    tokenizer: PreTrainedTokenizerBase
+    training_texts: Iterable[list[int]]
+    seeds: list[int]
+
+    @cached_property
+    def vocab_size(self) -> int:
+        return self.reconstructor.base_model.get_input_embeddings().weight.shape[0]
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.tokenizer, self.vocab_size)
+
+    @cached_property
+    def frequency(self) -> Frequency:
+        return Frequency(self.training_texts, self.vocab_size)
+
+
+def _self_information(context: str, unit: str) -> Callable[[Ground], list[Scorer]]:
+    return lambda ground: [SelfInformation(ground.reconstructor, ground.vocabulary, context, unit)]
+
+
+BASELINES: dict[str, Callable[[Ground], list[Scorer]]] = {
+    "random": lambda ground: [Random(seed) for seed in ground.seeds],
+    "random_spans": lambda ground: [RandomSpans(seed) for seed in ground.seeds],
+    "frequency": lambda ground: [ground.frequency],
+    "tf_idf": lambda ground: [TfIdf(ground.frequency)],
+    "stop_words": lambda ground: [StopWords(ground.frequency, ground.vocabulary)],
+    "length": lambda ground: [Length(ground.vocabulary)],
+    "position": lambda ground: [Position()],
+    "head": lambda ground: [Head()],
+    "tail": lambda ground: [Tail()],
+    "head_tail": lambda ground: [HeadTail()],
+    "self_information": _self_information("document", "token"),
+    "self_information_words": _self_information("document", "word"),
+    "self_information_sentences": _self_information("sentence", "token"),
+    "self_information_sentence_words": _self_information("sentence", "word"),
+    "iterative_pruning": lambda ground: [IterativePruning(ground.reconstructor)],
+    "leave_one_out": lambda ground: [LeaveOneOut(ground.reconstructor)],
+    "greedy_oracle": lambda ground: [GreedyOracle(ground.reconstructor)],
+}
+# No pass of a language model: what a policy must clearly beat.
+CHEAP_BASELINES = tuple(BASELINES)[:10]
+# What training compares with at its end; the whole list belongs to recipes/evaluate.py.
+CLOSING_BASELINES = ("random", "frequency", "length", "position", "head", "self_information")
+
+
+def baselines(names: Iterable[str], ground: Ground) -> list[Scorer]:
+    """The named baselines; those that draw come once per seed. Raises `ValueError` for an unknown name."""
+    names = list(names)
+    if unknown := [name for name in names if name not in BASELINES]:
+        raise ValueError(f"Unknown baseline {unknown[0]!r}; there are {', '.join(BASELINES)}.")
+    return [scorer for name in names for scorer in BASELINES[name](ground)]

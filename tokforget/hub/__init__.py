@@ -1,0 +1,1 @@
+"""Folders to and from the Hub: one commit, whole or absent; cards."""

@@ -1,0 +1,222 @@
+"""
+Cards: the templates of `hub_cards/`, filled from the records that lie in a folder. What is not recorded is not written.
+
+    config.json, adapter/adapter_config.json   what it is
+    training_config.json                       every argument, data, hardware, time, versions
+    eval_results.json                          the numbers of the tables, of the plot and of `model-index`
+"""
+
+import json
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from tokforget.packaged import EMBEDDED
+
+
+PLOT = "rate_quality.png"
+TRAINING, RESULTS = "training_config.json", "eval_results.json"
+# Parts of the record that have a section of their own.
+_SECTIONS = ("data", "run", "trainable_parameters")
+
+
+def template_path(name: str) -> Path:
+    """A template of `hub_cards/`: beside the package in a checkout, inside it once installed as a wheel."""
+    package = Path(__file__).parents[1]
+    for folder in (package / "hub_cards", package.parent / "hub_cards"):
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"The card template {name} is missing from the installation; install tokforget again.")
+
+
+def render(template: str, card_data, **facts) -> str:
+    """A template filled; a name that the template asks for and nobody gave is an error, not an empty place."""
+    environment = Environment(
+        loader=FileSystemLoader(template_path(template).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= _FILTERS
+    text = environment.get_template(template).render(card_data=card_data.to_yaml(), **facts)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def write_card(
+    folder: str | Path,
+    template: str = "model.md",
+    name: str | None = None,
+    license: str | None = None,
+    evaluation: list[str] | None = None,
+) -> None:
+    """
+    Write `README.md`, and `rate_quality.png` if there are measurements and matplotlib, from what lies in a folder.
+
+    Args:
+        template (`str`): `model.md` for policy and reconstructor, `reconstructor.md` for a reconstructor alone.
+        name (`str`, *optional*): What the card's code loads: an id on the Hub; the folder itself by default.
+        license (`str`, *optional*): Under which the model is given.
+        evaluation (`list[str]`, *optional*): Files of an evaluation that lie in the folder's `evaluation/`.
+    """
+    folder = Path(folder)
+    name = name or str(folder)
+    config, training, results = (_read(folder / file) for file in ("config.json", TRAINING, RESULTS))
+    base = describe_base(config.get("base_model_name_or_path") or training.get("base_model_name_or_path"))
+    rows, texts = _rows(results), results.get("texts") or next(iter(_rows(results)), {}).get("texts")
+    text = render(
+        template,
+        _metadata(name, config, training, results, base, license),
+        name=name,
+        config=config,
+        arguments_of=training,
+        arguments=_arguments(training),
+        data=training.get("data"),
+        run=training.get("run"),
+        results=results,
+        rows=rows,
+        texts=texts,
+        rates=sorted({row["rate"] for row in rows}),
+        base=base,
+        plot=_draw(folder / PLOT, rows, results),
+        evaluation=sorted(evaluation or []),
+    )
+    ModelCard(text)  # metadata that the Hub would refuse is an error here
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def describe_base(name: str | None) -> dict:
+    """Of a base model's name: `name` to show, `id` to load it by, and whether it is on the Hub or embedded."""
+    if not name:
+        return {"name": None, "id": None, "on_hub": False, "embedded": False, "here": False}
+    embedded, here = name == EMBEDDED, Path(name).exists()
+    on_hub = not embedded and not here and re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) is not None
+    return {"name": name if embedded or on_hub else Path(name).name, "id": name, "on_hub": on_hub,
+            "embedded": embedded, "here": here}  # fmt: skip
+
+
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _rows(results: dict) -> list[dict]:
+    """The measured rows: of scorers, or of a reconstructor before and after."""
+    return results.get("scorers") or results.get("reconstructor") or []
+
+
+def _arguments(training: dict) -> list[tuple[str, str]]:
+    """Every argument that has a value, as JSON."""
+    return [
+        (key, json.dumps(_without_none(value)).replace("|", "\\|"))
+        for key, value in training.items()
+        if value is not None and key not in _SECTIONS and not key.endswith("_token")
+    ]
+
+
+def _without_none(value):
+    if isinstance(value, dict):
+        return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
+    return value
+
+
+# -- metadata ----------------------------------------------------------------------------------------------------------
+def _metadata(
+    name: str, config: dict, training: dict, results: dict, base: dict, license: str | None
+) -> ModelCardData:
+    whole = training.get("use_peft") is False
+    source = (training.get("data") or {}).get("source", {})
+    measured = _eval_results(results, source)
+    return ModelCardData(
+        license=license,
+        library_name="transformers" if whole else "peft",
+        tags=["tokforget", "trl", *([] if whole else ["lora"]), "prompt-compression"],
+        base_model=base["id"] if base["on_hub"] else None,
+        base_model_relation=("finetune" if whole else "adapter") if base["on_hub"] else None,
+        datasets=[source["dataset_name"]] if source.get("on_hub") else None,
+        model_name=Path(name).name if measured else None,
+        eval_results=measured or None,
+    )
+
+
+def _eval_results(results: dict, source: dict) -> list[EvalResult]:
+    """The `model-index`: the measured numbers of what is published, at every rate, as they stand in the record."""
+    rows = _rows(results)
+    own = [
+        row for row in rows if row.get("stage", "after") == "after" and row.get("scorer") == (rows[0].get("scorer"))
+    ]
+    dataset = Path(source.get("dataset_name") or results.get("dataset") or "").name
+    dataset_type = source["dataset_name"] if source.get("on_hub") else dataset
+    return [
+        EvalResult(
+            task_type="text-compression",
+            dataset_type=dataset_type,
+            dataset_name=dataset,
+            dataset_config=source.get("dataset_config"),
+            dataset_revision=source.get("revision") if source.get("on_hub") else None,
+            dataset_split=results.get("split", "test"),
+            metric_type=metric,
+            metric_name=f"{words} at rate {row['rate']:g}",
+            metric_value=row[metric],
+        )
+        for row in own
+        for metric, words in (
+            ("bits_lost", "Bits lost per original token"),
+            ("exact_restored", "Share of dropped tokens restored exactly"),
+        )
+        if dataset
+    ]
+
+
+# -- the plot ----------------------------------------------------------------------------------------------------------
+def _draw(path: Path, rows: list[dict], results: dict) -> bool:
+    """Whether there is a plot of bits lost against rate: drawn anew from the rows, if matplotlib is there."""
+    if not rows or find_spec("matplotlib") is None:
+        path.unlink(missing_ok=True)  # of other results
+        return False
+    from tokforget.plots import draw_rate_quality
+
+    named = [row if "scorer" in row else row | {"scorer": f"{row['stage']} training"} for row in rows]
+    draw_rate_quality(path, named, Path(results.get("dataset") or "").name)
+    return True
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+def _with_interval(row: dict, key: str, percent: bool = False) -> str:
+    """`1.639 [1.580, 1.701]`, or `30.9 % [28.8, 33.1]`; without brackets where no interval was measured."""
+    scale, digits = (100, 1) if percent else (1, 3)
+    text = f"{scale * row[key]:.{digits}f}" + (" %" if percent else "")
+    if (interval := row.get(f"{key}_interval")) is not None:
+        text += f" [{scale * interval[0]:.{digits}f}, {scale * interval[1]:.{digits}f}]"
+    return text
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} seconds" if seconds >= 10 else f"{seconds:.1f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+
+
+_FILTERS = {
+    "with_interval": _with_interval,
+    "duration": _duration,
+    "count": "{:,}".format,
+    "g": "{:g}".format,
+    "string": json.dumps,
+}
+
+
+# Why documents and blocks were left out, in words; those of the cutting into blocks are counted in tokens, too.
+REASONS = {
+    "empty": "documents without text",
+    "not_drawn": "documents beyond `max_sequences`",
+    "outside_shares": "documents outside the shares",
+    "exact_duplicate_within_split": "documents that stand in the split already",
+    "exact_duplicate_across_splits": "documents that stand in a held-out split",
+    "near_duplicate_across_splits": "documents that nearly stand in a held-out split",
+    "too_short": "documents below `min_length`",
+    "too_short_tokens": "their tokens",
+    "short_block": "last blocks below `min_length`",
+    "short_block_tokens": "their tokens",
+}

@@ -1,0 +1,226 @@
+"""
+What of a run's folder is given to others: the files of the model, or the prepared blocks, with a card for where they go.
+
+A folder is first staged, that is written anew as it will lie on the Hub, then sent whole. What else lies in it,
+checkpoints, optimizer states, logs or other people's files, is never looked at.
+"""
+
+import json
+import math
+import shutil
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from huggingface_hub import DatasetCardData
+
+from tokforget.hub.cards import PLOT, RESULTS, TRAINING, render, write_card
+from tokforget.hub.client import Uploaded, upload
+from tokforget.models.folders import ADAPTER, ADAPTER_WEIGHTS, MODEL_TYPE, TOKENIZER, WEIGHTS, check_model_folder
+
+
+MANIFEST = "manifest.json"
+CARD = "README.md"
+EVALUATION = "evaluation"
+_ADAPTER_FILES = ("adapter_config.json", ADAPTER_WEIGHTS)
+_MODEL_FILES = ("config.json", WEIGHTS, "generation_config.json")
+_TOKENIZER_FILES = (
+    TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.json",
+    "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
+)  # fmt: skip
+RECORDS = (TRAINING, RESULTS)
+_EVALUATION_FILES = ("*.md", "*.png", "*.html", "*.json")
+_LARGEST_PART = 500_000_000  # bytes of one Parquet file, as `datasets` divides
+
+
+class Kind(NamedTuple):
+    """
+    What a folder holds: its name, the type of its repository, its card, the names that are its own there, and the file by
+    which it is known.
+    """
+
+    name: str
+    repo_type: str
+    template: str
+    owned: tuple[str, ...]
+    mark: str
+
+
+_OWNED = (*_MODEL_FILES, *_ADAPTER_FILES, *(f"{ADAPTER}/{name}" for name in _ADAPTER_FILES), *_TOKENIZER_FILES, *RECORDS,
+          CARD, PLOT, f"{EVALUATION}/*")  # fmt: skip
+MODEL = Kind("model", "model", "model.md", _OWNED, TRAINING)
+RECONSTRUCTOR = Kind("reconstructor", "model", "reconstructor.md", _OWNED, TRAINING)
+DATA = Kind("prepared data", "dataset", "dataset.md", ("data/*.parquet", MANIFEST, CARD), MANIFEST)
+
+
+def kind_of(folder: str | Path) -> Kind:
+    """
+    What a folder holds.
+
+    Raises:
+        `ValueError`: If it is none of the three.
+    """
+    folder = Path(folder)
+    if (folder / MANIFEST).is_file():
+        return DATA
+    config = folder / "config.json"
+    if config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == MODEL_TYPE:
+        return MODEL
+    recorded = (folder / TRAINING).is_file()
+    if recorded and all((folder / name).is_file() for name in _ADAPTER_FILES):
+        return RECONSTRUCTOR
+    if recorded and config.is_file() and (folder / WEIGHTS).is_file():
+        return RECONSTRUCTOR
+    raise ValueError(
+        f"{str(folder)!r} holds neither a tokforget model nor a reconstructor nor prepared data. Pass the folder that "
+        "recipes/train.py, recipes/train_reconstructor.py or recipes/prepare_data.py wrote."
+    )
+
+
+def stage(
+    folder: str | Path,
+    target: str | Path,
+    name: str,
+    license: str | None = None,
+    evaluation_path: str | Path | None = None,
+    with_tokenizer: bool = True,
+) -> Kind:
+    """
+    Write a folder as it will lie on the Hub.
+
+    Args:
+        folder (`str` or `Path`): Of a model, a reconstructor or prepared data.
+        target (`str` or `Path`): Where to; new or empty.
+        name (`str`): The id it will have, for its card.
+        license (`str`, *optional*): Under which a model is given. Of data, the source's own licence is stated, if known.
+        evaluation_path (`str` or `Path`, *optional*): An evaluation's folder; the folder's `evaluation/` by default.
+        with_tokenizer (`bool`): Whether a model without its tokenizer is refused; it could not compress.
+
+    Raises:
+        `ValueError`, `OSError`: If the folder is not whole, or there is something at `target`.
+    """
+    folder, target, kind = Path(folder), Path(target), kind_of(folder)
+    if target.exists() and any(target.iterdir()):
+        raise FileExistsError(f"`output_dir` {str(target)!r} is not empty; name another folder, or remove this one.")
+    if kind is DATA and (license or evaluation_path):
+        raise ValueError("Prepared data take no `license`, theirs is their source's, and no `evaluation_path`.")
+    target.mkdir(parents=True, exist_ok=True)
+    if kind is DATA:
+        _stage_data(folder, target, name)
+        return kind
+    if kind is MODEL:
+        check_model_folder(folder)
+    if with_tokenizer and not (folder / TOKENIZER).is_file():
+        raise ValueError(
+            f"{folder} lacks {TOKENIZER}, without which nobody can compress. Save the tokenizer there first."
+        )
+    weights = [*_MODEL_FILES, *(f"{ADAPTER}/{file}" for file in _ADAPTER_FILES)] if kind is MODEL else [
+        *(_ADAPTER_FILES if (folder / _ADAPTER_FILES[0]).is_file() else _MODEL_FILES)
+    ]  # fmt: skip
+    for file in (*weights, *_TOKENIZER_FILES, *RECORDS):
+        if (folder / file).is_file():
+            (target / file).parent.mkdir(exist_ok=True)
+            shutil.copyfile(folder / file, target / file)
+    files = _stage_evaluation(Path(evaluation_path or folder / EVALUATION), target, evaluation_path is not None)
+    write_card(target, kind.template, name, license, files)
+    return kind
+
+
+def _stage_evaluation(source: Path, target: Path, required: bool) -> list[str]:
+    """The report of an evaluation, its plots and the numbers they were drawn from."""
+    if not (source / "evaluation_config.json").is_file():
+        if required:
+            raise ValueError(f"`evaluation_path` {str(source)!r} is no output folder of recipes/evaluate.py.")
+        return []
+    files = sorted({path.name for pattern in _EVALUATION_FILES for path in source.glob(pattern) if path.is_file()})
+    (target / EVALUATION).mkdir()
+    for file in files:
+        shutil.copyfile(source / file, target / EVALUATION / file)
+    return files
+
+
+def _stage_data(folder: Path, target: Path, name: str) -> None:
+    """Parquet files in the order and with the types of the blocks, their manifest, and a card that says where each split is."""
+    from datasets import load_from_disk
+
+    blocks = load_from_disk(str(folder))
+    (target / "data").mkdir()
+    for split, rows in blocks.items():
+        parts = max(1, math.ceil(rows.data.nbytes / _LARGEST_PART))
+        for part in range(parts):
+            file = target / "data" / f"{split}-{part:05d}-of-{parts:05d}.parquet"
+            rows.shard(parts, part, contiguous=True).to_parquet(str(file))
+    shutil.copyfile(folder / MANIFEST, target / MANIFEST)
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    write_data_card(target, manifest, name, on_hub=True)
+
+
+def write_data_card(folder: Path, manifest: dict, name: str, on_hub: bool = False) -> None:
+    """`README.md` of prepared data from their manifest: for a folder on disk, or for `load_dataset(name)`."""
+    from tokforget.hub.cards import REASONS
+
+    source = manifest["source"]
+    files = [{"split": split, "path": f"data/{split}-*"} for split in manifest["splits"]]
+    text = render(
+        "dataset.md",
+        DatasetCardData(
+            configs=[{"config_name": "default", "data_files": files}] if on_hub else None,
+            license=source.get("license") if source.get("on_hub") else None,  # an identifier there, words elsewhere
+            source_datasets=[source["dataset_name"]] if source.get("on_hub") else None,
+            tags=["tokforget"],
+        ),
+        name=name,
+        on_hub=on_hub,
+        reasons=REASONS,
+        **manifest,
+    )
+    (folder / CARD).write_text(text, encoding="utf-8")
+
+
+def share(
+    folder: str | Path,
+    repo_id: str,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    message: str | None = None,
+    **staging,
+) -> Uploaded:
+    """
+    Stage a folder and send it: one commit, whole or absent. Of an earlier push to the same place nothing stays behind.
+
+    Args:
+        repo_id (`str`), private (`bool`, *optional*), revision (`str`, *optional*), message (`str`, *optional*): See
+            [`upload`].
+        **staging: Further arguments of [`stage`].
+
+    Raises:
+        `ValueError`, `OSError`: If the folder cannot be staged.
+        [`HubError`]: If it did not arrive whole.
+    """
+    with tempfile.TemporaryDirectory(prefix="tokforget-") as staged:
+        kind = stage(folder, staged, repo_id, **staging)
+        return send(staged, kind, repo_id, private, revision, token, message)
+
+
+def send(
+    staged: str | Path,
+    kind: Kind,
+    repo_id: str,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    message: str | None = None,
+) -> Uploaded:
+    """Send what [`stage`] wrote; see [`share`]."""
+    return upload(
+        staged,
+        repo_id,
+        kind.repo_type,
+        private,
+        revision,
+        token,
+        message or f"Upload {kind.name}",
+        kind.owned,
+        kind.mark,
+    )

@@ -1,0 +1,79 @@
+"""Arguments that say which reconstructor and policy to start from.
+
+No `from __future__ import annotations` here: the host's parser reads the annotations as types."""
+
+from dataclasses import dataclass, field
+
+from tokforget.parsing import check_at_least
+
+
+@dataclass
+class BaseModelArguments:
+    """The reconstructor to start from."""
+
+    reconstructor_name_or_path: str = field(
+        metadata={
+            "help": "Causal language model (Hub id or folder), a folder with a LoRA adapter to go on from, or `embedded` for "
+            "the small GPT-2 that the package carries."
+        }
+    )
+    reconstructor_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
+    layout: str = field(
+        default="prefix",
+        metadata={
+            "help": "`prefix` ([kept] <sep> [original], causal) or `infill` (gaps filled in one pass). LOG.md compares."
+        },
+    )
+    lora_rank: int = field(default=16, metadata={"help": "Rank of the adapter."})
+    lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapter; alpha / rank multiplies its output."})
+
+    def __post_init__(self):
+        if self.layout not in ("prefix", "infill"):
+            raise ValueError(f"`layout` must be 'prefix' or 'infill', got {self.layout!r}.")
+        for name in ("lora_rank", "lora_alpha"):
+            check_at_least(self, name, 1)
+
+
+@dataclass
+class ModelArguments(BaseModelArguments):
+    """The reconstructor to start from, and the shape of the policy."""
+
+    policy_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Trained model (folder or Hub id) whose policy to go on from, over the same vocabulary. Its shape is taken, "
+            "its count tables are fitted anew on this run's texts; a fresh policy by default."
+        },
+    )
+    policy_hidden_size: int = field(default=128, metadata={"help": "Width of the policy's trunk."})
+    policy_dilations: list[int] = field(
+        default_factory=lambda: [1, 2, 4, 8, 1], metadata={"help": "Dilation of each convolution block of the policy."}
+    )
+    window: int = field(
+        default=32, metadata={"help": "Tokens per decision; a text of T tokens takes ceil(T / window)."}
+    )
+    logit_bound: float = field(
+        default=8.0, metadata={"help": "Keep logits lie within +-this around the margin of the budget."}
+    )
+    ngram_buckets: int = field(
+        default=2**18,
+        metadata={"help": "Size of the policy's hashed count tables, a power of two; 0 leaves them out."},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("policy_hidden_size", "window"):
+            check_at_least(self, name, 1)
+        if self.logit_bound <= 0:
+            raise ValueError(f"`logit_bound` must be positive, got {self.logit_bound}.")
+        if self.ngram_buckets < 0 or self.ngram_buckets & (self.ngram_buckets - 1):
+            raise ValueError(f"`ngram_buckets` must be 0 or a power of two, got {self.ngram_buckets}.")
+
+
+@dataclass
+class ReconstructorArguments(BaseModelArguments):
+    """The model to start from, and which of its weights are trained."""
+
+    use_peft: bool = field(
+        default=True, metadata={"help": "Train a LoRA adapter; false trains every weight of the model."}
+    )

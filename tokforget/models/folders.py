@@ -1,0 +1,127 @@
+"""
+A trained model's folder, read without Transformers: what compressing needs loads in a fraction of a second.
+
+    config.json, model.safetensors (the policy alone), tokenizer.json; adapter/ is for restoring
+"""
+
+import inspect
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
+from tokforget.models.folder_checks import (
+    check_adapter,
+    check_config,
+    check_files,
+    check_safetensors,
+    check_shapes,
+    check_tokenizer_files,
+    read_json,
+)
+from tokforget.models.policy import KeepMaskPolicy
+
+
+MODEL_TYPE = "tokforget"
+WEIGHTS = "model.safetensors"
+ADAPTER = "adapter"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+TOKENIZER = "tokenizer.json"
+
+
+def local_folder(name_or_path: str | Path, **hub_options) -> Path:
+    """A local folder as it is; a Hub id downloaded."""
+    if Path(name_or_path).is_dir():
+        return Path(name_or_path)
+    # Only here: a local path must cost no network library.
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    from tokforget.hub.client import explain
+
+    wanted = ["*.json", "*.safetensors", f"{ADAPTER}/*"]
+    try:
+        # The config first: what is no tokforget model may hold gigabytes of weights.
+        _check_model_type(Path(hf_hub_download(str(name_or_path), "config.json", **hub_options)), name_or_path)
+        return Path(snapshot_download(str(name_or_path), allow_patterns=wanted, **hub_options))
+    except (HTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise ValueError(
+            f"{name_or_path!r} is no local folder and could not be had from the Hub: {explain(error)}"
+        ) from error
+
+
+def _check_model_type(config: Path, name: str | Path) -> None:
+    model_type = read_json(config).get("model_type")
+    if model_type != MODEL_TYPE:
+        raise ValueError(f"{name} holds a model of type {model_type!r}, not {MODEL_TYPE!r}.")
+
+
+def check_model_folder(folder: Path, with_adapter: bool = True) -> dict:
+    """
+    Raise `ValueError` unless the folder holds a tokforget model: the config's own word, weights of the shapes it says, an
+    adapter, and nothing that runs. Memory is taken for none of it yet.
+
+    Returns:
+        `dict`: The config.
+    """
+    adapter = [f"{ADAPTER}/adapter_config.json", f"{ADAPTER}/{ADAPTER_WEIGHTS}"] if with_adapter else []
+    missing = [name for name in ("config.json", WEIGHTS, *adapter) if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{folder} is not a tokforget model: it lacks {', '.join(missing)}. Pass the folder a run saved."
+        )
+    check_files(folder)
+    config = check_config(folder / "config.json", MODEL_TYPE)
+    check_tokenizer_files(folder)
+    with torch.device("meta"):  # shapes without memory
+        expected = _build_policy(config).state_dict()
+    check_shapes(
+        folder / WEIGHTS,
+        check_safetensors(folder / WEIGHTS),
+        {f"policy.{name}": tuple(tensor.shape) for name, tensor in expected.items()},
+    )
+    if with_adapter:
+        check_adapter(folder / ADAPTER)
+    return config
+
+
+def _build_policy(config: dict) -> KeepMaskPolicy:
+    fields = inspect.signature(KeepMaskPolicy).parameters.keys() & config.keys()
+    return KeepMaskPolicy(**{name: config[name] for name in fields})
+
+
+def read_policy(folder: Path) -> KeepMaskPolicy:
+    """The policy of a model folder, for inference: it reads its stored table and needs no base model."""
+    policy = _build_policy(check_model_folder(folder, with_adapter=False))
+    policy.load_state_dict(
+        {name.removeprefix("policy."): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
+    )
+    return policy.eval().requires_grad_(False)
+
+
+def read_tokenizer(folder: Path, vocab_size: int | None = None) -> Tokenizer:
+    """
+    The fast tokenizer of a model folder; special tokens in a text are read as text.
+
+    Args:
+        vocab_size (`int`, *optional*): Of the model that will be given its ids; `ValueError` if one of them is not below.
+    """
+    path = folder / TOKENIZER
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} lacks {TOKENIZER}: compressing needs a fast tokenizer. Save it there with "
+            "`AutoTokenizer.from_pretrained(<base model>).save_pretrained(<folder>)`."
+        )
+    check_tokenizer_files(folder)
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"{path} is not a tokenizer: {error}. Save or download it again.") from error
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    if vocab_size is not None and not 0 <= highest < vocab_size:
+        raise ValueError(f"{path} has token ids up to {highest}, but the model knows {vocab_size} tokens.")
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

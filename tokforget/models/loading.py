@@ -1,0 +1,130 @@
+"""Causal language models, adapters and tokenizers from a folder or the Hub: safetensors alone, checked before they are read."""
+
+import math
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from tokforget.models.folder_checks import (
+    Shapes,
+    check_adapter,
+    check_base_folder,
+    check_shapes,
+    check_tokenizer_files,
+    read_json,
+)
+from tokforget.packaged import EMBEDDED, base_model_path
+
+
+# Numbers that a model may compute without storing them: 12 causal masks of GPT-2 are 12.6 million.
+_COMPUTED = 2**26
+
+
+def resolve_base(name_or_path: str) -> str:
+    """`"embedded"` to the packaged model's folder; any other name as it is."""
+    return base_model_path() if name_or_path == EMBEDDED else name_or_path
+
+
+def marker_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that separates or stands in for text: the mask token, else the end, else the begin token."""
+    for token_id in (tokenizer.mask_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id):
+        if token_id is not None:
+            return token_id
+    raise ValueError(
+        f"The tokenizer {tokenizer.name_or_path!r} has neither a mask nor an end nor a begin token, and the "
+        "reconstructor needs one as separator. Add one, for instance `tokenizer.eos_token = ...`."
+    )
+
+
+def load_base_model(name_or_path: str, revision: str | None = None) -> PreTrainedModel:
+    """
+    A causal language model in float32: id, folder, or `"embedded"`. Its weights are frozen. Safetensors only, and no code
+    of its own: `ValueError` in one line for that, as for a folder that is broken or asks for more than its weights hold.
+    """
+    path = resolve_base(name_or_path)
+    try:
+        if Path(path).is_dir():
+            _check_size(path, check_base_folder(Path(path)))
+        model = AutoModelForCausalLM.from_pretrained(
+            path, revision=revision, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+        )
+    except Exception as error:  # the config of a stranger: its class may stumble over it in any way
+        raise ValueError(f"{name_or_path!r} could not be loaded: {' '.join(str(error).split())[:500]}") from error
+    model.requires_grad_(False)
+    return model
+
+
+def _check_size(path: str, shapes: Shapes) -> None:
+    """`ValueError` if a config describes a larger model than the weights beside it: the rest would be made up."""
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    model.tie_weights()
+    described, computed = (sum(t.numel() for t in part()) for part in (model.parameters, model.buffers))
+    stored = sum(math.prod(shape) for shape in shapes.values())
+    if described > 1.1 * stored or computed > stored + _COMPUTED:
+        raise ValueError(f"{path}/config.json describes {described:,} weights, and {stored:,} lie beside it.")
+
+
+def add_adapter(base_model: PreTrainedModel, rank: int, alpha: int) -> PeftModel:
+    """A fresh LoRA adapter (Hu et al. 2021, arXiv 2106.09685) on every linear layer but the output head."""
+    config = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear")
+    # GPT-2's Conv1D stores its weights transposed.
+    config.fan_in_fan_out = any(type(module).__name__ == "Conv1D" for module in base_model.modules())
+    return get_peft_model(base_model, config)
+
+
+def is_adapter(path: str) -> bool:
+    return Path(path, "adapter_config.json").is_file()
+
+
+def load_adapter(path: str, base_model: PreTrainedModel | None = None, is_trainable: bool = False) -> PeftModel:
+    """
+    A folder with a LoRA adapter on its base model, which is loaded if it is not given. `ValueError` if it is broken, does
+    not fit or asks for anything but LoRA.
+    """
+    shapes = check_adapter(Path(path))
+    try:
+        config = PeftConfig.from_pretrained(path)
+        if base_model is None:
+            base_model = load_base_model(config.base_model_name_or_path, config.revision)
+        model = PeftModel.from_pretrained(base_model, path, is_trainable=is_trainable, use_safetensors=True)
+    except Exception as error:  # as for a base model
+        raise ValueError(f"The adapter {path} could not be loaded: {' '.join(str(error).split())[:500]}") from error
+    # PEFT loads what fits and draws the rest.
+    check_shapes(Path(path, "adapter_model.safetensors"), shapes, adapter_shapes(model))
+    return model
+
+
+def adapter_shapes(model: PeftModel) -> Shapes:
+    """Names and shapes of the weights that an adapter's file holds."""
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def tokenizer_source(reconstructor_name_or_path: str) -> str:
+    """Where the tokenizer of a reconstructor lies: with the model, or with the base model of an adapter."""
+    folder = Path(reconstructor_name_or_path)
+    if (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file():
+        return reconstructor_name_or_path
+    for adapter in (folder, folder / "adapter"):
+        if is_adapter(str(adapter)):
+            check_adapter(adapter)
+            return resolve_base(read_json(adapter / "adapter_config.json")["base_model_name_or_path"])
+    return resolve_base(reconstructor_name_or_path)
+
+
+def load_tokenizer(name_or_path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a reconstructor; `ValueError` in one line if it cannot be had."""
+    try:
+        source = tokenizer_source(name_or_path)
+        if Path(source).is_dir():
+            check_tokenizer_files(Path(source))
+        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except Exception as error:  # the library raises nothing narrower for a broken tokenizer.json
+        raise ValueError(
+            f"The tokenizer of {name_or_path!r} could not be loaded; it is no folder that a run has saved, and no id that "
+            f"can be reached: {' '.join(str(error).split())[:500]}"
+        ) from error

@@ -1,0 +1,328 @@
+"""
+The policy: token ids, the requested rate and the decisions already taken, to one keep logit per token.
+
+The trunk reads the whole text once. A text is then decided from left to right in windows: at each decision a small head
+plans for all tokens that are left, given what was kept so far and the budget that remains, and commits to one window.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tokforget.masking import Generators, row_noise, top_k_mask
+from tokforget.models.ngrams import NgramTables
+
+
+# A bias this many bounds beyond the highest or lowest logit puts all tokens at the bound, but for less than a rounding.
+_BIAS_MARGIN = 4.0
+_BISECTIONS = 40
+# gelu(x) = x (1 + tanh(u)) / 2 with u = slope * (x + cube * x^3): Hendrycks & Gimpel 2016, arXiv 1606.08415.
+_GELU_SLOPE, _GELU_CUBE = (2 / math.pi) ** 0.5, 0.044715
+
+
+@dataclass
+class Decisions:
+    """
+    What the policy decided for a batch of episodes.
+
+    Args:
+        actions (`torch.LongTensor` of shape `(batch_size, num_tokens)`): 1 keep, 0 drop; 0 on padding.
+        keep_logits (`torch.FloatTensor` of shape `(batch_size, num_tokens)`): As they stood when a token was decided,
+            the bias that meets the budget included. 0 on padding.
+        log_probs (`torch.FloatTensor` of shape `(batch_size, num_tokens)`): Of the action taken, nats; 0 on padding.
+        entropy (`torch.FloatTensor` of shape `(batch_size, num_tokens)`): Of each token's choice, nats; 0 on padding.
+    """
+
+    actions: torch.Tensor
+    keep_logits: torch.Tensor
+    log_probs: torch.Tensor
+    entropy: torch.Tensor
+
+
+class TokenTable(nn.Module):
+    """
+    Token ids to the reconstructor's frozen input embeddings, projected.
+
+    While the base model is attached the projection is applied to its embeddings and can be trained. Without it the
+    stored table of projected rows serves, so that compressing needs no base model.
+    """
+
+    def __init__(self, vocab_size: int, base_hidden_size: int, hidden_size: int):
+        super().__init__()
+        self.projection = nn.Linear(base_hidden_size, hidden_size, bias=False)
+        self.register_buffer("table", torch.zeros(vocab_size, hidden_size, dtype=torch.float16))
+        self.base_embeddings: list[nn.Module] = []  # in a list: not a child, neither saved nor counted here
+
+    def attach(self, base_embeddings: nn.Module) -> None:
+        self.base_embeddings = [base_embeddings]
+
+    def _rows(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.projection(F.layer_norm(rows.to(self.projection.weight.dtype), rows.shape[-1:]))
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Write the projected rows of the attached base model into the table."""
+        if self.base_embeddings:
+            for chunk in torch.arange(len(self.table), device=self.table.device).split(4096):
+                self.table[chunk] = self._rows(self.base_embeddings[0](chunk)).half()
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        if self.training and self.base_embeddings:
+            with torch.no_grad():
+                rows = self.base_embeddings[0](input_ids)
+            return self._rows(rows)  # (B, T, D)
+        if self.base_embeddings:  # evaluated while it is trained: as the saved table will be
+            with torch.no_grad():
+                return self._rows(self.base_embeddings[0](input_ids)).half().to(self.projection.weight.dtype)
+        return self.table[input_ids].to(self.projection.weight.dtype)
+
+
+class ConvBlock(nn.Module):
+    """Depthwise dilated convolution over both sides, then a pointwise two-layer perceptron, on a residual stream."""
+
+    def __init__(self, hidden_size: int, kernel_size: int, dilation: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size)
+        self.taps = nn.Parameter(torch.randn(kernel_size, hidden_size) / kernel_size**0.5)
+        self.expand = nn.Linear(hidden_size, 2 * hidden_size)
+        self.contract = nn.Linear(2 * hidden_size, hidden_size)
+        self.kernel_size, self.dilation = kernel_size, dilation
+
+    def forward(self, hidden: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        reach = self.dilation * (self.kernel_size // 2)
+        # Shifted sums instead of conv1d: no transposes, and faster than a grouped convolution on CPUs.
+        padded = F.pad(self.norm(hidden) * valid, (0, 0, reach, reach))
+        num_tokens = hidden.shape[1]
+        mixed = padded[:, :num_tokens] * self.taps[0]
+        for tap in range(1, self.kernel_size):
+            start = tap * self.dilation
+            mixed.addcmul_(padded[:, start : start + num_tokens], self.taps[tap])
+        return hidden + self.contract(_gelu(self.expand(mixed)))  # (B, T, D)
+
+
+def _gelu(x: torch.Tensor) -> torch.Tensor:
+    """
+    The tanh form of GELU. Without a gradient as `x * sigmoid(2u)`, which is `x * (1 + tanh(u)) / 2` and takes half the
+    time on a CPU; they differ by less than 1e-6.
+    """
+    if torch.is_grad_enabled():
+        return F.gelu(x, approximate="tanh")
+    gate = x * x
+    return gate.mul_(2 * _GELU_SLOPE * _GELU_CUBE).add_(2 * _GELU_SLOPE).mul_(x).sigmoid_().mul_(x)
+
+
+class KeepMaskPolicy(nn.Module):
+    """
+    Keep logits for every token of a text, decided in windows.
+
+    Args:
+        vocab_size (`int`), base_hidden_size (`int`): Shape of the reconstructor's input embeddings.
+        hidden_size (`int`): Width of the trunk.
+        dilations (`list[int]`): One convolution block each.
+        kernel_size (`int`): Taps of each convolution, odd.
+        head_size (`int`): Width of the decision head.
+        window (`int`): Tokens decided at once.
+        logit_bound (`float`): Sampled logits lie within +-this, the budget's bias included; see [`meet_budget`].
+        ngram_buckets (`int`): Size of the count tables; 0 leaves them out.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        base_hidden_size: int,
+        hidden_size: int = 128,
+        dilations: tuple[int, ...] = (1, 2, 4, 8, 1),
+        kernel_size: int = 5,
+        head_size: int = 64,
+        window: int = 32,
+        logit_bound: float = 8.0,
+        ngram_buckets: int = 2**18,
+    ):
+        super().__init__()
+        self.window, self.logit_bound = window, logit_bound
+        self.tokens = TokenTable(vocab_size, base_hidden_size, hidden_size)
+        self.ngrams = NgramTables(vocab_size, ngram_buckets) if ngram_buckets else None
+        self.inputs = nn.Linear((self.ngrams.num_features if self.ngrams else 0) + 1, hidden_size)
+        self.blocks = nn.ModuleList(ConvBlock(hidden_size, kernel_size, dilation) for dilation in dilations)
+        self.norm = nn.LayerNorm(hidden_size)
+        self.to_head = nn.Linear(hidden_size, head_size)
+        self.to_memory = nn.Linear(hidden_size, head_size // 4)
+        self.from_state = nn.Linear(2 * (head_size // 4) + 2, head_size, bias=False)
+        self.to_logit = nn.Linear(head_size, 1)
+        # A policy starts as plain sampling at the requested rate: every ranking is still to be learnt. What was decided
+        # before counts for nothing at first, so that a ranking learnt from whole texts holds in every window.
+        nn.init.zeros_(self.from_state.weight)
+        nn.init.zeros_(self.to_logit.weight)
+        nn.init.zeros_(self.to_logit.bias)
+
+    def trunk(
+        self, input_ids: torch.Tensor, valid: torch.Tensor, rate: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        The part that runs once per text.
+
+        Returns:
+            `tuple`: Inputs of the decision head `(batch_size, num_tokens, head_size)`, and what a token adds to the
+            memory of decisions `(batch_size, num_tokens, head_size // 4)`.
+        """
+        hidden = self._read(input_ids, valid, rate)
+        return self.to_head(hidden), self.to_memory(hidden)
+
+    def _read(self, input_ids: torch.Tensor, valid: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
+        dtype = self.inputs.weight.dtype
+        extra = torch.logit(rate.to(dtype), eps=1e-3)[:, None, None].expand(*input_ids.shape, 1)
+        if self.ngrams is not None:
+            extra = torch.cat([self.ngrams(input_ids, valid).to(dtype), extra], -1)
+        present = valid[..., None].to(dtype)
+        hidden = self.tokens(input_ids) + self.inputs(extra)
+        for block in self.blocks:
+            hidden = block(hidden, present)
+        return self.norm(hidden)  # (B, T, D)
+
+    def first_plan(self, input_ids: torch.Tensor, valid: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
+        """
+        Logits `(B, T)` for all tokens before anything is decided: one pass, no budget needed. Not bounded: the bound
+        keeps the order, but far from zero it rounds different logits to one.
+        """
+        head_inputs = self.to_head(self._read(input_ids, valid, rate))
+        state = head_inputs.new_zeros(len(head_inputs), self.from_state.in_features)
+        state[:, -1] = 1.0  # the whole text is still to come
+        return self.plan(head_inputs, state)
+
+    def plan(self, head_inputs: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """Logits `(B, t)`, not bounded yet, for the tokens that are left, given the `(B, 2 * memory + 2)` decision state."""
+        hidden = _gelu(head_inputs + self.from_state(state)[:, None])
+        return self.to_logit(hidden).squeeze(-1).float()
+
+    def decide(
+        self,
+        input_ids: torch.Tensor,
+        valid: torch.Tensor,
+        rate: torch.Tensor,
+        counts: torch.Tensor,
+        num_masks: int = 1,
+        generator: Generators | None = None,
+        actions: torch.Tensor | None = None,
+    ) -> Decisions:
+        """
+        Decide every token of every text, window by window.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, num_tokens)`): Texts, padded on the right.
+            valid (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): False for padding.
+            rate (`torch.FloatTensor` of shape `(batch_size,)`): The requested rate, which the trunk sees.
+            counts (`torch.LongTensor` of shape `(batch_size,)`): The budget, tokens to keep.
+            num_masks (`int`): Episodes per text; those of one text stand side by side.
+            generator (`torch.Generator`, or a list of one for each episode, *optional*): Samples, with an expected count
+                equal to the budget. Without it the best tokens are kept, exactly `counts` of them.
+            actions (`torch.LongTensor` of shape `(batch_size * num_masks, num_tokens)`, *optional*):
+                Decisions taken before, whose log-probabilities are wanted.
+
+        Returns:
+            `Decisions` for `batch_size * num_masks` episodes.
+        """
+        # Not under the run's autocast: the policy is a hundredth of a step, and what separates sharp logits at the margin of
+        # the budget is less than bfloat16 can tell apart.
+        with torch.autocast(input_ids.device.type, enabled=False):
+            return self._decide(input_ids, valid, rate, counts, num_masks, generator, actions)
+
+    def _decide(
+        self,
+        input_ids: torch.Tensor,
+        valid: torch.Tensor,
+        rate: torch.Tensor,
+        counts: torch.Tensor,
+        num_masks: int,
+        generator: Generators | None,
+        actions: torch.Tensor | None,
+    ) -> Decisions:
+        head_inputs, memory_inputs = (
+            part.repeat_interleave(num_masks, 0) for part in self.trunk(input_ids, valid, rate)
+        )
+        valid, rate, left = (part.repeat_interleave(num_masks, 0) for part in (valid, rate, counts))
+        tokens_left = valid.sum(1)
+        total = tokens_left.clamp(min=1)
+        noise = None if generator is None else row_noise(valid, generator)  # (N, T)
+        memory = memory_inputs.new_zeros(len(left), 2 * memory_inputs.shape[-1])
+        taken: list[torch.Tensor] = []
+        logits: list[torch.Tensor] = []
+        for start in range(0, valid.shape[1], self.window):
+            window = slice(start, start + self.window)
+            here, rest = valid[:, window], valid[:, start:]
+            # What is left, against what was asked for; and how much of the text is still to come.
+            pace = left / tokens_left.clamp(min=1) - rate
+            state = torch.cat([memory, torch.stack([pace, tokens_left / total], -1).to(memory.dtype)], -1)
+            planned = self.plan(head_inputs[:, start:], state)
+            if actions is not None or noise is not None:
+                biased = meet_budget(planned, left, rest, self.logit_bound)[:, : here.shape[1]]
+                if actions is not None:
+                    chosen = actions[:, window]
+                else:
+                    chosen = ((noise[:, window] < torch.sigmoid(biased)) & here).long()
+            else:
+                biased = planned[:, : here.shape[1]]
+                chosen = top_k_mask(planned.detach(), left, rest)[:, : here.shape[1]].long()
+            taken.append(chosen)
+            logits.append(biased * here)
+            memory = 0.5 * memory + self._remember(memory_inputs[:, window], chosen, here)
+            left = left - chosen.sum(1)
+            tokens_left = tokens_left - here.sum(1)
+        actions, keep_logits = torch.cat(taken, 1), torch.cat(logits, 1)
+        signed = torch.where(actions.bool(), keep_logits, -keep_logits)
+        log_probs = F.logsigmoid(signed) * valid
+        keep_probability = torch.sigmoid(keep_logits)
+        entropy = (F.softplus(keep_logits) - keep_logits * keep_probability) * valid
+        return Decisions(actions=actions, keep_logits=keep_logits, log_probs=log_probs, entropy=entropy)
+
+    @staticmethod
+    def _remember(inputs: torch.Tensor, chosen: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
+        """Mean over a window of what its kept, and of what its dropped tokens add: `(B, 2 * memory)`."""
+        kept = (chosen.bool() & here)[..., None].to(inputs.dtype)
+        dropped = (~chosen.bool() & here)[..., None].to(inputs.dtype)
+        size = here.sum(1, keepdim=True).clamp(min=1)
+        return torch.cat([(inputs * kept).sum(1), (inputs * dropped).sum(1)], -1) / size
+
+
+def meet_budget(logits: torch.Tensor, counts: torch.Tensor, valid: torch.Tensor, bound: float) -> torch.Tensor:
+    r"""
+    Add to the logits of each text the one bias with which the expected number of kept tokens equals `counts`, and bound them
+    to `L = bound * tanh((l + b) / bound)`.
+
+    The bias stands inside the bound: the tokens at the margin of the budget lie near zero, where the bound changes nothing,
+    whatever the rate is. Before the bias it would press together the cheap tokens, which are the margin of high rates.
+
+    It depends on the logits through `sum_t sigmoid(L_t) = counts`, hence `db/dl_t = -w_t / sum_u w_u` with
+    `w_t = p_t (1 - p_t) dL_t/dl_t`: the gradient is that of the distribution that is sampled from, and a shift common to all
+    logits has none.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(batch_size, num_tokens)`): Plan for the tokens that are left.
+        counts (`torch.LongTensor` of shape `(batch_size,)`): Budget that is left; one that no bias can meet (below 0,
+            above the tokens left) gives probabilities next to 0 or 1, as far as the bound lets them.
+        valid (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): False for padding.
+        bound (`float`): Of the logits returned.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, num_tokens)`: Biased logits within +-`bound`.
+    """
+    with torch.no_grad():
+        present = logits.masked_fill(~valid, 0.0)
+        low, high = -present.amax(1, keepdim=True), -present.amin(1, keepdim=True)  # (B, 1)
+        # Wide enough for the most extreme count, on whichever side the padding's zero lies.
+        low, high = low - _BIAS_MARGIN * bound, high + _BIAS_MARGIN * bound
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            kept = torch.sigmoid(bound * torch.tanh((logits + middle) / bound)) * valid
+            too_many = kept.sum(1, keepdim=True) > counts[:, None]
+            low, high = torch.where(too_many, low, middle), torch.where(too_many, middle, high)
+        bias = (low + high) / 2
+        bent = torch.tanh((logits + bias) / bound)
+        spread = torch.sigmoid(bound * bent)
+        weight = spread * (1 - spread) * (1 - bent * bent) * valid
+        weight = weight / weight.sum(1, keepdim=True).clamp(min=1e-6)
+    if logits.requires_grad:
+        bias = bias - (weight * (logits - logits.detach())).sum(1, keepdim=True)
+    return bound * torch.tanh((logits + bias) / bound)

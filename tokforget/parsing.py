@@ -1,0 +1,146 @@
+"""The one parser of all recipes: YAML and command line to dataclasses, and errors in one line."""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+
+# Names that people know from scripts of this kind, and the fields that do the same.
+ALIASES = {
+    "data_path": "dataset_name",
+    "reconstructor_path": "reconstructor_name_or_path",
+    "model_name_or_path": "reconstructor_name_or_path",
+    "max_epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "learning_rate_policy": "policy_learning_rate",
+    "learning_rate_reconstructor": "reconstructor_learning_rate",
+    "reward_type": "reward_funcs",
+}
+
+
+DEVICES = {"cpu": "true", "cuda": "false", "gpu": "false"}
+
+
+def check_at_least(arguments, name: str, least: int) -> None:
+    if getattr(arguments, name) < least:
+        raise ValueError(f"`{name}` must be at least {least}, got {getattr(arguments, name)}.")
+
+
+class _OneLineParser(HfArgumentParser):
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def parse_arguments(
+    dataclass_types: Sequence[type], argv: Sequence[str] | None = None, description: str | None = None
+) -> tuple:
+    """
+    Arguments of a recipe: defaults, then `--config file.yaml`, then the command line, the later winning.
+
+    A YAML value goes through the same conversion as a word on the command line, so that a wrong type is an error in both.
+    An unknown key, a wrong type or an impossible combination prints one line and exits with 2.
+
+    Returns:
+        `tuple`: One instance of each dataclass.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _OneLineParser(dataclass_types, description=description, allow_abbrev=False,
+                            formatter_class=argparse.ArgumentDefaultsHelpFormatter)  # fmt: skip
+    parser.add_argument("--config", metavar="FILE.yaml", help="Run file: any of the keys below.")
+    if "--use_cpu" in parser._option_string_actions:
+        parser.add_argument("--device", metavar="cpu|cuda", help="The same as `use_cpu`.")
+    for alias, name in ALIASES.items():
+        if f"--{name}" in parser._option_string_actions:
+            parser.add_argument(f"--{alias}", metavar="...", help=f"The same as `{name}`.")
+    words = _without_aliases(_with_config(argv, parser), parser)
+    known = set(parser._option_string_actions)
+    for word in words:
+        if word.startswith("--") and word.split("=")[0] not in known:
+            parser.error(f"unknown key `{word.split('=')[0].lstrip('-')}`; `--help` lists the keys that exist.")
+    try:
+        # Behind the dataclasses comes what is left: --config and --device, both dealt with.
+        return parser.parse_args_into_dataclasses(words, look_for_args_file=False)[: len(dataclass_types)]
+    except (ValueError, TypeError) as error:
+        parser.error(str(error))
+
+
+def _with_config(argv: list[str], parser: argparse.ArgumentParser) -> list[str]:
+    """Put the keys of `--config FILE` in front of the command line, as words."""
+    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    if "--config" not in argv:
+        return argv
+    at = argv.index("--config")
+    if at + 1 >= len(argv):
+        parser.error("`--config` needs the path of a YAML file.")
+    path = Path(argv[at + 1])
+    try:
+        keys = yaml.safe_load(path.read_text())
+    except OSError as error:
+        parser.error(f"the run file {path} cannot be read: {error.strerror}.")
+    except yaml.YAMLError as error:
+        parser.error(f"the run file {path} is not YAML: {error}")
+    if not isinstance(keys, dict):
+        parser.error(f"the run file {path} must be a mapping of keys to values.")
+    words: list[str] = []
+    for key, value in keys.items():
+        if f"--{key}" not in parser._option_string_actions:
+            parser.error(f"unknown key `{key}` in {path}; `--help` lists the keys that exist.")
+        words += _as_words(key, value, path, parser)
+    return words + argv[:at] + argv[at + 2 :]
+
+
+def _as_words(key: str, value: object, path: Path, parser: argparse.ArgumentParser) -> list[str]:
+    if value is None:
+        if parser.get_default(ALIASES.get(key, key)) is not None:
+            parser.error(f"the key `{key}` in {path} has no value.")
+        return []
+    if isinstance(value, list):
+        return [f"--{key}", *map(str, value)]
+    if isinstance(value, dict):
+        return [f"--{key}", json.dumps(value)]
+    return [f"--{key}", str(value)]
+
+
+def _without_aliases(words: list[str], parser: argparse.ArgumentParser) -> list[str]:
+    out = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        target = f"--{ALIASES.get(name[2:].replace('-', '_'))}" if name.startswith("--") else None
+        if target in parser._option_string_actions:  # a recipe may have a key of the alias's name, and not this one
+            name = target
+        out += [name, value] if equals and name.startswith("--") else [word if equals else name]
+    while "--device" in out and "--device" in parser._option_string_actions:
+        at = out.index("--device")
+        device = out[at + 1] if at + 1 < len(out) else ""
+        if device not in DEVICES:
+            parser.error(f"`--device` must be cpu or cuda, got {device!r}.")
+        out[at : at + 2] = ["--use_cpu", DEVICES[device]]
+    return out
+
+
+def say(line: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr, flush=True)
+
+
+def refuse(message: str) -> NoReturn:
+    """End a recipe for what its user asked of it: one line, exit code 2."""
+    sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}\n")
+    sys.exit(2)
+
+
+def as_record(*arguments) -> dict:
+    """Every resolved argument, ready for JSON; secrets are left out."""
+    record = {}
+    for group in arguments:
+        values = group.to_dict() if isinstance(group, TrainingArguments) else dataclasses.asdict(group)
+        record.update({k: v for k, v in values.items() if not k.endswith("_token")})
+    return json.loads(json.dumps(record, default=str))

@@ -1,0 +1,271 @@
+"""
+What every trainer here does alike: seeds, averaged figures, evaluation at fixed rates, the record beside the weights.
+"""
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import RandomSampler, Sampler
+from transformers import EarlyStoppingCallback, EvalPrediction
+from transformers.trainer_utils import HubStrategy
+
+from tokforget.files import write_json
+from tokforget.hub.cards import RESULTS, write_card
+from tokforget.hub.client import HubError, Uploaded, create_repository
+from tokforget.hub.staging import share
+from tokforget.masking import seeded_generator
+from tokforget.models.measuring import measure, summarise
+from tokforget.models.reconstructor import Reconstructor
+from tokforget.training.resumable_trainer import InterruptibleTrainer, NumberedTexts
+from tokforget.training.run_record import RunFacts
+
+
+logger = logging.getLogger(__name__)
+
+
+class BudgetTrainer(InterruptibleTrainer):
+    r"""
+    Host of the trainers that mask texts at a budget and learn from what a reconstructor loses.
+
+    Args:
+        model (`nn.Module`): What is trained.
+        args ([`BudgetConfig`]): Arguments of the run.
+        train_dataset, eval_dataset (`datasets.Dataset`): Column `input_ids`, blocks of token ids.
+        processing_class (`PreTrainedTokenizerBase`): Saved with the model.
+        run_record (`dict`, *optional*): Every argument of the run, for `training_config.json`.
+    """
+
+    loss_is_scaled_for_ga = False  # a mean per micro-batch: the host divides by the accumulation steps
+    _card_template = "model.md"
+
+    def __init__(
+        self,
+        model,
+        args,
+        train_dataset,
+        eval_dataset=None,
+        processing_class=None,
+        run_record: dict | None = None,
+        **kwargs,
+    ):
+        if train_dataset is None or len(train_dataset) == 0:
+            raise ValueError("The training set is empty; there is nothing to learn from.")
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=NumberedTexts(train_dataset),
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=self._summarise_rates,
+            **kwargs,
+        )
+        if args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+        self.run_record = run_record or args.to_dict()
+        self.run_facts = RunFacts(self.accelerator.num_processes, RESULTS)
+        self.add_callback(self.run_facts)
+        self._metrics: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self._tokens_seen = 0
+        self._clock: float | None = None  # set by the first step: warm starts and sampling are none of its time
+
+    def _send_telemetry(self) -> None:
+        """The host's base would ping its makers here; tokforget sends nothing on its own."""
+
+    @property
+    def _unwrapped(self):
+        return self.accelerator.unwrap_model(self.model)
+
+    # -- texts and their randomness ------------------------------------------------------------------------------------
+    _drawing_step, _micro_batch = -1, 0
+
+    @property
+    def _texts_per_step(self) -> int:
+        args = self.args
+        return args.train_batch_size * self.accelerator.num_processes * args.gradient_accumulation_steps
+
+    def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
+        """
+        Whole batches: what an epoch has left over waits for the next shuffle. Else the last batch would be small in one
+        process, and filled up with texts seen before in several.
+        """
+        sampler = super()._get_train_sampler(train_dataset)
+        if not isinstance(sampler, RandomSampler):
+            return sampler
+        num_texts = len(sampler.data_source)
+        return RandomSampler(
+            sampler.data_source, num_samples=num_texts - num_texts % self._texts_per_step or num_texts
+        )
+
+    def _number(self, num_texts: int) -> range:
+        """
+        Numbers of this micro-batch's texts: they count the texts of the run, in the order in which one process with the
+        whole batch would see them. A text's random numbers hang on the seed and on its number alone, hence neither on
+        how a batch is spread over processes and micro-batches nor on where a run was interrupted.
+        """
+        self._clock = self._clock or time.perf_counter()
+        args, step = self.args, self.state.global_step
+        self._drawing_step, self._micro_batch = step, self._micro_batch + 1 if step == self._drawing_step else 0
+        batch = (step * args.gradient_accumulation_steps + self._micro_batch) * self.accelerator.num_processes
+        first = (batch + self.accelerator.process_index) * args.train_batch_size
+        return range(first, first + num_texts)
+
+    def _generators(self, numbers: range) -> list[torch.Generator]:
+        return [seeded_generator(self.args.seed, number, 0) for number in numbers]
+
+    # -- logging -------------------------------------------------------------------------------------------------------
+    def _note(self, num_tokens: int, values: dict[str, torch.Tensor]) -> None:
+        """Figures of one step, averaged at the next log; `nan` counts for none. `num_tokens` are original tokens."""
+        for name, value in values.items():
+            self._metrics[name].append(value.detach().float())
+        self._tokens_seen += num_tokens * self.accelerator.num_processes
+        self.run_facts.tokens += num_tokens * self.accelerator.num_processes
+
+    def _figures(self) -> dict[str, float]:
+        """What is logged beside the loss: means over the steps since the last log and over all processes."""
+        names = sorted(self._metrics)
+        means = torch.stack([torch.stack(self._metrics[name]).nanmean() for name in names])
+        means = self.accelerator.gather(means[None]).nanmean(0).tolist()
+        seconds = max(time.perf_counter() - self._clock, 1e-9)
+        return dict(zip(names, means)) | {"tokens_per_second": self._tokens_seen / seconds}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._metrics:
+            with self.whole_weights():
+                logs |= self._figures()
+            self._metrics.clear()
+            self._tokens_seen, self._clock = 0, time.perf_counter()
+        super().log({name: value for name, value in logs.items() if value == value}, start_time)
+
+    # -- evaluation ----------------------------------------------------------------------------------------------------
+    def evaluation_loop(self, *args, **kwargs):
+        """
+        As the host's, but for one before training. There the host prepares the model for evaluation alone; asked to train it
+        it finds it prepared and averages no gradients: every process would train a model of its own, without a word.
+        """
+        if self.is_in_train or self.accelerator._models:
+            with self.whole_weights():
+                return super().evaluation_loop(*args, **kwargs)
+        self.model.to(self.args.device)
+        with_deepspeed, self.is_deepspeed_enabled = self.is_deepspeed_enabled, False
+        self.accelerator._models.append(self.model)  # to the host: nothing is left to prepare
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            self.accelerator._models.remove(self.model)
+            self.is_deepspeed_enabled = with_deepspeed
+
+    def _measure_rates(
+        self,
+        reconstructor: Reconstructor,
+        input_ids: torch.Tensor,
+        valid: torch.Tensor,
+        keep_mask_at: Callable[[float], torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Bits and restoration of each text at each of `eval_rates`, as a `prediction_step` returns them."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            by_rate = [measure(reconstructor, input_ids, valid, keep_mask_at(rate)) for rate in self.args.eval_rates]
+        measured = torch.stack(by_rate, 1)  # (B, rates, 4)
+        loss = (measured[..., 0] / measured[..., 3]).mean()
+        return loss, measured, valid.sum(1)
+
+    def _summarise_rates(self, prediction: EvalPrediction) -> dict[str, float]:
+        measured: np.ndarray = prediction.predictions
+        metrics = {"bits_lost": float((measured[..., 0].sum(0) / measured[..., 3].sum(0)).mean())}
+        for column, rate in enumerate(self.args.eval_rates):
+            summary = summarise(measured[:, column].astype(np.float64))
+            metrics |= {f"{name}_{rate:g}": value for name, value in summary.items()}
+        return metrics
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            self._describe(Path(output_dir or self.args.output_dir))
+
+    def _describe(self, folder: Path) -> None:
+        """The run's record and card beside the weights."""
+        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; training_config.json says the same
+        facts = self.run_facts(self.args, self.state)
+        write_json(folder / "training_config.json", self.run_record | ({} if facts is None else {"run": facts}))
+        # A checkpoint is written under another name than it will have.
+        write_card(
+            folder, self._card_template, str(Path(self.args.output_dir, folder.name) if self._run_dir else folder)
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        with self._reading(resume_from_checkpoint), self.whole_weights(changed=True):
+            self.accelerator.unwrap_model(model or self.model).load_weights(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        with self.whole_weights(changed=True):
+            self._unwrapped.load_weights(self.state.best_model_checkpoint)
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:
+        if self.is_world_process_zero():
+            write_card(Path(self.args.output_dir), self._card_template)
+
+    def end(self) -> None:
+        """As the host's, once every process has come this far: one that leaves while another works would abort."""
+        self.accelerator.wait_for_everyone()
+        super().end()
+
+    # -- the Hub -------------------------------------------------------------------------------------------------------
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make or open the repository, so that a Hub that refuses is known before training; raises [`HubError`]."""
+        if not self.is_world_process_zero():
+            return
+        name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        private = self.args.hub_private_repo if private is None else private
+        self.hub_model_id = create_repository(name, "model", private, token or self.args.hub_token)
+        self.push_in_progress = None  # asked for by the host; pushes here are through when they return
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+    ) -> Uploaded | None:
+        """
+        Save the model folder and send it, whole, with its card and records; see [`share`].
+
+        Raises:
+            [`HubError`]: If it did not arrive whole.
+        """
+        if not blocking:
+            raise ValueError("`blocking=False` is not supported: a push is reported as done when it has arrived.")
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token, private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        return self._share(self.args.output_dir, commit_message, token, revision)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """`hub_strategy: every_save`. A push that fails here is no reason to lose the training."""
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        try:
+            self._share(checkpoint_folder, f"Training in progress, step {self.state.global_step}")
+        except HubError as error:
+            logger.warning("Training goes on without a push of step %d. %s", self.state.global_step, error)
+
+    def _share(
+        self, folder: str | Path, message: str | None, token: str | None = None, revision: str | None = None
+    ) -> Uploaded:
+        return share(
+            folder,
+            self.hub_model_id,
+            revision=revision or self.args.hub_revision,
+            token=token or self.args.hub_token,
+            message=message,
+        )

@@ -1,0 +1,193 @@
+"""
+The checkpoints of a run: which are whole, which is the last, and how one disappears without ever looking whole.
+
+    trainer_state.json, the model's own files, optimizer.pt, scheduler.pt, rng_state.pth (one for each process)
+
+Under DeepSpeed `latest` and the folder it names stand in for `optimizer.pt` and `scheduler.pt`; under FSDP `optimizer.bin`
+for `optimizer.pt`, beside all weights once more, or a folder `optimizer_0`. A model folder holds no pickle; a checkpoint
+does, and all but DeepSpeed's are read by torch's `weights_only` loader, which builds tensors and plain containers and calls
+nothing else.
+"""
+
+import logging
+import os
+import re
+import shutil
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from transformers import TrainingArguments
+
+from tokforget.models.folder_checks import check_safetensors, read_json
+from tokforget.parsing import refuse, say
+from tokforget.training.config import BudgetConfig
+
+
+logger = logging.getLogger(__name__)
+
+STATE = "trainer_state.json"
+_RECORD = "training_config.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+STAGING, _REMOVED = ".saving", ".removed-"
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(_NAME.fullmatch(checkpoint.name)[1])
+
+
+def checkpoints(run_dir: str | Path) -> list[Path]:
+    """The folders of a run that are named as checkpoints, by step."""
+    run_dir = Path(run_dir)
+    found = [path for path in run_dir.iterdir() if _NAME.fullmatch(path.name)] if run_dir.is_dir() else []
+    return sorted((path for path in found if path.is_dir()), key=step_of)
+
+
+def check_checkpoint(folder: str | Path) -> None:
+    """
+    Raise `ValueError` unless a run can go on from this folder: state, weights, optimizer and random numbers, each whole.
+
+    Whether the weights fit the model is found out when they are read.
+    """
+    folder = Path(folder)
+    sharded = (folder / "latest").is_file() or any(path.is_dir() for path in folder.glob("optimizer*"))
+    optimizer = "optimizer.bin" if (folder / "optimizer.bin").is_file() else "optimizer.pt"
+    wanted = [STATE] if sharded else [STATE, optimizer, "scheduler.pt", *_weights(folder)]
+    if (folder / "latest").is_file():
+        tag = (folder / "latest").read_text()[:256].strip()
+        if not re.fullmatch(r"\w[\w.-]*", tag) or not (folder / tag).is_dir():
+            raise ValueError(f"{folder / 'latest'} names {tag!r}, which is no folder beside it.")
+    missing = [name for name in wanted if not (folder / name).is_file()]
+    missing += [] if any(folder.glob("rng_state*.pth")) else ["rng_state.pth"]
+    if missing:
+        raise ValueError(f"{folder} is no checkpoint to go on from: it lacks {', '.join(missing)}.")
+    step = read_json(folder / STATE).get("global_step")
+    if not isinstance(step, int) or step < 0:
+        raise ValueError(f"{folder / STATE} is broken: `global_step` is {step!r}.")
+    for path in (*folder.glob("*.safetensors"), *folder.glob("adapter/*.safetensors")):
+        check_safetensors(path)
+    for path in (*folder.glob("*.pt"), *folder.glob("*.pth"), *folder.glob("*.bin")):
+        _check_torch_file(path)
+
+
+def _weights(folder: Path) -> tuple[str, ...]:
+    """The files of weights that a checkpoint must hold: of a policy and its adapter, an adapter alone, a whole model."""
+    if not (folder / "config.json").is_file():
+        return "adapter_config.json", "adapter_model.safetensors"
+    if read_json(folder / "config.json").get("model_type") == "tokforget":
+        return "model.safetensors", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"
+    return ("model.safetensors",)
+
+
+def _check_torch_file(path: Path) -> None:
+    """`ValueError` unless a file is a zip archive as torch writes it, whose members are no larger than they look."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [member.filename for member in archive.infolist() if member.compress_type != zipfile.ZIP_STORED]
+            damaged = None if packed else archive.testzip()  # compares checksums
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise ValueError(f"{path} is not a whole torch file: {error}. Go on from an earlier checkpoint.") from error
+    if packed:
+        raise ValueError(f"{path} was not written by torch: {packed[0]!r} is compressed.")
+    if damaged:
+        raise ValueError(f"{path} is damaged in {damaged!r}. Go on from an earlier checkpoint.")
+
+
+def last_checkpoint(run_dir: str | Path) -> Path | None:
+    """The last checkpoint of a run that is whole; `None` if there is none. Others are named in the log."""
+    for folder in reversed(checkpoints(run_dir)):
+        try:
+            check_checkpoint(folder)
+        except ValueError as error:
+            logger.warning("Left out: %s", error)
+        else:
+            return folder
+    return None
+
+
+def is_finished(run_dir: str | Path, wanted: dict) -> bool:
+    """
+    Whether the run in this folder came to its end, its closing evaluation included.
+
+    Args:
+        wanted (`dict`): Length of the run that is asked for, `max_steps` and `num_train_epochs`; one of another length
+            has not finished.
+    """
+    state, record = Path(run_dir, STATE), Path(run_dir, _RECORD)
+    if not (state.is_file() and record.is_file()):
+        return False
+    try:
+        read_json(state)
+        recorded = read_json(record)
+    except ValueError:
+        return False  # killed while it wrote its last file
+    return all(recorded.get(name) == value for name, value in wanted.items())
+
+
+def remove(checkpoint: Path) -> None:
+    """Delete a checkpoint: one rename, after which it is none, then its files."""
+    hidden = checkpoint.with_name(_REMOVED + checkpoint.name)
+    shutil.rmtree(hidden, ignore_errors=True)
+    os.replace(checkpoint, hidden)
+    shutil.rmtree(hidden)
+
+
+def put_in_place(staged: Path, checkpoint: Path) -> None:
+    """A finished checkpoint under its own name; one of the same name makes way."""
+    if checkpoint.exists():
+        remove(checkpoint)
+    os.replace(staged, checkpoint)
+
+
+def rotate(run_dir: Path, limit: int | None, best: str | None) -> None:
+    """Delete the oldest checkpoints down to `limit`, but never the newest or the best one; and what a kill left over."""
+    for left_over in run_dir.glob(f"{_REMOVED}*"):
+        shutil.rmtree(left_over)
+    if not limit or limit < 0:
+        return
+    # By age, not by step: going on from an early checkpoint leaves later ones of the abandoned run behind.
+    by_age = sorted(checkpoints(run_dir), key=lambda path: (path.stat().st_mtime_ns, step_of(path)))
+    spared = {path.resolve() for path in (by_age[-1], *([Path(best)] if best else []))}
+    spare = max(limit, len(spared))
+    for checkpoint in [path for path in by_age if path.resolve() not in spared][: max(len(by_age) - spare, 0)]:
+        remove(checkpoint)
+
+
+def checkpoint_to_resume(args: BudgetConfig) -> str | None:
+    """
+    The checkpoint to go on from, `None` to start; said in one line, and refused if it is asked for and not there or not
+    whole. Ends the process with 0 if `auto_resume` finds that the run has finished.
+    """
+    wanted, run_dir = args.resume_from_checkpoint, args.output_dir
+    if args.auto_resume and not wanted:
+        if is_finished(run_dir, {"max_steps": args.max_steps, "num_train_epochs": args.num_train_epochs}):
+            say(
+                f"{run_dir}: this run has finished, nothing is trained. Ask for more steps to go on, or take another folder."
+            )
+            sys.exit(0)
+        found = last_checkpoint(run_dir)
+        say(f"Going on from {found}." if found else f"{run_dir} holds no whole checkpoint: starting at step 0.")
+        return str(found) if found else None
+    if wanted == "last":
+        found = last_checkpoint(run_dir) or refuse(f"`resume_from_checkpoint last`: {run_dir!r} holds no checkpoint.")
+        say(f"Going on from {found}.")
+        return str(found)
+    if wanted:
+        if not Path(wanted).is_dir():
+            refuse(f"`resume_from_checkpoint` {wanted!r}: no such folder.")
+        try:
+            check_checkpoint(wanted)
+        except ValueError as error:
+            refuse(f"`resume_from_checkpoint`: {error}")
+    return wanted
+
+
+def check_output_dir(args: TrainingArguments) -> None:
+    """Refuse a run whose folder cannot be written, before anything is loaded."""
+    try:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=args.output_dir):
+            pass
+    except OSError as error:
+        refuse(f"`output_dir` {args.output_dir!r} cannot be written: {error.strerror}.")

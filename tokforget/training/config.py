@@ -1,0 +1,313 @@
+"""
+Arguments of a run: fields, help, checks; and the one parser of all recipes.
+
+No `from __future__ import annotations` here: the host's parser reads the annotations as types.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from accelerate.utils import parse_flag_from_env
+from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
+
+from tokforget._trl import _BaseConfig
+from tokforget.masking import check_rate
+from tokforget.parsing import check_at_least
+from tokforget.training.random_masks import MASK_KINDS
+from tokforget.training.rewards import WeightedRewards
+
+
+@dataclass
+class BudgetConfig(_BaseConfig):
+    """What the training arguments of every [`BudgetTrainer`] share: the host's `TrainingArguments`, and the fields below."""
+
+    # Host defaults that differ here
+    bf16: bool | None = field(
+        default=None,
+        metadata={
+            "help": "bfloat16 autocast; by default on where a GPU supports it, off on CPU and under DeepSpeed or FSDP."
+        },
+    )
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Not supported: models of the sizes trained here fit without it."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator takes the columns it needs."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rates."})
+    warmup_steps: float = field(default=20, metadata={"help": "Steps over which the learning rates rise."})
+    hub_strategy: str = field(
+        default="end", metadata={"help": "With `push_to_hub`, when: at the `end`, or at `every_save` too."}
+    )
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Every parameter is used."})
+    metric_for_best_model: str | None = field(default="bits_lost", metadata={"help": "Lower is better for bits."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "No use here: a loss that is not finite ends the run."}
+    )
+    auto_resume: bool = field(
+        default=False,
+        metadata={
+            "help": "Go on from the last whole checkpoint of `output_dir` if there is one, else start: the same command "
+            "serves for both. A run that has finished is not trained again."
+        },
+    )
+
+    # Rates and evaluation
+    min_rate: float = field(default=0.2, metadata={"help": "Lowest requested rate in training, in (0, 1)."})
+    max_rate: float = field(default=0.8, metadata={"help": "Highest requested rate in training, in (0, 1)."})
+    eval_rates: list[float] = field(
+        default_factory=lambda: [0.3, 0.5, 0.7], metadata={"help": "Rates at which evaluation compresses."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Evaluations without a better `metric_for_best_model` before training stops."}
+    )
+
+    def __post_init__(self):
+        if self.bf16 is None:
+            # DeepSpeed and FSDP would store weights in bfloat16, which is another thing than autocast: only when asked for.
+            sharded = any(parse_flag_from_env(name) for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"))
+            self.bf16 = not self.fp16 and not self.use_cpu and not sharded and _gpu_has_bf16()
+        if self.data_seed is None:
+            self.data_seed = self.seed  # else the order of the texts would hang on the state of torch's generator
+        if self.use_cpu or not _has_gpu():
+            self.dataloader_pin_memory = False  # there is nothing to pin it for, and torch would say so
+        if self.metric_for_best_model is not None and self.greater_is_better is None:
+            self.greater_is_better = (
+                "bits" not in self.metric_for_best_model and "loss" not in self.metric_for_best_model
+            )
+        super().__post_init__()
+        for name in ("min_rate", "max_rate"):
+            check_rate(getattr(self, name))
+        if not self.min_rate <= self.max_rate < 1:
+            raise ValueError(f"Needed is `min_rate` <= `max_rate` < 1, got {self.min_rate} and {self.max_rate}.")
+        if not self.eval_rates:
+            raise ValueError("`eval_rates` is empty; pass at least one rate.")
+        for rate in self.eval_rates:
+            check_rate(rate)
+        if self.early_stopping_patience is not None and not self.load_best_model_at_end:
+            raise ValueError(
+                "`early_stopping_patience` needs `load_best_model_at_end: true` and evaluations to compare."
+            )
+        if self.gradient_checkpointing:
+            raise ValueError(
+                "`gradient_checkpointing` is not supported: models of the sizes trained here fit without it."
+            )
+        if self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
+            raise ValueError(
+                f"`hub_strategy` must be 'end' or 'every_save', got {str(self.hub_strategy.value)!r}, which sends optimizer "
+                "states. The model folder alone is sent."
+            )
+        if self.label_smoothing_factor:
+            raise ValueError("`label_smoothing_factor` would smooth the bits that are counted; leave it at 0.")
+
+
+@dataclass
+class ForgetConfig(BudgetConfig):
+    """Training arguments of [`ForgetTrainer`]: those of [`BudgetConfig`], and the fields below."""
+
+    # In `output_dir`: the policy as the joint loop found it, and what it had learnt from.
+    warm_start_dir: ClassVar[str] = "warm_start"
+    lesson_dir: ClassVar[str] = "lesson"
+
+    # Learning rates
+    policy_learning_rate: float = field(
+        default=3e-3, metadata={"help": "Of the policy, per step of its own schedule (LOG.md, learning rates)."}
+    )
+    reconstructor_learning_rate: float = field(
+        default=2e-3, metadata={"help": "Of the adapter; small models take 2e-3, GPT-2 takes 2e-4 to 1e-3."}
+    )
+
+    # Texts drawn from the base model
+    sampled_texts: int = field(
+        default=0,
+        metadata={
+            "help": "Texts that the base model writes before training, to learn from beside the training texts; a small corpus "
+            "is learnt by heart otherwise (LOG.md). They stay in `output_dir`, for a run that is resumed."
+        },
+    )
+    sampled_prompt_tokens: int = field(
+        default=8, metadata={"help": "Tokens of a training text that each of them begins with."}
+    )
+
+    # Warm start
+    warm_start_steps: int = field(
+        default=0,
+        metadata={"help": "Steps of fitting the policy's ranking to the teacher's bits before the joint loop."},
+    )
+    warm_start_teacher: str = field(
+        default="self_information",
+        metadata={"help": "`self_information` (one LM pass per text) or `leave_one_out` (two, both sides)."},
+    )
+    warm_start_texts: int | None = field(
+        default=None, metadata={"help": "Training texts the teacher reads, the first of them; all by default."}
+    )
+    lesson_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder `lesson/` of another run on the same texts: its sampled texts and its teacher's bits are taken, "
+            "instead of drawing and asking again. Runs that differ in their seed can share one."
+        },
+    )
+    warm_start_learning_rate: float = field(default=3e-3, metadata={"help": "Of the policy in the warm start."})
+    warm_start_batch_size: int = field(default=32, metadata={"help": "Texts per step of the warm start."})
+    warm_start_sharpness: float = field(
+        default=24.0,
+        metadata={
+            "help": "Keep logits per unit of the logarithm of a token's bits when the fit is through: the higher, the closer to the best "
+            "are the first masks of the joint loop. At 3 its gradient sharpens the masks and loses their order (LOG.md)."
+        },
+    )
+
+    # Episodes
+    num_masks: int = field(default=4, metadata={"help": "Keep masks drawn per text and step, at least 2."})
+
+    # Rewards and credit
+    reward_funcs: list[str] = field(
+        default_factory=lambda: ["information_theoretic"],
+        metadata={
+            "help": "`information_theoretic`, `simple`, `exact_runs`, or import paths such as `my_package.rewards:name`."
+        },
+    )
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "One weight per reward; 1 each by default."}
+    )
+    keep_price: float | None = field(
+        default=None, metadata={"help": "Bits charged per kept token; by default each text's marginal price."}
+    )
+    credit_decay: float = field(
+        default=0.3,
+        metadata={
+            "help": "Share of a neighbour's reward credited to a token, per token of distance; 1 is the whole text."
+        },
+    )
+    neighbour_baseline: bool = field(
+        default=True,
+        metadata={
+            "help": "Credit a neighbour's reward less its mean over the masks in which the neighbour was decided alike."
+        },
+    )
+    gamma: float = field(
+        default=0.0, metadata={"help": "Discount per decision of the rewards of later windows, in [0, 1]."}
+    )
+
+    # Loss
+    scale_advantages: bool = field(
+        default=False,
+        metadata={
+            "help": "Divide the advantages of each text by their root mean square, so that every rate counts alike; "
+            "`entropy_coef` then has no unit."
+        },
+    )
+    entropy_coef: float = field(default=0.05, metadata={"help": "Weight of the policy's entropy, bits per nat."})
+    reconstructor_coef: float = field(
+        default=1.0, metadata={"help": "Weight of the reconstruction loss; 0 freezes the adapter."}
+    )
+    reconstruction_share: float = field(
+        default=1.0,
+        metadata={
+            "help": "Share of the texts whose masks train the reconstructor, in (0, 1]. The others are scored only, without "
+            "a backward pass through the language model: more texts for the policy in the same time."
+        },
+    )
+    random_mask_share: float = field(
+        default=0.2,
+        metadata={
+            "help": "Share of random keep masks in the reconstructor's batch, in [0, 1): keeps it from colluding."
+        },
+    )
+
+    def __post_init__(self):
+        if self.learning_rate not in (TrainingArguments.learning_rate, self.reconstructor_learning_rate):
+            raise ValueError(
+                f"`learning_rate` ({self.learning_rate}) is ambiguous here: set `policy_learning_rate` and "
+                "`reconstructor_learning_rate`."
+            )
+        WeightedRewards(self.reward_funcs, self.reward_weights)  # a reward that does not exist is an error now
+        self.learning_rate = self.reconstructor_learning_rate
+        super().__post_init__()
+        check_at_least(self, "num_masks", 2)
+        if self.lesson_path is not None and self.sampled_texts:
+            raise ValueError("`lesson_path` brings its own sampled texts: leave out `sampled_texts`.")
+        for name, least in (("sampled_texts", 0), ("sampled_prompt_tokens", 1), ("warm_start_steps", 0)):
+            check_at_least(self, name, least)
+        check_at_least(self, "warm_start_batch_size", 1)
+        if not 0 < self.warm_start_sharpness < math.inf:
+            raise ValueError(f"`warm_start_sharpness` must be positive and finite, got {self.warm_start_sharpness}.")
+        if self.warm_start_texts is not None:
+            check_at_least(self, "warm_start_texts", 1)
+        if self.warm_start_teacher not in ("self_information", "leave_one_out"):
+            raise ValueError(
+                f"`warm_start_teacher` must be 'self_information' or 'leave_one_out', got {self.warm_start_teacher!r}."
+            )
+        for name, high in (("credit_decay", 1.0), ("gamma", 1.0)):
+            if not 0 <= getattr(self, name) <= high:
+                raise ValueError(f"`{name}` must lie in [0, {high:g}], got {getattr(self, name)}.")
+        if not 0 < self.reconstruction_share <= 1:
+            raise ValueError(f"`reconstruction_share` must lie in (0, 1], got {self.reconstruction_share}.")
+        if self.reconstruction_share * self.per_device_train_batch_size < 1:
+            raise ValueError(
+                f"`reconstruction_share` {self.reconstruction_share} of a batch of {self.per_device_train_batch_size} is no "
+                "text at all: raise one of them."
+            )
+        if not 0 <= self.random_mask_share < 1:
+            raise ValueError(f"`random_mask_share` must lie in [0, 1), got {self.random_mask_share}.")
+        for name in ("policy_learning_rate", "reconstructor_learning_rate", "entropy_coef", "reconstructor_coef",
+                     "warm_start_learning_rate"):  # fmt: skip
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _gpu_has_bf16() -> bool:
+    import torch
+
+    return _has_gpu() and torch.cuda.is_bf16_supported()
+
+
+# -- parsing -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ReconstructorConfig(BudgetConfig):
+    """Training arguments of [`ReconstructorTrainer`]: those of [`BudgetConfig`], and the fields below."""
+
+    learning_rate: float = field(
+        default=1e-3,
+        metadata={
+            "help": "Peak. An adapter takes 2e-3 on small models and 2e-4 to 1e-3 on GPT-2; all weights a tenth."
+        },
+    )
+    mask_kinds: list[str] = field(
+        default_factory=lambda: list(MASK_KINDS),
+        metadata={
+            "help": "Kinds of keep masks, mixed in every batch: `random` tokens, contiguous random `span`s, `frequency` "
+            "(rare tokens kept, by noisy unigram surprisal)."
+        },
+    )
+    mask_weights: list[float] | None = field(
+        default=None, metadata={"help": "Share of each of `mask_kinds`, in any unit; equal shares by default."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.learning_rate < 0:
+            raise ValueError(f"`learning_rate` must not be negative, got {self.learning_rate}.")
+        unknown = [kind for kind in self.mask_kinds if kind not in MASK_KINDS]
+        if unknown or not self.mask_kinds or len(set(self.mask_kinds)) < len(self.mask_kinds):
+            raise ValueError(
+                f"`mask_kinds` must be different ones of {', '.join(MASK_KINDS)}, at least one; got {self.mask_kinds}."
+            )
+        if self.mask_weights is None:
+            self.mask_weights = [1.0] * len(self.mask_kinds)
+        if len(self.mask_weights) != len(self.mask_kinds):
+            raise ValueError(f"One weight per kind is needed, got {len(self.mask_kinds)} `mask_kinds` and "
+                             f"{len(self.mask_weights)} `mask_weights`.")  # fmt: skip
+        if min(self.mask_weights) <= 0:
+            raise ValueError(
+                f"`mask_weights` must be positive, got {self.mask_weights}; leave a kind without weight out of `mask_kinds`."
+            )
