@@ -10,11 +10,10 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tokforget.evaluation.words import encode
-from tokforget.models import reconstructor_folder
-from tokforget.models.loading import resolve_base
+from tokforget.models import loading
 
 
 @dataclass
@@ -30,18 +29,17 @@ class ContinuationScores:
 
 
 def load_reader(model: str | Path | PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A causal language model by id, folder or `"embedded"`; a loaded one is returned as it is."""
+    """A causal language model as [`load_base_model`] reads it; a loaded one is returned as it is."""
     if not isinstance(model, str | Path):
         return model
-    # Not in the checkpoint's own precision: half of it is many times slower than float32 on CPUs.
-    return AutoModelForCausalLM.from_pretrained(resolve_base(str(model)), dtype=dtype).eval()
+    return loading.load_base_model(str(model), dtype=dtype).eval()
 
 
 def load_tokenizer(tokenizer: str | Path | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """A tokenizer by id, folder or `"embedded"`, `ValueError` if it cannot be had; a loaded one is returned as it is."""
     if not isinstance(tokenizer, str | Path):
         return tokenizer
-    return reconstructor_folder.load_tokenizer(str(tokenizer))
+    return loading.load_tokenizer(str(tokenizer))
 
 
 def start_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, PreTrainedModel
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
 from tokforget.evaluation.scorers import Scorer, select
-from tokforget.models.loading import resolve_base
+from tokforget.models.loading import load_base_model
 from tokforget.packing import kept_tokens
 
 
@@ -29,8 +29,7 @@ def load_target(name_or_path: str) -> PreTrainedModel:
     if name_or_path == GPT2_SHAPE:
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(GPT2Config()).eval()
-    config = AutoConfig.from_pretrained(resolve_base(name_or_path))
-    return AutoModelForCausalLM.from_pretrained(resolve_base(name_or_path), config=config).eval()
+    return load_base_model(name_or_path).eval()
 
 
 def median_seconds(work: Callable[[], object], repeats: int, device: torch.device) -> float:

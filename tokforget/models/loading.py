@@ -38,17 +38,20 @@ def marker_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     )
 
 
-def load_base_model(name_or_path: str, revision: str | None = None) -> PreTrainedModel:
+def load_base_model(
+    name_or_path: str, revision: str | None = None, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
     """
-    A causal language model in float32: id, folder, or `"embedded"`. Its weights are frozen. Safetensors only, and no code
-    of its own: `ValueError` in one line for that, as for a folder that is broken or asks for more than its weights hold.
+    A causal language model by id, folder, or `"embedded"`, in `dtype` whatever its file holds; its weights are frozen. The
+    only way in which reconstructors, readers and targets are read: safetensors only, and no code of its own. `ValueError` in
+    one line for that, as for a folder that is broken or asks for more than its weights hold.
     """
     path = resolve_base(name_or_path)
     try:
         if Path(path).is_dir():
             _check_size(path, check_base_folder(Path(path)))
         model = AutoModelForCausalLM.from_pretrained(
-            path, revision=revision, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+            path, revision=revision, dtype=dtype, trust_remote_code=False, use_safetensors=True
         )
     except Exception as error:  # the config of a stranger: its class may stumble over it in any way
         raise ValueError(f"{name_or_path!r} could not be loaded: {' '.join(str(error).split())[:500]}") from error
