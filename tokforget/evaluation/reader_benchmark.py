@@ -142,7 +142,11 @@ class ReaderBenchmark:
             documents = read_corpus(args.corpus, "test", args.kinds)
             passages = draw_passages(documents, args.texts_per_kind, args.passage_characters, args.seed)
             self._add("lookup", lookup_items(passages, self.counts, args.lookups_per_text, args.seed))
-            self._add("later_use", later_use_items(passages, self.reader))
+            later = later_use_items(passages, self.reader)
+            if later:
+                self._add("later_use", later)
+            else:  # a reader that gains nothing from what came before cannot be asked
+                print("later_use: no passage makes a later token cheaper by a bit for this reader; left out.")
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def _count_words(self) -> WordCounts:
@@ -275,7 +279,7 @@ class ReaderBenchmark:
                 found = [self._searched(task, place, items[place], rate) for place in places]
                 start, best = (np.array([record[name] for record in found]) for name in ("start_bits", "bits"))
                 rows.append({"task": task, "rate": rate, "items": len(places), "seconds_per_item": self.args.oracle_seconds,
-                             "start": retention(start, full, none), "oracle": retention(best, full, none),
+                             "start": _or_none(retention(start, full, none)), "oracle": _or_none(retention(best, full, none)),
                              "interval": str(retention_interval(best, full, none, [i.group for i in chosen], self.args.seed))})  # fmt: skip
         return rows
 
@@ -318,7 +322,7 @@ class ReaderBenchmark:
         return {
             "compressor": name,
             "rate": rate,
-            "retention": retention(bits[here], full[here], none[here]),
+            "retention": _or_none(retention(bits[here], full[here], none[here])),
             "interval": retention_interval(bits[here], full[here], none[here], groups, seed),
             "bits": float(bits[here].mean()),
             "achieved_rate": sum(record["tokens"][i] for i in places) / max(original, 1),
@@ -330,6 +334,11 @@ class ReaderBenchmark:
                for what in ("numbers", "names", "negations")},
             "invented_words": words["invented"] / max(len(set(groups)), 1),
         }  # fmt: skip
+
+
+def _or_none(value: float) -> float | None:
+    """JSON has no nan."""
+    return None if np.isnan(value) else value
 
 
 def respaced(text: str) -> str:

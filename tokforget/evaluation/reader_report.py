@@ -59,7 +59,7 @@ def _table(rows: Sequence[dict]) -> list[str]:
         cells = [
             row["compressor"],
             f"{row['rate']:g}",
-            f"{row['retention']:.3f}{low_high}",
+            f"{_cell(row['retention'])}{low_high}",
             f"{row['achieved_rate']:.3f}",
         ]
         cells += [
@@ -103,8 +103,8 @@ def _cell(value) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _number(value: float) -> float:
-    return value if value == value else float("-inf")
+def _number(value: float | None) -> float:
+    return float("-inf") if value is None else value
 
 
 def _draw(path: Path, rows: Sequence[dict], task: str, key: str | None, label: str | None) -> bool:
@@ -123,7 +123,10 @@ def _draw(path: Path, rows: Sequence[dict], task: str, key: str | None, label: s
     figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
     colours = pyplot.get_cmap("tab20").colors
     for place, name in enumerate(names):
-        points = sorted((row for row in rows if row["compressor"] == name), key=lambda row: row["rate"])
+        points = sorted(
+            (row for row in rows if row["compressor"] == name and row["retention"] is not None),
+            key=lambda row: row["rate"],
+        )
         x = [row["achieved_rate"] if key is None else row[key] for row in points]
         y = [row["retention"] for row in points]
         spans = [row["interval"] or (row["retention"],) * 2 for row in points]

@@ -122,9 +122,9 @@ class RankedCompressor:
     asks: bool = False
 
     def __call__(self, text: str, budget: int, question: str | None = None) -> str:
-        spans, ranks = self.rank(text, question)
-        if not len(spans):
+        if not text.strip():
             return ""
+        spans, ranks = self.rank(text, question)
         return fill(text, spans, ranks, budget, lambda output: self.reader.counts([output])[0])
 
 
@@ -284,6 +284,8 @@ class IterativePruning:
 
     def __call__(self, text: str, budget: int, question: str | None = None) -> str:
         reader, spans = self.context.reader, split_words(text)
+        if not spans:
+            return ""
         total, kept, ranks = reader.counts([text])[0], "", np.zeros(len(spans))
         for first in range(0, len(spans), _SEGMENT_WORDS):
             part = spans[first : first + _SEGMENT_WORDS]
@@ -369,6 +371,8 @@ class PolicyCompressor:
 
     def __call__(self, text: str, budget: int, question: str | None = None) -> str:
         reader, best = self.context.reader, ""
+        if not text.strip():
+            return ""
         low, high, rate = 0.0, 1.0, min(1.0, budget / max(reader.counts([text])[0], 1))
         for _ in range(9):
             output = self.context.policy.compress(text, rate=rate, **self.options).text if rate < 1 else text
