@@ -8,6 +8,7 @@ is asked for more, computes what is not there.
 """
 
 import json
+import math
 import re
 import time
 from collections import Counter
@@ -64,8 +65,9 @@ def right_options(reader: Reader, items: Sequence[ReadingItem], passages: Sequen
 
 def retention(bits: np.ndarray, full: np.ndarray, none: np.ndarray) -> float:
     """Share of what a passage tells its reader that is left, from totals; nan if the passage tells nothing."""
-    worth = float(none.sum() - full.sum())
-    return float("nan") if worth <= 0 else float(none.sum() - bits.sum()) / worth
+    # Summed exactly: the order of the items cannot be seen in it.
+    worth, saved = math.fsum([*none, *-full]), math.fsum([*none, *-bits])
+    return float("nan") if worth <= 0 else saved / worth
 
 
 def retention_interval(

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tokforget.evaluation import reader, reader_benchmark
+from tokforget.evaluation import reader, reader_benchmark, words
 from tokforget.metrics import columns
 
 
@@ -43,13 +43,14 @@ class ReaderRetention(columns.ColumnMetric):
         for bits in (full, compressed, none):
             columns.check_bits(bits)
         groups = passage or [str(place) for place in range(len(full))]
+        interval = reader_benchmark.retention_interval(compressed, full, none, groups, seed)
         value = reader_benchmark.retention(compressed, full, none)
         return {
             "reader_retention": None if np.isnan(value) else value,
-            "interval": reader_benchmark.retention_interval(compressed, full, none, groups, seed),
-            "bits_full": float(full.mean()),
-            "bits_compressed": float(compressed.mean()),
-            "bits_none": float(none.mean()),
+            "interval": None if interval is None else list(interval),
+            "bits_full": words.mean(full),
+            "bits_compressed": words.mean(compressed),
+            "bits_none": words.mean(none),
             "texts": len(full),
             "passages": len(set(groups)),
         }
