@@ -34,8 +34,8 @@ def load_model(model_args: ModelArguments, tokenizer, max_length: int):
     from tokforget.models.loading import load_tokenizer
 
     shape = {
-        "hidden_size": model_args.policy_hidden_size, "dilations": model_args.policy_dilations, "window": model_args.window,
-        "logit_bound": model_args.logit_bound, "ngram_buckets": model_args.ngram_buckets,
+        "hidden_size": model_args.policy_hidden_size, "window": model_args.window,
+        "ngram_buckets": model_args.ngram_buckets,
     }  # fmt: skip
     folder = None
     if model_args.policy_name_or_path is not None:
@@ -47,7 +47,9 @@ def load_model(model_args: ModelArguments, tokenizer, max_length: int):
                 f"{model_args.reconstructor_name_or_path}. Take one that was trained over it."
             )
         trained = ForgetModelConfig.from_pretrained(folder)
-        shape = {name: getattr(trained, name) for name in (*shape, "kernel_size", "head_size")}
+        shape = {
+            name: getattr(trained, name) for name in (*shape, "dilations", "logit_bound", "kernel_size", "head_size")
+        }
     model = ForgetModel.from_base(
         model_args.reconstructor_name_or_path,
         tokenizer,
@@ -72,9 +74,7 @@ def with_sampled_texts(model, train, args: ForgetConfig, resumed: bool):
     def draw() -> list[list[int]]:
         model.to(args.device)
         with bf16_autocast(args):
-            return sample_blocks(
-                model.reconstructor, train["input_ids"], args.sampled_texts, args.sampled_prompt_tokens, args.seed
-            )
+            return sample_blocks(model.reconstructor, train["input_ids"], args.sampled_texts, args.seed)
 
     sampled = draw_once(args.output_dir, draw, resumed)
     ids = train.select_columns(["input_ids"])
@@ -106,8 +106,7 @@ def start_from_ranking(model, tokenizer, train, args: ForgetConfig, console) -> 
         if args.process_index == 0:
             write_lesson(Path(args.output_dir, args.lesson_dir), texts, bits)
     losses = warm_start(
-        model, texts, bits, args.warm_start_steps, args.warm_start_learning_rate, args.warm_start_batch_size,
-        args.min_rate, args.max_rate, args.seed, args.warm_start_sharpness,
+        model, texts, bits, args.warm_start_steps, args.min_rate, args.max_rate, args.seed, args.warm_start_sharpness,
     )  # fmt: skip
     folder = Path(args.output_dir, args.warm_start_dir)
     if args.process_index == 0:  # what the policy gradient starts from, to be compared with what it makes of it

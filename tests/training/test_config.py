@@ -28,7 +28,7 @@ def test_the_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path)
     )
     data, _, args = parse("--config", str(run), "--num_masks", "5")
     assert (args.max_steps, args.num_masks, args.eval_rates, args.policy_learning_rate) == (7, 5, [0.25, 0.5], 1e-3)
-    assert data.max_train_texts is None and args.gamma == 0.0
+    assert data.max_train_texts is None and args.credit_decay == 0.3
 
 
 @pytest.mark.parametrize(

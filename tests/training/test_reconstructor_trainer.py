@@ -362,7 +362,7 @@ def test_the_recipe_records_what_it_did(trained, base_folder):
 def test_train_py_starts_from_the_folder(trained, capsys):
     out, words = trained
     data = words[:8]
-    shape = ["--window", "8", "--ngram_buckets", "256", "--policy_hidden_size", "16", "--policy_dilations", "1", "--max_steps", "1",
+    shape = ["--window", "8", "--ngram_buckets", "256", "--policy_hidden_size", "16", "--max_steps", "1",
              "--batch_size", "2", "--device", "cpu", "--report_to", "none", "--disable_tqdm", "true", "--save_strategy", "no",
              "--output_dir", str(out.parent / "joint"), "--reconstructor_learning_rate", "0", "--max_test_texts", "0"]  # fmt: skip
     with pytest.raises(SystemExit) as stop:

@@ -39,7 +39,9 @@ def test_a_ranking_is_learnt_and_holds_in_every_window(base_folder, tokenizer):
     generator = torch.Generator().manual_seed(0)
     texts = [torch.randint(5, 25, (16,), generator=generator) for _ in range(64)]
     price = torch.randperm(25, generator=generator).float() / 3
-    losses = warm_start(model, texts, [price[text] for text in texts], 120, 1e-2, 16, 0.2, 0.8, seed=0)
+    losses = warm_start(
+        model, texts, [price[text] for text in texts], 120, 0.2, 0.8, seed=0, learning_rate=1e-2, batch_size=16
+    )
     assert sum(losses[-10:]) < 0.1 * sum(losses[:10])
     model.eval()
     ids = torch.stack(texts[:16])
@@ -53,7 +55,7 @@ def test_the_same_seed_gives_the_same_start(base_folder, tokenizer):
     states = []
     for seed in (1, 1, 2):
         model = make_model(base_folder, tokenizer)
-        warm_start(model, TEXTS, teacher_bits(model, TEXTS, "self_information"), 3, 1e-2, 2, 0.2, 0.8, seed)
+        warm_start(model, TEXTS, teacher_bits(model, TEXTS, "self_information"), 3, 0.2, 0.8, seed, batch_size=2)
         states.append(model.policy.to_head.weight.detach())
     assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
 
@@ -63,17 +65,17 @@ def test_any_number_of_steps(base_folder, tokenizer, steps):
     """The rise of the learning rate is a twentieth of the steps: of 20 just one, which a schedule cannot divide by."""
     model = make_model(base_folder, tokenizer)
     bits = teacher_bits(model, TEXTS, "self_information")
-    losses = warm_start(model, TEXTS, bits, steps, 1e-2, 2, 0.2, 0.8, 0)
+    losses = warm_start(model, TEXTS, bits, steps, 0.2, 0.8, 0, batch_size=2)
     assert len(losses) == steps and all(0 < loss < 100 for loss in losses)
 
 
-def test_sharpness_scales_the_logits_and_leaves_their_order(base_folder, tokenizer):
+def test_the_logit_scale_multiplies_the_logits_and_leaves_their_order(base_folder, tokenizer):
     plans = []
     ids, valid = torch.stack([text[:4] for text in TEXTS]), torch.ones(len(TEXTS), 4, dtype=torch.bool)
-    for sharpness in (1.0, 12.0):
+    for logit_scale in (1.0, 12.0):
         model = make_model(base_folder, tokenizer)
         bits = teacher_bits(model, TEXTS, "self_information")
-        warm_start(model, TEXTS, bits, 3, 1e-2, 2, 0.2, 0.8, 0, sharpness)
+        warm_start(model, TEXTS, bits, 3, 0.2, 0.8, 0, logit_scale, batch_size=2)
         plans.append(model.eval().policy.first_plan(ids, valid, torch.full((len(TEXTS),), 0.5)).detach())
     assert torch.allclose(12 * plans[0], plans[1], atol=1e-4) and plans[0].std() > 0
 

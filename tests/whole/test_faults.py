@@ -356,7 +356,7 @@ def launch(base_folder: str, out: Path, *words: str, processes: int = 1, **optio
         "--eval_steps", "4", "--eval_rates", "0.5", "--load_best_model_at_end", "true", "--save_total_limit", "2",
         "--policy_hidden_size", "16", "--ngram_buckets", "256", "--lora_rank", "4", "--logging_steps", "4",
         "--report_to", "none", "--disable_tqdm", "true", "--auto_resume", "true", "--sampled_texts", "6",
-        "--sampled_prompt_tokens", "3", *words,
+        *words,
     ]  # fmt: skip
     return start(command, out.parent, **options)
 

@@ -164,7 +164,9 @@ def run(request, bases, tmp_path_factory):
     trainer.bits_before = bits_of_training_texts(trainer)
     texts = [torch.tensor(row) for row in rows["input_ids"][:16]]
     trainer.teacher = teacher_bits(model, texts, "self_information")
-    trainer.warm_losses = warm_start(model, texts, trainer.teacher, 60, 1e-2, 8, 0.2, 0.8, seed=0)
+    trainer.warm_losses = warm_start(
+        model, texts, trainer.teacher, 60, 0.2, 0.8, seed=0, learning_rate=1e-2, batch_size=8
+    )
     trainer.train()
     trainer.save_model(str(folder))
     model.eval()

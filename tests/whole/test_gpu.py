@@ -83,7 +83,7 @@ def test_the_warm_start_learns_what_the_cpu_learns(pair, teacher):
     losses = []
     for model in pair:
         bits = teacher_bits(model, texts, teacher)
-        losses.append(warm_start(model, texts, bits, 10, 1e-3, 2, 0.2, 0.8, seed=0))
+        losses.append(warm_start(model, texts, bits, 10, 0.2, 0.8, seed=0, learning_rate=1e-3, batch_size=2))
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 

@@ -257,9 +257,6 @@ _POLICY = [
     "256",
     "--policy_hidden_size",
     "16",
-    "--policy_dilations",
-    "1",
-    "2",
     # Not as many texts train the reconstructor in one process as in the other.
     "--reconstruction_share",
     "0.3",

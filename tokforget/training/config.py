@@ -125,10 +125,6 @@ class ForgetConfig(BudgetConfig):
             "is learnt by heart otherwise (LOG.md). They stay in `output_dir`, for a run that is resumed."
         },
     )
-    sampled_prompt_tokens: int = field(
-        default=8, metadata={"help": "Tokens of a training text that each of them begins with."}
-    )
-
     # Warm start
     warm_start_steps: int = field(
         default=0,
@@ -148,8 +144,6 @@ class ForgetConfig(BudgetConfig):
             "instead of drawing and asking again. Runs that differ in their seed can share one."
         },
     )
-    warm_start_learning_rate: float = field(default=3e-3, metadata={"help": "Of the policy in the warm start."})
-    warm_start_batch_size: int = field(default=32, metadata={"help": "Texts per step of the warm start."})
     warm_start_sharpness: float = field(
         default=24.0,
         metadata={
@@ -171,37 +165,15 @@ class ForgetConfig(BudgetConfig):
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "One weight per reward; 1 each by default."}
     )
-    keep_price: float | None = field(
-        default=None, metadata={"help": "Bits charged per kept token; by default each text's marginal price."}
-    )
     credit_decay: float = field(
         default=0.3,
         metadata={
             "help": "Share of a neighbour's reward credited to a token, per token of distance; 1 is the whole text."
         },
     )
-    neighbour_baseline: bool = field(
-        default=True,
-        metadata={
-            "help": "Credit a neighbour's reward less its mean over the masks in which the neighbour was decided alike."
-        },
-    )
-    gamma: float = field(
-        default=0.0, metadata={"help": "Discount per decision of the rewards of later windows, in [0, 1]."}
-    )
 
     # Loss
-    scale_advantages: bool = field(
-        default=False,
-        metadata={
-            "help": "Divide the advantages of each text by their root mean square, so that every rate counts alike; "
-            "`entropy_coef` then has no unit."
-        },
-    )
     entropy_coef: float = field(default=0.05, metadata={"help": "Weight of the policy's entropy, bits per nat."})
-    reconstructor_coef: float = field(
-        default=1.0, metadata={"help": "Weight of the reconstruction loss; 0 freezes the adapter."}
-    )
     reconstruction_share: float = field(
         default=1.0,
         metadata={
@@ -228,9 +200,8 @@ class ForgetConfig(BudgetConfig):
         check_at_least(self, "num_masks", 2)
         if self.lesson_path is not None and self.sampled_texts:
             raise ValueError("`lesson_path` brings its own sampled texts: leave out `sampled_texts`.")
-        for name, least in (("sampled_texts", 0), ("sampled_prompt_tokens", 1), ("warm_start_steps", 0)):
-            check_at_least(self, name, least)
-        check_at_least(self, "warm_start_batch_size", 1)
+        for name in ("sampled_texts", "warm_start_steps"):
+            check_at_least(self, name, 0)
         if not 0 < self.warm_start_sharpness < math.inf:
             raise ValueError(f"`warm_start_sharpness` must be positive and finite, got {self.warm_start_sharpness}.")
         if self.warm_start_texts is not None:
@@ -239,9 +210,8 @@ class ForgetConfig(BudgetConfig):
             raise ValueError(
                 f"`warm_start_teacher` must be 'self_information' or 'leave_one_out', got {self.warm_start_teacher!r}."
             )
-        for name, high in (("credit_decay", 1.0), ("gamma", 1.0)):
-            if not 0 <= getattr(self, name) <= high:
-                raise ValueError(f"`{name}` must lie in [0, {high:g}], got {getattr(self, name)}.")
+        if not 0 <= self.credit_decay <= 1:
+            raise ValueError(f"`credit_decay` must lie in [0, 1], got {self.credit_decay}.")
         if not 0 < self.reconstruction_share <= 1:
             raise ValueError(f"`reconstruction_share` must lie in (0, 1], got {self.reconstruction_share}.")
         if self.reconstruction_share * self.per_device_train_batch_size < 1:
@@ -251,8 +221,7 @@ class ForgetConfig(BudgetConfig):
             )
         if not 0 <= self.random_mask_share < 1:
             raise ValueError(f"`random_mask_share` must lie in [0, 1), got {self.random_mask_share}.")
-        for name in ("policy_learning_rate", "reconstructor_learning_rate", "entropy_coef", "reconstructor_coef",
-                     "warm_start_learning_rate"):  # fmt: skip
+        for name in ("policy_learning_rate", "reconstructor_learning_rate", "entropy_coef"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
 

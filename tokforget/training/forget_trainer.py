@@ -34,14 +34,7 @@ from tokforget.models.sharded_weights import is_divided
 from tokforget.scoring import compression_rate, exact_restored, per_text_mean
 from tokforget.training.base_trainer import BudgetTrainer
 from tokforget.training.config import ForgetConfig
-from tokforget.training.episodes import (
-    EpisodeBatch,
-    decision_returns,
-    leave_one_out_advantages,
-    less_alike,
-    scaled_by_text,
-    token_returns,
-)
+from tokforget.training.episodes import EpisodeBatch, leave_one_out_advantages, token_returns
 from tokforget.training.random_masks import draw_rates, draw_scores
 from tokforget.training.rewards import WeightedRewards
 
@@ -112,29 +105,16 @@ class ForgetTrainer(BudgetTrainer):
         )
         episodes = self._collect(batch, outputs)
         rewards = self.rewards(episodes)
-        of_neighbours = (
-            less_alike(rewards.per_token, episodes.keep_mask, episodes.num_masks)
-            if self.args.neighbour_baseline
-            else None
-        )
-        returns = token_returns(
-            rewards.per_token, episodes.window, self.args.credit_decay, self.args.gamma, of_neighbours
-        )
-        returns = returns + episodes.per_token(decision_returns(rewards.per_decision, self.args.gamma))  # (N, T)
-        advantages = leave_one_out_advantages(returns, self.args.num_masks)
-        weights = (
-            scaled_by_text(advantages, episodes.valid, self.args.num_masks)
-            if self.args.scale_advantages
-            else advantages
-        )
-        policy_loss = -per_text_mean(weights * outputs.log_probs, episodes.valid).mean()
+        returns = token_returns(rewards.per_token, self.args.credit_decay) + episodes.per_token(rewards.per_decision)
+        advantages = leave_one_out_advantages(returns, self.args.num_masks)  # (N, T)
+        policy_loss = -per_text_mean(advantages * outputs.log_probs, episodes.valid).mean()
         # Differences of infinities are nan, which would pass for "cannot be scored": an infinite reward has to end the run.
         policy_loss = torch.where(rewards.any_infinite, torch.inf, policy_loss)
         entropy = per_text_mean(outputs.entropy, episodes.valid).mean()
         reconstruction_loss = outputs.bits_per_dropped.sum() / (
             len(numbers) * self.args.reconstruction_share * (self.args.num_masks + self._random_masks)
         )
-        loss = policy_loss - self.args.entropy_coef * entropy + self.args.reconstructor_coef * reconstruction_loss
+        loss = policy_loss - self.args.entropy_coef * entropy + reconstruction_loss
         self._record(
             episodes, rewards, advantages,
             policy_loss=policy_loss, entropy=entropy, reconstruction_loss=reconstruction_loss,
@@ -182,7 +162,6 @@ class ForgetTrainer(BudgetTrainer):
             token_correct=outputs.token_correct,
             window=self._unwrapped.policy.window,
             num_masks=num_masks,
-            keep_price=self.args.keep_price,
         )
 
     # -- logging -------------------------------------------------------------------------------------------------------

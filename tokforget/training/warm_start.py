@@ -26,7 +26,9 @@ TEACHERS = ("self_information", "leave_one_out")
 _MOST_BITS = 14.0
 # Above the logarithm of any bits: one bad step must not overflow.
 _MOST_LOG_BITS = 6.0
-_TEACHER_BATCH = 32
+_TARGET_BATCH = 32
+# Of the fit; no run has needed others.
+_LEARNING_RATE, _BATCH_SIZE = 3e-3, 32
 # With every second token missing the ranking is that of leaving out every eighth, at a quarter of the passes (LOG.md).
 _APART = 2
 
@@ -47,8 +49,8 @@ def teacher_bits(model: ForgetModel, texts: list[torch.Tensor], teacher: str) ->
     reconstructor.eval()
     found: list[torch.Tensor | None] = [None] * len(texts)
     by_length = sorted(range(len(texts)), key=lambda place: len(texts[place]))  # little padding
-    for start in range(0, len(texts), _TEACHER_BATCH):
-        places = by_length[start : start + _TEACHER_BATCH]
+    for start in range(0, len(texts), _TARGET_BATCH):
+        places = by_length[start : start + _TARGET_BATCH]
         input_ids, valid = _pad([texts[place] for place in places], model.device)
         if teacher == "self_information":
             bits = reconstructor.self_information(input_ids, valid)
@@ -93,12 +95,12 @@ def warm_start(
     texts: list[torch.Tensor],
     bits: list[torch.Tensor],
     steps: int,
-    learning_rate: float,
-    batch_size: int,
     min_rate: float,
     max_rate: float,
     seed: int,
-    sharpness: float = 24.0,
+    logit_scale: float = 24.0,
+    learning_rate: float = _LEARNING_RATE,
+    batch_size: int = _BATCH_SIZE,
 ) -> list[float]:
     """
     Fit the policy's first plan, as the logarithm of the bits that a token would lose, to the teacher's bits, the requested
@@ -111,7 +113,7 @@ def warm_start(
         texts (`list[torch.LongTensor]`), bits (`list[torch.FloatTensor]`): Training texts, and of [`teacher_bits`] theirs.
         steps (`int`), learning_rate (`float`), batch_size (`int`): Of AdamW, the rate rising over a twentieth of the steps
             and falling along a cosine.
-        sharpness (`float`): What the fitted logarithm is multiplied by in the end. The keep logit of a token of `e` times the
+        logit_scale (`float`): What the fitted logarithm is multiplied by in the end. The keep logit of a token of `e` times the
             bits of another is then higher by so much, and the first masks of the joint loop differ at the margin of the
             budget alone. Where they are soft, nearly all that the policy gradient can gain is sharper ones, and it pays for
             them with the order of the tokens (LOG.md).
@@ -149,7 +151,7 @@ def warm_start(
         losses.append(loss.item())
     with torch.no_grad():
         for part in policy.to_logit.parameters():
-            part *= sharpness
+            part *= logit_scale
     return losses
 
 
