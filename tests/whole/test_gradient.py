@@ -9,7 +9,7 @@ import itertools
 import pytest
 import torch
 
-from tests.conftest import PAIRS_VOCABULARY, make_gpt2, make_model, make_tokenizer, pair_texts
+from tests.conftest import ALL_BY_GRADIENT, PAIRS_VOCABULARY, make_gpt2, make_model, make_tokenizer, pair_texts
 from tokforget.data.blocks import BlockCollator
 from tokforget.evaluation.baselines import Random
 from tokforget.evaluation.comparison import compare
@@ -158,9 +158,9 @@ def pairs_run(tmp_path_factory) -> ForgetTrainer:
         window=6, ngram_buckets=0,
     )  # fmt: skip
     rows = [{"input_ids": row} for row in pair_texts(640, 24, seed=999).tolist()]
+    rates = {"policy_learning_rate": 1e-2, "reconstructor_learning_rate": 3e-3}
     args = ForgetConfig(
-        output_dir=str(folder / "out"), max_steps=120, per_device_train_batch_size=16, policy_learning_rate=1e-2,
-        reconstructor_learning_rate=3e-3, warmup_steps=5, min_rate=0.4, max_rate=0.6, logging_steps=20, use_cpu=True,
+        output_dir=str(folder / "out"), max_steps=120, per_device_train_batch_size=16, **ALL_BY_GRADIENT | rates, warmup_steps=5, min_rate=0.4, max_rate=0.6, logging_steps=20, use_cpu=True,
         report_to="none", disable_tqdm=True, save_strategy="no", seed=0,
     )  # fmt: skip
     trainer = ForgetTrainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer)

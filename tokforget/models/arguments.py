@@ -47,7 +47,7 @@ class ModelArguments(BaseModelArguments):
     )
     policy_hidden_size: int = field(default=128, metadata={"help": "Width of the policy's trunk."})
     window: int = field(
-        default=32, metadata={"help": "Tokens per decision; a text of T tokens takes ceil(T / window)."}
+        default=24, metadata={"help": "Tokens per decision; a text of T tokens takes ceil(T / window)."}
     )
     ngram_buckets: int = field(
         default=2**18,

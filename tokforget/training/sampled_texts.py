@@ -29,6 +29,20 @@ SAMPLED = "sampled_texts"
 _PROMPT_TOKENS = 8
 
 
+def with_sampled_texts(
+    reconstructor: Reconstructor, blocks: "Dataset", number: int, run_dir: str | Path, seed: int, resumed: bool
+) -> "Dataset":
+    """
+    The training blocks, column `input_ids`, and behind them `number` that the base model wrote; see [`sample_blocks`] and
+    [`draw_once`]. Every process has to call.
+    """
+    from datasets import Features, concatenate_datasets
+
+    own = blocks.select_columns(["input_ids"])
+    sampled = draw_once(run_dir, lambda: sample_blocks(reconstructor, own["input_ids"], number, seed), resumed)
+    return concatenate_datasets([own, sampled.cast(Features({"input_ids": own.features["input_ids"]}))])
+
+
 def draw_once(run_dir: str | Path, draw: Callable[[], list[list[int]]], resumed: bool) -> "Dataset":
     """
     The sampled blocks of a run, column `input_ids`: drawn by its first process and kept in its folder, so that all processes
