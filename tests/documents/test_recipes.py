@@ -11,12 +11,12 @@ import torch
 import yaml
 
 from recipes.leaderboard import LeaderboardArguments
-from recipes.train import load_model
 from tests.conftest import make_tokenizer
 from tokforget.data.arguments import DataArguments, PreparationArguments
 from tokforget.evaluation.arguments import EvaluationArguments
 from tokforget.models.arguments import ModelArguments, ReconstructorArguments
 from tokforget.models.forget_model import ForgetModel
+from tokforget.models.starting_models import load_by_arguments
 from tokforget.parsing import parse_arguments
 from tokforget.training.config import ForgetConfig, ReconstructorConfig
 
@@ -75,7 +75,7 @@ def quick_run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
         "recipes/train.py", "--config", "recipes/quick_test.yaml", "--output_dir", out, "--max_steps", "4",
         "--warm_start_steps", "4", "--warm_start_texts", "16",
         "--eval_steps", "2", "--save_steps", "2", "--max_eval_texts", "4", "--max_test_texts", "6", "--logging_steps", "2",
-        "--batch_size", "4", "--reward_type", "simple", "--sampled_texts", "5",
+        "--batch_size", "4", "--reward_type", "simple", "--sampled_texts", "5", "--reconstructor_text_fraction", "0.25",
     )  # fmt: skip
     return out, result
 
@@ -111,7 +111,7 @@ def test_the_quick_test_runs_offline_from_the_launcher(quick_run):
     assert "| 0.7 | self_information |" in card and "{{" not in card
 
 
-def test_another_run_learns_from_its_lesson_and_goes_on_from_its_policy(quick_run, tmp_path):
+def test_another_run_learns_from_its_warm_start_data_and_goes_on_from_its_policy(quick_run, tmp_path):
     out, result = quick_run
     assert result.returncode == 0
     start = ForgetModel.from_pretrained(out / "warm_start", with_reconstructor=False)
@@ -122,7 +122,15 @@ def test_another_run_learns_from_its_lesson_and_goes_on_from_its_policy(quick_ru
         "--warm_start_texts", "16", "--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false",
         "--batch_size", "4",
     ]  # fmt: skip
-    again = run(*words, "--lesson_path", out / "lesson", "--output_dir", tmp_path / "short", "--max_steps", "1")
+    again = run(
+        *words,
+        "--warm_start_data_path",
+        out / "warm_start_data",
+        "--output_dir",
+        tmp_path / "short",
+        "--max_steps",
+        "1",
+    )
     assert again.returncode == 2 and "is on other texts than this run's" in again.stderr, again.stderr[-3000:]
     again = run(*words, "--policy_name_or_path", out / "warm_start", "--warm_start_steps", "0", "--max_steps", "1",
                 "--policy_learning_rate", "0", "--output_dir", tmp_path / "on")  # fmt: skip
@@ -195,7 +203,7 @@ def test_a_run_goes_on_from_a_trained_policy(model, base_folder, tokenizer, text
     tokenizer.save_pretrained(tmp_path / "trained")
     # The shape is the trained policy's, whatever the arguments say.
     args = ModelArguments(base_folder, policy_name_or_path=str(tmp_path / "trained"), policy_hidden_size=99)
-    found = load_model(args, tokenizer, max_length=40)
+    found = load_by_arguments(args, tokenizer, max_length=40)
     ours = model.policy.state_dict()
     assert all(
         torch.equal(ours[name], value) for name, value in found.policy.state_dict().items() if "table" not in name
@@ -204,6 +212,6 @@ def test_a_run_goes_on_from_a_trained_policy(model, base_folder, tokenizer, text
     other = make_tokenizer([text.upper() for text in texts])
     other.save_pretrained(tmp_path / "trained")
     with pytest.raises(ValueError, match="reads another vocabulary than the reconstructor"):
-        load_model(args, tokenizer, max_length=40)
+        load_by_arguments(args, tokenizer, max_length=40)
     with pytest.raises(ValueError, match="holds a model of type 'gpt2', not 'tokforget'"):
-        load_model(ModelArguments(base_folder, policy_name_or_path=base_folder), tokenizer, max_length=40)
+        load_by_arguments(ModelArguments(base_folder, policy_name_or_path=base_folder), tokenizer, max_length=40)
