@@ -3,11 +3,11 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 
-# What each floor and ceiling is for: transformers 5.19 has `loss_is_scaled_for_ga`; TRL keeps its trainer bases private,
-# so 2.0 may move them.
+# What each floor and ceiling is for: transformers 5.24 names a model's cache `cache`, and 5.40 takes the older name
+# `past_key_values` away; TRL keeps its trainer bases private, so 2.0 may move them.
 INSTALL = [
     "torch>=2.6",
-    "transformers>=5.19,<6",
+    "transformers>=5.24,<6",
     "trl>=1.16,<2",
     "peft>=0.18",
     "accelerate>=1.10.1",
