@@ -30,6 +30,9 @@ EVALUATION = ["matplotlib>=3.8"]
 # The libraries the drop-ins of tokforget/integrations fit into.
 LANGCHAIN, LLAMA_INDEX = ["langchain-core>=1.0,<2"], ["llama-index-core>=0.14,<0.15"]
 
+# Folders of the checkout that a wheel carries inside the package; tokforget/shipped.py finds them in both places.
+BESIDE = ["recipes", "accelerate_configs", "hub_cards"]
+
 setup(
     name="tokforget",
     version="0.1.0",
@@ -38,12 +41,14 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
-    packages=[*find_packages(include=["tokforget*"]), "tokforget.hub_cards"],
-    package_dir={"tokforget.hub_cards": "hub_cards"},
+    packages=[*find_packages(include=["tokforget*"]), *(f"tokforget.{name}" for name in BESIDE)],
+    package_dir={f"tokforget.{name}": name for name in BESIDE},
     package_data={
-        "tokforget": ["assets/base_model/*", "assets/forget_model/*", "assets/forget_model/adapter/*"],
+        "tokforget": ["py.typed", "assets/base_model/*", "assets/forget_model/*", "assets/forget_model/adapter/*"],
         "tokforget.evaluation": ["templates/*"],
         "tokforget.hub_cards": ["*.md"],
+        "tokforget.recipes": ["*.yaml"],
+        "tokforget.accelerate_configs": ["*.yaml"],
         "tokforget.metrics": ["*/*.py", "*/README.md"],
     },
     entry_points={"console_scripts": ["tokforget=tokforget.cli.main:main"]},

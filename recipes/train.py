@@ -10,13 +10,11 @@ import logging
 import os
 import shutil
 import sys
-import warnings
 from pathlib import Path
 
 
 # tokforget sends nothing on its own, its host's ping included.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renames between its own parts
 sys.path.append(os.getcwd())  # a reward of one's own lies where one stands, not beside this script
 
 from tokforget.data.arguments import DataArguments
