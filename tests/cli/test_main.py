@@ -358,6 +358,7 @@ def test_interruption_and_bugs_have_their_exit_codes(shell, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_as_a_process_bytes_pipes_and_exit_codes_are_right(folder, tmp_path):
     data = TEXT.encode() * 1500 + b"\xff\r\n"
     done = process("compress", "--rate", "1", "--model", folder, "--quiet", input=data)

@@ -42,6 +42,7 @@ def folder(tmp_path_factory, base_folder, tokenizer) -> str:
 
 
 # -- loading -----------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_loading_and_compressing_need_no_host_library(folder):
     code = (
         f"import sys; from tokforget import Compressor; c = Compressor.from_pretrained({folder!r}); "

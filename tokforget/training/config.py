@@ -90,7 +90,7 @@ class BudgetConfig(_BaseConfig):
             )
         if self.gradient_checkpointing:
             raise ValueError(
-                "`gradient_checkpointing` is not supported: models of the sizes trained here fit without it."
+                "`activation_checkpointing` is not supported: models of the sizes trained here fit without it."
             )
         if self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
             raise ValueError(
