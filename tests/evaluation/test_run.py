@@ -191,6 +191,7 @@ def check_alike(evaluated: Path, other: Path) -> None:
     assert read(other, "downstream_results.json") == read(evaluated, "downstream_results.json")
 
 
+@pytest.mark.slow
 def test_two_runs_agree_to_the_last_digit(evaluated, folder, base_folder):
     result = call("evaluate", *words(folder, base_folder, "again"))
     assert result.returncode == 0, result.stderr
