@@ -66,13 +66,13 @@ def test_hardware_files_say_where_and_nothing_else(hardware):
 QUICK = [
     "--config", "quick_test", "--max_steps", "4", "--warm_start_steps", "4", "--warm_start_texts", "16", "--eval_steps", "2",
     "--save_steps", "2", "--max_eval_texts", "4", "--max_test_texts", "6", "--logging_steps", "2", "--batch_size", "4",
-    "--reward_type", "simple", "--sampled_texts", "5",
+    "--reward_type", "simple", "--sampled_texts", "5", "--max_length", "48", "--min_length", "16", "--window", "24",
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def quick_run(tmp_path_factory) -> tuple[Path, Called]:
-    """The quick test, cut to four steps."""
+    """The quick test, cut to four steps on texts of half the length."""
     out = tmp_path_factory.mktemp("quick") / "run"
     result = call("train", *QUICK, "--use_cpu", "true", "--output_dir", out)
     assert result.returncode == 0, result.stderr
@@ -136,7 +136,7 @@ def test_another_run_learns_from_its_lesson_and_goes_on_from_its_policy(quick_ru
     words = [
         "--config", "quick_test", "--use_cpu", "true", "--max_test_texts", "0",
         "--warm_start_texts", "16", "--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false",
-        "--batch_size", "4",
+        "--batch_size", "4", "--max_length", "48", "--min_length", "16", "--window", "24",
     ]  # fmt: skip
     again = call(
         "train", *words, "--lesson_path", out / "lesson", "--output_dir", tmp_path / "short", "--max_steps", "1"
