@@ -1,5 +1,5 @@
 # install: a virtual environment in .venv; quickstart: train, compare, compress and restore a sample; test: the suite;
-# test-slow: launches of several processes, killed runs, a Hub on this machine.
+# test-slow: launches, killed runs, a Hub on this machine, the wheel.
 PYTHON ?= python3
 BIN := .venv/bin
 # Threads on purpose: what the machine has, unless the caller says otherwise.

@@ -435,6 +435,7 @@ for name in sorted(rows):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(load, base_folder):
     theirs = json.dumps({name: rows(name, slice(2, None)) for name in NAMES})
     second = subprocess.Popen(
