@@ -148,7 +148,7 @@ def test_another_run_learns_from_its_warm_start_data_and_goes_on_from_its_policy
         "--max_steps",
         "1",
     )
-    assert again.returncode == 2 and "is on other texts than this run's" in again.stderr, again.stderr[-3000:]
+    assert again.returncode == 2 and "are of other texts than this run's" in again.stderr, again.stderr[-3000:]
     again = call("train", *words, "--policy_name_or_path", out / "warm_start", "--warm_start_steps", "0", "--max_steps", "1",
                 "--policy_learning_rate", "0", "--output_dir", tmp_path / "on")  # fmt: skip
     assert again.returncode == 0, again.stderr[-3000:]
