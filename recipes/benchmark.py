@@ -83,7 +83,12 @@ class JointStep:
         self.model.policy.ngrams.fit(blocks["train"]["input_ids"])
         with tempfile.TemporaryDirectory() as scratch:
             self.args = ForgetConfig(
-                output_dir=scratch, use_cpu=device == "cpu", report_to="none", per_device_train_batch_size=batch_size
+                output_dir=scratch,
+                use_cpu=device == "cpu",
+                report_to="none",
+                per_device_train_batch_size=batch_size,
+                reconstructor_text_fraction=1.0,
+                reward_funcs=["information_theoretic"],
             )
             self.trainer = ForgetTrainer(
                 model=self.model, args=self.args, train_dataset=blocks["train"], processing_class=tokenizer

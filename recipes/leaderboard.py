@@ -1,5 +1,5 @@
 """
-One table from scratch: train a reconstructor, the policies of every seed and variant, and a judge; compare; write it down.
+One table from scratch: train a reconstructor, the policies of every seed and ablation, and a judge; compare; write it down.
 
     python recipes/leaderboard.py --config recipes/leaderboard.yaml
 
@@ -40,9 +40,9 @@ from tokforget.shipped import RECIPES, hardware_file, in_checkout, recipe_path, 
 from tokforget.training.config import ForgetConfig, ReconstructorConfig
 
 
-POLICY, VARIANT = "policy", "variant"
-# In a variant's keys: what it takes over from the policy of its seed.
-SAME_LESSON, SAME_START = "same_lesson", "same_start"
+POLICY, ABLATION = "policy", "ablation"
+# In a ablation's keys: what it takes over from the policy of its seed.
+SHARE_DATA, SHARE_START = "share_warm_start_data", "share_warm_start"
 WARM_START = ForgetConfig.warm_start_dir
 RECORD, TABLE = "leaderboard.json", "leaderboard.md"
 # The recipe of each kind of step, its arguments, and the file that it writes last or next to last.
@@ -52,7 +52,7 @@ KINDS = {
     "policy": ("train.py", (DataArguments, ModelArguments, ForgetConfig), "trainer_state.json"),
     "evaluation": ("evaluate.py", (EvaluationArguments,), MODEL_RESULTS),
 }  # fmt: skip
-KINDS[VARIANT] = KINDS[POLICY]  # trained when all policies are, for it may go on from one
+KINDS[ABLATION] = KINDS[POLICY]  # trained when all policies are, for it may go on from one
 
 
 @dataclass
@@ -74,15 +74,15 @@ class LeaderboardArguments:
     reconstructor: str = field(default="{}", metadata={"help": "Keys of train_reconstructor.py, for start and judge."})
     policy: str = field(default="{}", metadata={"help": "Keys of train.py."})
     evaluation: str = field(default="{}", metadata={"help": "Keys of evaluate.py."})
-    variants: str = field(
+    ablations: str = field(
         default="{}",
         metadata={
-            "help": "Ablations: a name, and the keys of train.py that differ from `policy`. With `same_lesson: true` it takes the "
-            "sampled texts and the teacher's bits of the policy of its seed, with `same_start: true` the warm start, too."
+            "help": "Ablations: a name, and the keys of train.py that differ from `policy`. With `share_warm_start_data: true` it takes the "
+            "sampled texts and the target bits of the policy of its seed, with `share_warm_start: true` the warm start, too."
         },
     )
-    variant_seeds: list[int] | None = field(
-        default=None, metadata={"help": "Training seeds of the variants; those of the policies by default."}
+    ablation_seeds: list[int] | None = field(
+        default=None, metadata={"help": "Training seeds of the ablations; those of the policies by default."}
     )
     jobs: int = field(
         default=1,
@@ -95,7 +95,7 @@ class LeaderboardArguments:
     dry_run: bool = field(default=False, metadata={"help": "Print the plan, run nothing, write nothing."})
 
     def __post_init__(self):
-        for name in ("common", "reconstructor", "policy", "evaluation", "variants"):
+        for name in ("common", "reconstructor", "policy", "evaluation", "ablations"):
             try:
                 value = json.loads(getattr(self, name))
             except json.JSONDecodeError as error:
@@ -105,23 +105,23 @@ class LeaderboardArguments:
             setattr(self, name, value)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"`seeds` must be one or more different numbers, got {self.seeds}.")
-        self.variant_seeds = self.seeds if self.variant_seeds is None else self.variant_seeds
-        if not self.variant_seeds or len(set(self.variant_seeds)) < len(self.variant_seeds):
-            raise ValueError(f"`variant_seeds` must be one or more different numbers, got {self.variant_seeds}.")
+        self.ablation_seeds = self.seeds if self.ablation_seeds is None else self.ablation_seeds
+        if not self.ablation_seeds or len(set(self.ablation_seeds)) < len(self.ablation_seeds):
+            raise ValueError(f"`ablation_seeds` must be one or more different numbers, got {self.ablation_seeds}.")
         if self.jobs < 1:
             raise ValueError(f"`jobs` must be at least 1, got {self.jobs}.")
         if self.reconstructor_seed == self.judge_seed:
             raise ValueError(f"`judge_seed` must differ from `reconstructor_seed`, both are {self.judge_seed}.")
-        for name, keys in self.variants.items():
+        for name, keys in self.ablations.items():
             if name in (POLICY, WARM_START, KEEP_ALL, FLOOR, CEILING) or not name.isidentifier():
                 raise ValueError(
-                    f"A variant cannot be called {name!r}: letters, digits and `_`, and no scorer's name."
+                    f"A ablation cannot be called {name!r}: letters, digits and `_`, and no scorer's name."
                 )
             if not isinstance(keys, dict):
-                raise ValueError(f"The variant {name!r} must be a mapping of keys of train.py, got {keys!r}.")
-            if keys.keys() & {SAME_LESSON, SAME_START} and not set(self.variant_seeds) <= set(self.seeds):
+                raise ValueError(f"The ablation {name!r} must be a mapping of keys of train.py, got {keys!r}.")
+            if keys.keys() & {SHARE_DATA, SHARE_START} and not set(self.ablation_seeds) <= set(self.seeds):
                 raise ValueError(
-                    f"The variant {name!r} takes over from the policy of its seed, but `variant_seeds` {self.variant_seeds} are "
+                    f"The ablation {name!r} takes over from the policy of its seed, but `ablation_seeds` {self.ablation_seeds} are "
                     f"not all among `seeds` {self.seeds}."
                 )
 
@@ -139,7 +139,7 @@ class Step:
 
 # -- the plan ----------------------------------------------------------------------------------------------------------
 def plan(args: LeaderboardArguments) -> list[Step]:
-    """All steps in order. Later keys win: `common`, what the plan says, the recipe's own, a variant's."""
+    """All steps in order. Later keys win: `common`, what the plan says, the recipe's own, a ablation's."""
     root, steps = Path(args.output_dir), []
 
     def add(name: str, kind: str, seed: int | None, *keys: dict) -> str:
@@ -157,12 +157,12 @@ def plan(args: LeaderboardArguments) -> list[Step]:
 
     start = add("reconstructor", "reconstructor", args.reconstructor_seed, args.common, args.reconstructor)
     models = []
-    for name, keys in {POLICY: {}, **args.variants}.items():
-        for seed in args.seeds if name == POLICY else args.variant_seeds:
+    for name, keys in {POLICY: {}, **args.ablations}.items():
+        for seed in args.seeds if name == POLICY else args.ablation_seeds:
             own = {"reconstructor_name_or_path": start}
             taken = _taken_over(keys, root / f"{POLICY}_seed_{seed}")
-            differing = {key: value for key, value in keys.items() if key not in (SAME_LESSON, SAME_START)}
-            kind = POLICY if name == POLICY else VARIANT
+            differing = {key: value for key, value in keys.items() if key not in (SHARE_DATA, SHARE_START)}
+            kind = POLICY if name == POLICY else ABLATION
             folder = add(f"{name}_seed_{seed}", kind, seed, args.common, own, args.policy, taken, differing)
             models.append(f"{name}={folder}")
     # What the policy gradient starts from, of the same runs.
@@ -175,11 +175,11 @@ def plan(args: LeaderboardArguments) -> list[Step]:
 
 
 def _taken_over(keys: dict, policy: Path) -> dict:
-    """The keys of train.py that `same_lesson` and `same_start` stand for."""
+    """The keys of train.py that `share_warm_start_data` and `share_warm_start` stand for."""
     taken = {}
-    if keys.get(SAME_LESSON) or keys.get(SAME_START):
-        taken |= {"lesson_path": policy / ForgetConfig.lesson_dir, "sampled_texts": None}
-    if keys.get(SAME_START):
+    if keys.get(SHARE_DATA) or keys.get(SHARE_START):
+        taken |= {"warm_start_data_path": policy / ForgetConfig.warm_start_data_dir, "sampled_texts": None}
+    if keys.get(SHARE_START):
         taken |= {"policy_name_or_path": policy / WARM_START, "warm_start_steps": 0}
     return taken
 
@@ -189,7 +189,7 @@ def _has_warm_start(args: LeaderboardArguments) -> bool:
     if "config" in keys:
         with suppress(ValueError):  # a file that is not there is told of when the plan is checked
             keys = yaml.safe_load(run_file(keys["config"]).read_text(encoding="utf-8")) | keys
-    return int(keys.get("warm_start_steps") or 0) > 0
+    return int(keys.get("warm_start_steps", ForgetConfig.warm_start_steps) or 0) > 0
 
 
 def check(args: LeaderboardArguments, steps: list[Step]) -> None:
@@ -198,10 +198,10 @@ def check(args: LeaderboardArguments, steps: list[Step]) -> None:
         hardware_file(args.hardware)
     except ValueError as error:
         refuse(f"`hardware`: {error}")
-    takers = [name for name, keys in args.variants.items() if keys.get(SAME_LESSON) or keys.get(SAME_START)]
+    takers = [name for name, keys in args.ablations.items() if keys.get(SHARE_DATA) or keys.get(SHARE_START)]
     if takers and not _has_warm_start(args):
         refuse(
-            f"The variant {takers[0]!r} takes over from the policy's warm start, but `policy` has `warm_start_steps` 0."
+            f"The ablation {takers[0]!r} takes over from the policy's warm start, but `policy` has `warm_start_steps` 0."
         )
     for step in steps:
         types = KINDS[step.kind][1]
@@ -327,7 +327,7 @@ def _cells(row: dict, args: LeaderboardArguments) -> list[str]:
         between = "" if interval is None else f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
         fewer = f"{100 * row['fewer_bits']:.1f} %{between} ({row['best_cheap']})"
     return [
-        f"**{name}**" if name == POLICY else f"{name} (variant)" if name in args.variants else name,
+        f"**{name}**" if name == POLICY else f"{name} (ablation)" if name in args.ablations else name,
         f"{row['bits_lost']:.3f}{spread} [{low:.3f}, {high:.3f}]",
         _difference(row, "bits", 1),
         f"{100 * row['oracle_gap_closed']:.1f} %" if "oracle_gap_closed" in row else "–",

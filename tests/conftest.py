@@ -20,6 +20,12 @@ from tokforget.models.forget_model import ForgetModel
 # number of threads sums are rounded otherwise, while some tests compare runs to the bit.
 torch.set_num_threads(1)
 
+# Of `ForgetConfig`: the joint loop alone from a policy of chance, every text training the reconstructor, rewards in bits. What
+# is shown in seconds about a step needs no sampled texts and no warm start.
+ALL_BY_GRADIENT = {
+    "sampled_texts": 0, "warm_start_steps": 0, "policy_learning_rate": 3e-3, "reconstructor_learning_rate": 2e-3,
+    "reward_funcs": ["information_theoretic"], "entropy_coef": 0.05, "reconstructor_text_fraction": 1.0,
+}  # fmt: skip
 END = "<|endoftext|>"
 PAIRS_VOCABULARY = 24
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import difflib
 import json
 import os
 import sys
@@ -28,12 +29,28 @@ ALIASES = {
 }
 
 
+# What keys were called in records and run files of before; the old name is an error that says the new one.
+RENAMED = {
+    "warm_start_teacher": "warm_start_target",
+    "lesson_path": "warm_start_data_path",
+    "warm_start_sharpness": "warm_start_logit_scale",
+    "random_mask_share": "random_mask_fraction",
+    "reconstruction_share": "reconstructor_text_fraction",
+    "variants": "ablations",
+    "variant_seeds": "ablation_seeds",
+}
+
+
 DEVICES = {"cpu": "true", "cuda": "false", "gpu": "false"}
 
 
 def check_at_least(arguments, name: str, least: int) -> None:
     if getattr(arguments, name) < least:
         raise ValueError(f"`{name}` must be at least {least}, got {getattr(arguments, name)}.")
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults behind each key; the description, which holds a command, as it stands."""
 
 
 class _OneLineParser(HfArgumentParser):
@@ -54,28 +71,77 @@ def parse_arguments(
         `tuple`: One instance of each dataclass.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _OneLineParser(dataclass_types, description=description, allow_abbrev=False,
-                            formatter_class=argparse.ArgumentDefaultsHelpFormatter)  # fmt: skip
-    parser.add_argument(
-        "--config",
-        metavar="FILE.yaml",
-        help="Run file: a path, or a shipped name such as `quick_test`; any of the keys below.",
+    parser = _OneLineParser(
+        dataclass_types,
+        description=description,
+        allow_abbrev=False,
+        usage="%(prog)s [--config FILE.yaml] [--key value ...]",
+        formatter_class=_HelpFormatter,
     )
+    what = "Run file: a path, or a shipped name such as `quick_test`; any of the keys below."
+    parser.add_argument("--config", metavar="FILE.yaml", help=what)
     if "--use_cpu" in parser._option_string_actions:
         parser.add_argument("--device", metavar="cpu|cuda", help="The same as `use_cpu`.")
     for alias, name in ALIASES.items():
         if f"--{name}" in parser._option_string_actions:
-            parser.add_argument(f"--{alias}", metavar="...", help=f"The same as `{name}`.")
+            parser.add_argument(f"--{alias}", help=argparse.SUPPRESS)
+    has_host_keys = _group_by_dataclass(parser, dataclass_types, with_host="--help-all" in argv)
+    if has_host_keys:
+        parser.add_argument(
+            "--help-all",
+            action="help",
+            help="These, and the host's: `output_dir`, `max_steps`, `seed`, `save_steps` and a hundred more.",
+        )
     words = _without_aliases(_with_config(argv, parser), parser)
     known = set(parser._option_string_actions)
     for word in words:
         if word.startswith("--") and word.split("=")[0] not in known:
-            parser.error(f"unknown key `{word.split('=')[0].lstrip('-')}`; `--help` lists the keys that exist.")
+            parser.error(_unknown(word.split("=")[0].lstrip("-"), known))
     try:
         # Behind the dataclasses comes what is left: --config and --device, both dealt with.
         return parser.parse_args_into_dataclasses(words, look_for_args_file=False)[: len(dataclass_types)]
     except (ValueError, TypeError) as error:
         parser.error(str(error))
+
+
+def _group_by_dataclass(parser: argparse.ArgumentParser, dataclass_types: Sequence[type], with_host: bool) -> bool:
+    """
+    Put the keys in groups by the class of this package that has them, in the order of their fields; the host's own behind
+    these, or out of the help. Whether there are any of the host.
+    """
+    owners = {field.name: _owner(kind, field.name) for kind in dataclass_types for field in dataclasses.fields(kind)}
+    groups: dict[type | None, argparse._ArgumentGroup] = {}
+    for owner in dict.fromkeys([owner for owner in owners.values() if owner is not None]):
+        groups[owner] = parser.add_argument_group(owner.__name__, owner.__doc__.strip().splitlines()[0])
+    heading = ("TrainingArguments", "Keys of Transformers' trainer.") if with_host else (None, None)
+    groups[None] = parser.add_argument_group(*heading)
+    for action in [action for action in parser._actions if action.dest in owners]:
+        owner = owners[action.dest]
+        parser._optionals._group_actions.remove(action)
+        groups[owner]._group_actions.append(action)
+        action.option_strings = action.option_strings[:1]  # the spelling with dashes works, and is not shown
+        if owner is None and not with_host:
+            action.help = argparse.SUPPRESS
+    return bool(groups[None]._group_actions)
+
+
+def _owner(kind: type, name: str) -> type | None:
+    """The class of this package in which a field, or another default for it, stands; `None` for the host's own."""
+    package = __name__.partition(".")[0]
+    classes = [base for base in kind.__mro__ if name in vars(base).get("__annotations__", {})]
+    return next(
+        (base for base in reversed(classes) if base.__module__.partition(".")[0] in (package, "recipes")), None
+    )
+
+
+def _unknown(key: str, known: set[str], where: str = "") -> str:
+    """What to say of a key that does not exist, the nearest one that does included."""
+    key = key.replace("-", "_")
+    if f"--{RENAMED.get(key)}" in known:
+        return f"unknown key `{key}`{where}: it is called `{RENAMED[key]}` now."
+    near = difflib.get_close_matches(key, sorted({word.lstrip("-").replace("-", "_") for word in known}), 1, 0.75)
+    hint = f" Did you mean `{near[0]}`?" if near else ""
+    return f"unknown key `{key}`{where}.{hint} `--help` lists the keys that exist."
 
 
 def _with_config(argv: list[str], parser: argparse.ArgumentParser) -> list[str]:
@@ -101,7 +167,7 @@ def _with_config(argv: list[str], parser: argparse.ArgumentParser) -> list[str]:
     words: list[str] = []
     for key, value in keys.items():
         if f"--{key}" not in parser._option_string_actions:
-            parser.error(f"unknown key `{key}` in {path}; `--help` lists the keys that exist.")
+            parser.error(_unknown(key, set(parser._option_string_actions), f" in {path}"))
         words += _as_words(key, value, path, parser)
     return words + argv[:at] + argv[at + 2 :]
 

@@ -11,14 +11,15 @@ import torch
 import yaml
 
 from recipes.leaderboard import LeaderboardArguments
-from recipes.train import load_model
 from tests.conftest import make_tokenizer
 from tests.support.recipes import Called, call
 from tokforget.cli.recipes import run_recipe
 from tokforget.data.arguments import DataArguments, PreparationArguments
 from tokforget.evaluation.arguments import EvaluationArguments
+from tokforget.evaluation.reader_arguments import ReaderArguments
 from tokforget.models.arguments import ModelArguments, ReconstructorArguments
 from tokforget.models.forget_model import ForgetModel
+from tokforget.models.starting_models import load_by_arguments
 from tokforget.parsing import parse_arguments
 from tokforget.training.config import ForgetConfig, ReconstructorConfig
 
@@ -35,6 +36,7 @@ TYPES = {
     "reconstructor_gpu.yaml": RECONSTRUCTOR,
     "evaluation.yaml": EVALUATION,
     "evaluation_quick.yaml": EVALUATION,
+    "reader_benchmark.yaml": (ReaderArguments,),
     "leaderboard.yaml": (LeaderboardArguments,),
     "leaderboard_gpu.yaml": (LeaderboardArguments,),
 }
@@ -66,7 +68,7 @@ def test_hardware_files_say_where_and_nothing_else(hardware):
 QUICK = [
     "--config", "quick_test", "--max_steps", "4", "--warm_start_steps", "4", "--warm_start_texts", "16", "--eval_steps", "2",
     "--save_steps", "2", "--max_eval_texts", "4", "--max_test_texts", "6", "--logging_steps", "2", "--batch_size", "4",
-    "--reward_type", "simple", "--sampled_texts", "5", "--max_length", "48", "--min_length", "16", "--window", "24",
+    "--reward_type", "simple", "--sampled_texts", "5", "--reconstructor_text_fraction", "0.25", "--max_length", "48", "--min_length", "16", "--window", "24",
 ]  # fmt: skip
 
 
@@ -128,7 +130,7 @@ def test_the_quick_test_leaves_what_it_says(quick_run):
     assert "| 0.7 | self_information |" in card and "{{" not in card
 
 
-def test_another_run_learns_from_its_lesson_and_goes_on_from_its_policy(quick_run, tmp_path):
+def test_another_run_learns_from_its_warm_start_data_and_goes_on_from_its_policy(quick_run, tmp_path):
     out, _ = quick_run
     start = ForgetModel.from_pretrained(out / "warm_start", with_reconstructor=False)
     trained = ForgetModel.from_pretrained(out, with_reconstructor=False)
@@ -139,9 +141,16 @@ def test_another_run_learns_from_its_lesson_and_goes_on_from_its_policy(quick_ru
         "--batch_size", "4", "--max_length", "48", "--min_length", "16", "--window", "24",
     ]  # fmt: skip
     again = call(
-        "train", *words, "--lesson_path", out / "lesson", "--output_dir", tmp_path / "short", "--max_steps", "1"
+        "train",
+        *words,
+        "--warm_start_data_path",
+        out / "warm_start_data",
+        "--output_dir",
+        tmp_path / "short",
+        "--max_steps",
+        "1",
     )
-    assert again.returncode == 2 and "is on other texts than this run's" in again.stderr, again.stderr[-3000:]
+    assert again.returncode == 2 and "of other texts than this run's" in again.stderr, again.stderr[-3000:]
     again = call("train", *words, "--policy_name_or_path", out / "warm_start", "--warm_start_steps", "0", "--max_steps", "1",
                 "--policy_learning_rate", "0", "--output_dir", tmp_path / "on")  # fmt: skip
     assert again.returncode == 0, again.stderr[-3000:]
@@ -211,7 +220,7 @@ def test_a_run_goes_on_from_a_trained_policy(model, base_folder, tokenizer, text
     tokenizer.save_pretrained(tmp_path / "trained")
     # The shape is the trained policy's, whatever the arguments say.
     args = ModelArguments(base_folder, policy_name_or_path=str(tmp_path / "trained"), policy_hidden_size=99)
-    found = load_model(args, tokenizer, max_length=40)
+    found = load_by_arguments(args, tokenizer, max_length=40)
     ours = model.policy.state_dict()
     assert all(
         torch.equal(ours[name], value) for name, value in found.policy.state_dict().items() if "table" not in name
@@ -220,6 +229,6 @@ def test_a_run_goes_on_from_a_trained_policy(model, base_folder, tokenizer, text
     other = make_tokenizer([text.upper() for text in texts])
     other.save_pretrained(tmp_path / "trained")
     with pytest.raises(ValueError, match="reads another vocabulary than the reconstructor"):
-        load_model(args, tokenizer, max_length=40)
+        load_by_arguments(args, tokenizer, max_length=40)
     with pytest.raises(ValueError, match="holds a model of type 'gpt2', not 'tokforget'"):
-        load_model(ModelArguments(base_folder, policy_name_or_path=base_folder), tokenizer, max_length=40)
+        load_by_arguments(ModelArguments(base_folder, policy_name_or_path=base_folder), tokenizer, max_length=40)

@@ -13,11 +13,11 @@ from tokforget.evaluation import comparison as evaluation
 from tokforget.evaluation.baselines import (
     CLOSING_BASELINES,
     Frequency,
-    Ground,
     Head,
     Length,
     Position,
     Random,
+    ScorerContext,
     baselines,
 )
 from tokforget.evaluation.comparison import (
@@ -42,7 +42,10 @@ NAMES = ["policy", "random", "frequency", "length", "position", "head", "self_in
 @pytest.fixture
 def scorers(model, tokenizer):
     training = [list(range(5, 25)), list(range(5, 15)), [7, 7, 7, 290]]
-    return [Policy(model), *baselines(CLOSING_BASELINES, Ground(model.reconstructor, tokenizer, training, seeds=[0]))]
+    return [
+        Policy(model),
+        *baselines(CLOSING_BASELINES, ScorerContext(model.reconstructor, tokenizer, training, seeds=[0])),
+    ]
 
 
 @pytest.fixture

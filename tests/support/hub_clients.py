@@ -71,7 +71,14 @@ def train_and_push(base: str, out: str, data: str) -> dict:
     (joint / "notes.txt").write_text("not for others")
     model = ForgetModel.from_base(base, tokenizer, lora_rank=4, lora_alpha=8, **shape)
     args = ForgetConfig(
-        output_dir=str(joint), hub_model_id="user/joint", hub_strategy="every_save", num_masks=2, **common
+        output_dir=str(joint),
+        hub_model_id="user/joint",
+        hub_strategy="every_save",
+        num_masks=2,
+        sampled_texts=0,
+        warm_start_steps=0,
+        reconstructor_text_fraction=1.0,
+        **common,
     )
     trainer = ForgetTrainer(model, args, texts, processing_class=tokenizer)
     trainer.train()

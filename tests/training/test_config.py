@@ -3,7 +3,8 @@
 import pytest
 
 from tests.support.recipes import call
-from tokforget.data.arguments import DataArguments
+from tokforget.data.arguments import DataArguments, PreparationArguments
+from tokforget.evaluation.arguments import EvaluationArguments
 from tokforget.models.arguments import ModelArguments
 from tokforget.parsing import as_record, parse_arguments
 from tokforget.training.config import ForgetConfig
@@ -24,7 +25,7 @@ def test_the_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path)
     )
     data, _, args = parse("--config", str(run), "--num_masks", "5")
     assert (args.max_steps, args.num_masks, args.eval_rates, args.policy_learning_rate) == (7, 5, [0.25, 0.5], 1e-3)
-    assert data.max_train_texts is None and args.gamma == 0.0
+    assert data.max_train_texts is None and args.credit_decay == 0.3
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ def test_the_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path)
         (["--data_path", "x.txt"], 0, "dataset_name", "x.txt"),
         (["--reconstructor_path", "some/folder"], 1, "reconstructor_name_or_path", "some/folder"),
         (["--max_epochs", "2"], 2, "num_train_epochs", 2.0),
-        (["--batch_size=3"], 2, "per_device_train_batch_size", 3),
+        (["--batch_size=30"], 2, "per_device_train_batch_size", 30),
         (["--learning_rate_policy", "0.5"], 2, "policy_learning_rate", 0.5),
         (["--learning_rate_reconstructor", "0.25"], 2, "reconstructor_learning_rate", 0.25),
         (["--reward_type", "simple"], 2, "reward_funcs", ["simple"]),
@@ -47,14 +48,21 @@ def test_names_people_know(words, group, name, value):
 
 
 def test_an_alias_in_the_file(tmp_path):
-    (tmp_path / "run.yaml").write_text("batch_size: 3\ndevice: cpu\n")
+    (tmp_path / "run.yaml").write_text("batch_size: 30\ndevice: cpu\n")
     args = parse("--config", str(tmp_path / "run.yaml"))[2]
-    assert args.per_device_train_batch_size == 3 and args.use_cpu
+    assert args.per_device_train_batch_size == 30 and args.use_cpu
 
 
 BAD = [
-    (["--bath_size", "3"], "unknown key `bath_size`"),
-    (["--max_step", "3"], "unknown key `max_step`"),
+    (["--bath_size", "3"], "unknown key `bath_size`. Did you mean `batch_size`?"),
+    (["--max_step", "3"], "unknown key `max_step`. Did you mean `max_steps`?"),
+    (["--zzz", "3"], "unknown key `zzz`. `--help` lists the keys that exist."),
+    (["--lesson_path", "x"], "unknown key `lesson_path`: it is called `warm_start_data_path` now."),
+    (["--batch_size", "8"], "For one text of each batch pass `reconstructor_text_fraction: 0.125`"),
+    (
+        ["--warm_start_data_path", "x", "--sampled_texts", "3"],
+        "brings its own sampled texts, and `sampled_texts` is 3",
+    ),
     (["--max_steps", "many"], "invalid int value: 'many'"),
     (["--max_steps", "1.5"], "invalid int value: '1.5'"),
     (["--num_masks", "1"], "`num_masks` must be at least 2, got 1"),
@@ -63,13 +71,13 @@ BAD = [
     (["--max_train_texts", "0"], "`max_train_texts` must be at least 1, got 0"),
     (["--layout", "suffix"], "`layout` must be 'prefix' or 'infill'"),
     (["--min_length", "50", "--max_length", "20"], "no block is left"),
-    (["--reward_weights", "1", "2"], "got 1 `reward_funcs` and 2 `reward_weights`"),
+    (["--reward_weights", "1"], "got 2 `reward_funcs` and 1 `reward_weights`"),
     (["--early_stopping_patience", "2"], "needs `load_best_model_at_end: true`"),
     (["--learning_rate", "1"], "ambiguous"),
-    (["--random_mask_share", "1"], "must lie in [0, 1), got 1.0"),
+    (["--random_mask_fraction", "1"], "must lie in [0, 1), got 1.0"),
     (["--warm_start_steps", "-1"], "`warm_start_steps` must be at least 0, got -1"),
     (["--warm_start_texts", "0"], "`warm_start_texts` must be at least 1, got 0"),
-    (["--warm_start_teacher", "oracle"], "must be 'self_information' or 'leave_one_out', got 'oracle'"),
+    (["--warm_start_target", "oracle"], "must be 'self_information' or 'leave_one_out', got 'oracle'"),
     (["--credit_decay", "2"], "`credit_decay` must lie in [0, 1], got 2.0"),
     (["--ngram_buckets", "100"], "0 or a power of two, got 100"),
     (["--device", "tpu"], "must be cpu or cuda, got 'tpu'"),
@@ -131,3 +139,52 @@ def test_the_record_holds_every_argument_and_no_secret():
     assert record["dataset_name"] == "embedded" and record["num_masks"] == 4 and record["layout"]
     assert "hf_secret" not in str(record)
     assert "include_num_input_tokens_seen" in record, "only secrets are left out, not all that is called token"
+
+
+def test_the_defaults_are_the_recipe_that_was_measured_best():
+    args = parse()[2]
+    assert (args.max_steps, args.per_device_train_batch_size, args.sampled_texts, args.warm_start_steps) == (
+        240,
+        16,
+        4000,
+        1000,
+    )
+    assert (args.policy_learning_rate, args.reconstructor_learning_rate, args.entropy_coef) == (5e-5, 5e-5, 0.02)
+    assert args.reward_funcs == ["information_theoretic", "exact_runs"] and args.warm_start_target == "leave_one_out"
+    assert parse("--max_epochs", "2")[2].max_steps == -1, "whoever asks for epochs has them"
+    assert parse("--warm_start_data_path", "x")[2].sampled_texts == 0
+    again = ForgetConfig(
+        **{name: getattr(args, name) for name in ("output_dir", "max_steps", "num_train_epochs", "use_cpu")}
+    )
+    assert again.max_steps == 240
+
+
+def test_training_preparation_and_evaluation_cut_alike():
+    kinds = (DataArguments, PreparationArguments, EvaluationArguments)
+    lengths = {(kind.max_length, kind.min_length) for kind in kinds}
+    assert lengths == {(96, 32)}
+
+
+@pytest.mark.parametrize("word", ["--help", "--help-all"])
+def test_help_comes_in_groups_and_the_hosts_keys_behind_help_all(word, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_arguments(TYPES, [word], "A recipe.")
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0
+    groups = [line[:-1] for line in shown.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    own = ["DataArguments", "BaseModelArguments", "ModelArguments", "BaseForgetConfig", "ForgetConfig"]
+    assert set(own) <= set(groups) and ("TrainingArguments" in groups) == (word == "--help-all")
+    assert ("--adam_beta1" in shown) == (word == "--help-all")
+    assert (
+        "--help-all" in shown
+        and "--num_masks" in shown
+        and "--num-masks" not in shown
+        and "--reward_type" not in shown
+    )
+    assert (
+        shown.index("DataArguments")
+        < shown.index("--max_length")
+        < shown.index("ForgetConfig:")
+        < shown.index("--num_masks")
+    )
+    assert len(shown.splitlines()) < (200 if word == "--help" else 1000)

@@ -3,14 +3,7 @@
 import pytest
 import torch
 
-from tokforget.training.episodes import (
-    EpisodeBatch,
-    decision_returns,
-    leave_one_out_advantages,
-    less_alike,
-    scaled_by_text,
-    token_returns,
-)
+from tokforget.training.episodes import EpisodeBatch, leave_one_out_advantages, token_returns
 
 
 def episodes(token_nll, keep_mask, valid=None, num_masks=2, window=2, **fields) -> EpisodeBatch:
@@ -26,42 +19,18 @@ def episodes(token_nll, keep_mask, valid=None, num_masks=2, window=2, **fields) 
 
 def test_token_returns_match_a_loop():
     rewards = torch.randn(2, 7, generator=torch.Generator().manual_seed(0))
-    for decay, gamma in [(0.0, 0.0), (0.3, 0.0), (0.3, 0.9), (1.0, 0.0)]:
-        returns = token_returns(rewards, window=3, decay=decay, gamma=gamma)
+    for decay in (0.0, 0.3, 1.0):
+        returns = token_returns(rewards, decay)
         for n in range(2):
             for t in range(7):
-                expected = 0.0
-                for u in range(7):
-                    later = u // 3 - t // 3
-                    weight = max(decay ** abs(t - u), gamma**later if later > 0 else 0.0)
-                    expected += weight * float(rewards[n, u])
+                expected = sum(decay ** abs(t - u) * float(rewards[n, u]) for u in range(7))
                 assert float(returns[n, t]) == pytest.approx(expected, abs=1e-5)
 
 
 def test_decay_zero_is_the_own_reward_and_one_the_whole_text():
     rewards = torch.tensor([[1.0, 2.0, 4.0]])
-    assert torch.equal(token_returns(rewards, 1, decay=0.0, gamma=0.0), rewards)
-    assert token_returns(rewards, 1, decay=1.0, gamma=0.0).tolist() == [[7.0, 7.0, 7.0]]
-
-
-def test_neighbours_are_compared_with_masks_that_decided_them_alike():
-    rewards = torch.tensor([[-2.0, -9.0], [-2.0, -5.0], [-7.0, -1.0]])
-    keep_mask = torch.tensor([[True, False], [True, False], [False, True]])
-    # Kept alike: the price, nothing is left of it. Dropped alike: what the rest of the text did. Decided so once: nothing.
-    assert less_alike(rewards, keep_mask, 3).tolist() == [[0, -4], [0, 4], [0, 0]]
-    nan = torch.tensor([[-2.0, torch.nan], [-2.0, -5.0], [-7.0, -1.0]])
-    assert less_alike(nan, keep_mask, 3)[1:].tolist() == [[0, 0], [0, 0]]
-    assert less_alike(nan, keep_mask, 3)[0].isnan().tolist() == [False, True], "an unscored episode stays unscored"
-
-
-def test_own_rewards_stay_whole_beside_those_of_neighbours():
-    rewards, rest = torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[10.0, 20.0, 40.0]])
-    assert token_returns(rewards, 1, 0.5, 0.0, rest).tolist() == [[1 + 10 + 10, 2 + 5 + 20, 4 + 2.5 + 10]]
-
-
-def test_decision_returns_by_hand():
-    assert torch.allclose(decision_returns(torch.tensor([[1.0, 2.0, 4.0]]), 0.5), torch.tensor([[3.0, 4.0, 4.0]]))
-    assert decision_returns(torch.tensor([[1.0, 2.0, 4.0]]), 0.0).tolist() == [[1.0, 2.0, 4.0]]
+    assert torch.equal(token_returns(rewards, decay=0.0), rewards)
+    assert token_returns(rewards, decay=1.0).tolist() == [[7.0, 7.0, 7.0]]
 
 
 def test_advantages_by_hand_and_zero_sum():
@@ -103,12 +72,3 @@ def test_windows_and_back():
     assert batch.per_token(torch.tensor([[3.0, 4.0]])).tolist() == [[3.0, 3.0, 4.0]]
     short = episodes([[1.0, 0.0, 0.0]], [[False, False, False]], valid=[[True, False, False]], num_masks=1)
     assert short.decisions_per_episode.tolist() == [1]
-
-
-def test_advantages_are_scaled_by_text_and_nothing_else_changes():
-    """Two texts of two masks: root mean squares 2 (of 4 valid tokens) and 0."""
-    advantages = torch.tensor([[3.0, 1.0, 9.0], [-2.0, -(2.0**0.5), 9.0], [0.0] * 3, [0.0] * 3])
-    valid = torch.tensor([[True, True, False]] * 2 + [[True] * 3] * 2)
-    scaled = scaled_by_text(advantages, valid, num_masks=2)
-    assert torch.allclose(scaled, advantages / torch.tensor([[2.0], [2.0], [1.0], [1.0]]))
-    assert torch.allclose(scaled_by_text(100 * advantages, valid, 2), scaled)

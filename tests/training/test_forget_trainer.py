@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import make_model
+from tests.conftest import ALL_BY_GRADIENT, make_model
 from tokforget.models.forget_model import ForgetModel, check_model_folder
 from tokforget.training.config import ForgetConfig
 from tokforget.training.forget_trainer import ForgetTrainer
@@ -27,7 +27,7 @@ def make_trainer(base_folder, tokenizer, out, train=None, reward_funcs=None, **a
     defaults = {
         "max_steps": 6, "per_device_train_batch_size": 4, "logging_steps": 2, "save_strategy": "no", "use_cpu": True,
         "report_to": "none", "disable_tqdm": True, "warmup_steps": 1, "seed": 3,
-    }  # fmt: skip
+    } | ALL_BY_GRADIENT  # fmt: skip
     config = ForgetConfig(output_dir=str(out), **(defaults | args))
     if reward_funcs is not None:
         config.reward_funcs = reward_funcs
@@ -61,8 +61,8 @@ def test_some_texts_train_the_reconstructor_and_all_of_them_the_policy(base_fold
     """A third of six texts: the 3rd and the 6th. Their rows alone move the adapter, and the policy feels no difference."""
     grads, losses = {}, {}
     for share in (1.0, 1 / 3):
-        trainer = make_trainer(base_folder, tokenizer, tmp_path / str(share), reconstruction_share=share,
-                               per_device_train_batch_size=6, random_mask_share=0.0)  # fmt: skip
+        trainer = make_trainer(base_folder, tokenizer, tmp_path / str(share), reconstructor_text_fraction=share,
+                               per_device_train_batch_size=6, random_mask_fraction=0.0)  # fmt: skip
         seen = []
         forward = trainer.model.forward
         trainer.model.forward = lambda *args, f=forward, s=seen, **kw: s.append(f(*args, **kw)) or s[-1]
@@ -146,7 +146,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(base_folder, tokeniz
     for batch_size, accumulation in ((4, 1), (1, 4)):
         trainer = make_trainer(base_folder, tokenizer, tmp_path / f"{batch_size}", max_steps=1, warmup_steps=0,
                                per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation,
-                               random_mask_share=0.0, max_grad_norm=1e9, train=rows(4))  # fmt: skip
+                               random_mask_fraction=0.0, max_grad_norm=1e9, train=rows(4))  # fmt: skip
         decide = trainer.model.policy.decide
 
         def fixed(input_ids, valid, rate, counts, num_masks=1, generator=None, actions=None, decide=decide):

@@ -19,7 +19,8 @@ from tokforget.models.reconstructor_folder import load_reconstructor, load_train
 from tokforget.parsing import parse_arguments
 from tokforget.training import reconstructor_trainer
 from tokforget.training.config import ReconstructorConfig
-from tokforget.training.reconstructor_trainer import ReconstructorTrainer, unigram_surprisal
+from tokforget.training.random_masks import unigram_surprisal
+from tokforget.training.reconstructor_trainer import ReconstructorTrainer
 
 
 ROOT = Path(__file__).parents[2]
@@ -362,9 +363,10 @@ def test_the_recipe_records_what_it_did(trained, base_folder):
 def test_train_py_starts_from_the_folder(trained, capsys):
     out, words = trained
     data = words[:8]
-    shape = ["--window", "8", "--ngram_buckets", "256", "--policy_hidden_size", "16", "--policy_dilations", "1", "--max_steps", "1",
+    shape = ["--window", "8", "--ngram_buckets", "256", "--policy_hidden_size", "16", "--max_steps", "1",
              "--batch_size", "2", "--device", "cpu", "--report_to", "none", "--disable_tqdm", "true", "--save_strategy", "no",
-             "--output_dir", str(out.parent / "joint"), "--reconstructor_learning_rate", "0", "--max_test_texts", "0"]  # fmt: skip
+             "--output_dir", str(out.parent / "joint"), "--reconstructor_learning_rate", "0", "--max_test_texts", "0",
+             "--sampled_texts", "0", "--warm_start_steps", "0", "--reconstructor_text_fraction", "1"]  # fmt: skip
     with pytest.raises(SystemExit) as stop:
         recipe("train").main([*data, *shape, "--reconstructor_path", str(out)])
     error = capsys.readouterr().err

@@ -12,7 +12,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from recipes.reward_answer import AnswerReward
-from tests.conftest import END, make_gpt2
+from tests.conftest import ALL_BY_GRADIENT, END, make_gpt2
 from tests.training.test_episodes import episodes
 from tokforget.models.forget_model import ForgetModel
 from tokforget.training.config import ForgetConfig
@@ -138,8 +138,11 @@ def test_the_policy_comes_to_keep_what_the_answer_needs(answers, reader, tokeniz
         str(tmp_path / "base"), tokenizer, lora_rank=2, lora_alpha=4, hidden_size=16, dilations=[1], head_size=16,
         window=8, ngram_buckets=0,
     )  # fmt: skip
+    plain = {
+        key: value for key, value in ALL_BY_GRADIENT.items() if key not in ("policy_learning_rate", "reward_funcs")
+    }
     args = ForgetConfig(
-        output_dir=str(tmp_path / "out"), max_steps=30, per_device_train_batch_size=16, policy_learning_rate=2e-2,
+        output_dir=str(tmp_path / "out"), max_steps=30, per_device_train_batch_size=16, policy_learning_rate=2e-2, **plain,
         warmup_steps=2, min_rate=0.2, max_rate=0.5, use_cpu=True, report_to="none", disable_tqdm=True, logging_steps=10,
         save_strategy="no", seed=0,
     )  # fmt: skip

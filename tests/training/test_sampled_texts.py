@@ -62,7 +62,7 @@ def test_a_draw_next_to_one_is_still_a_token_that_may_be_drawn(monkeypatch):
 
 
 def test_no_block_is_long_enough(model):
-    with pytest.raises(ValueError, match="`sampled_prompt_tokens` is 12, and no training block is longer"):
+    with pytest.raises(ValueError, match="begins with 12 tokens of a training block, and no block is longer"):
         sample_blocks(model.reconstructor, BLOCKS, 2, prompt_tokens=12, seed=0)
 
 

@@ -356,8 +356,9 @@ def launch(base_folder: str, out: Path, *words: str, processes: int = 1, **optio
         "--max_steps", "24", "--save_strategy", "steps", "--save_steps", "4", "--eval_strategy", "steps",
         "--eval_steps", "4", "--eval_rates", "0.5", "--load_best_model_at_end", "true", "--save_total_limit", "2",
         "--policy_hidden_size", "16", "--ngram_buckets", "256", "--lora_rank", "4", "--logging_steps", "4",
-        "--report_to", "none", "--disable_tqdm", "true", "--auto_resume", "true", "--sampled_texts", "6",
-        "--sampled_prompt_tokens", "3", *words,
+        "--report_to", "none", "--disable_tqdm", "true", "--auto_resume", "true", "--sampled_texts", "6", "--warm_start_steps", "0",
+        "--reconstructor_text_fraction", "1", "--policy_learning_rate", "3e-3", "--reconstructor_learning_rate", "2e-3",
+        *words,
     ]  # fmt: skip
     return start(command, out.parent, **options)
 

@@ -95,7 +95,7 @@ def test_prepare_train_push_download_compress(hub, tmp_path):
     trained = run(
         hub, home, Path(sys.executable).with_name("accelerate"), "launch", "--config_file", "accelerate_configs/cpu.yaml",
         "recipes/train.py", "--config", "recipes/full_training.yaml", *short, "--max_steps", 2, "--warm_start_steps", 3, "--eval_steps", 2,
-        "--save_steps", 2, "--batch_size", 2, "--reconstruction_share", 0.5, "--max_train_texts", 8, "--max_eval_texts", 2, "--max_test_texts", 3,
+        "--save_steps", 2, "--batch_size", 2, "--reconstructor_text_fraction", 0.5, "--max_train_texts", 8, "--max_eval_texts", 2, "--max_test_texts", 3,
         "--use_cpu", "true", "--output_dir", out, "--push_to_hub", "true", "--hub_model_id", "user/wiki",
         "--disable_tqdm", "true",
     )  # fmt: skip

@@ -33,6 +33,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from tests.conftest import ALL_BY_GRADIENT
 from tokforget import Compressor
 from tokforget.data.blocks import load_blocks
 from tokforget.evaluation.arguments import EvaluationArguments
@@ -43,7 +44,7 @@ from tokforget.models.reconstructor import LAYOUTS, Reconstructor
 from tokforget.models.reconstructor_folder import load_reconstructor, load_trainable
 from tokforget.training.config import ForgetConfig
 from tokforget.training.forget_trainer import ForgetTrainer
-from tokforget.training.warm_start import teacher_bits, warm_start
+from tokforget.training.warm_start import target_bits, warm_start
 
 
 ROTARY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -152,9 +153,10 @@ def run(request, bases, tmp_path_factory):
     )  # fmt: skip
     model.policy.ngrams.fit(rows["input_ids"])
     folder = tmp_path_factory.mktemp("run") / "model"
+    rates = {"policy_learning_rate": 1e-2, "reconstructor_learning_rate": 2e-2}
     args = ForgetConfig(
-        output_dir=str(folder), max_steps=10, per_device_train_batch_size=8, logging_steps=2, warmup_steps=1, use_cpu=True,
-        policy_learning_rate=1e-2, reconstructor_learning_rate=2e-2, report_to="none", disable_tqdm=True,
+        output_dir=str(folder), **ALL_BY_GRADIENT | rates, max_steps=10, per_device_train_batch_size=8, logging_steps=2, warmup_steps=1, use_cpu=True,
+        report_to="none", disable_tqdm=True,
         save_strategy="no", seed=0,
     )  # fmt: skip
     trainer = ForgetTrainer(
@@ -163,8 +165,10 @@ def run(request, bases, tmp_path_factory):
     trainer.before = {name: p.detach().clone() for name, p in model.named_parameters()}
     trainer.bits_before = bits_of_training_texts(trainer)
     texts = [torch.tensor(row) for row in rows["input_ids"][:16]]
-    trainer.teacher = teacher_bits(model, texts, "self_information")
-    trainer.warm_losses = warm_start(model, texts, trainer.teacher, 60, 1e-2, 8, 0.2, 0.8, seed=0)
+    trainer.targets = target_bits(model, texts, "self_information")
+    trainer.warm_losses = warm_start(
+        model, texts, trainer.targets, 60, 0.2, 0.8, seed=0, learning_rate=1e-2, batch_size=8
+    )
     trainer.train()
     trainer.save_model(str(folder))
     model.eval()
@@ -255,11 +259,11 @@ def test_restoring_keeps_what_was_kept(run):
         assert torch.equal(alone.input_ids[0], restored.input_ids[row, :length])
 
 
-def test_the_teacher_is_the_plain_model(run, bases):
+def test_the_target_is_the_plain_model(run, bases):
     trainer = run[0]
     plain = AutoModelForCausalLM.from_pretrained(bases[trainer.model.reconstructor.base_model.config.model_type][0])
     rows = trainer.train_dataset.texts["input_ids"][:2]
-    for row, bits in zip(rows, trainer.teacher):
+    for row, bits in zip(rows, trainer.targets):
         ids = torch.tensor([trainer.model.reconstructor.marker_token_id, *row])
         with torch.no_grad():
             log_p = torch.log_softmax(plain.eval()(input_ids=ids[None]).logits[0, :-1], -1)

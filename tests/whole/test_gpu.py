@@ -14,7 +14,7 @@ from tokforget.compression.compressor import Compressor
 from tokforget.evaluation.oracle import GreedyOracle
 from tokforget.masking import keep_count, random_keep_mask
 from tokforget.training.sampled_texts import sample_blocks
-from tokforget.training.warm_start import TEACHERS, teacher_bits, warm_start
+from tokforget.training.warm_start import TARGETS, target_bits, warm_start
 
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -77,13 +77,13 @@ def test_restoration_and_oracle(base_folder, tokenizer, batch, layout):
     assert torch.equal(*restored) and torch.equal(*best)
 
 
-@pytest.mark.parametrize("teacher", TEACHERS)
-def test_the_warm_start_learns_what_the_cpu_learns(pair, teacher):
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_warm_start_learns_what_the_cpu_learns(pair, target):
     texts = [torch.randint(1, 200, (n,), generator=torch.Generator().manual_seed(n)) for n in (8, 12, 20, 5)]
     losses = []
     for model in pair:
-        bits = teacher_bits(model, texts, teacher)
-        losses.append(warm_start(model, texts, bits, 10, 1e-3, 2, 0.2, 0.8, seed=0))
+        bits = target_bits(model, texts, target)
+        losses.append(warm_start(model, texts, bits, 10, 0.2, 0.8, seed=0, learning_rate=1e-3, batch_size=2))
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 

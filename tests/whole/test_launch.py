@@ -18,7 +18,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.conftest import make_model
+from tests.conftest import ALL_BY_GRADIENT, make_model
 from tests.training.test_forget_trainer import make_trainer, rows, weights
 from tokforget import launch
 from tokforget.compression.compressor import Compressor
@@ -41,7 +41,7 @@ def refused(capsys, check, *args) -> str:
 
 
 def arguments(tmp_path, **args) -> ForgetConfig:
-    return ForgetConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", **args)
+    return ForgetConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", **(ALL_BY_GRADIENT | args))
 
 
 def test_copies_that_do_not_know_of_each_other(capsys, tmp_path):
@@ -139,15 +139,15 @@ def test_configurations_say_what_their_names_say():
 
 
 # -- how a batch is spread -----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("reconstruction_share", [1.0, 0.5])
-def test_a_batch_in_parts_is_the_whole_batch(reconstruction_share, base_folder, tokenizer, tmp_path):
+@pytest.mark.parametrize("reconstructor_text_fraction", [1.0, 0.5])
+def test_a_batch_in_parts_is_the_whole_batch(reconstructor_text_fraction, base_folder, tokenizer, tmp_path):
     """Masks that are really drawn, and a share of random ones that gives only some texts one."""
     runs = []
     for batch_size, parts in ((8, 1), (4, 2), (2, 4)):
         trainer = make_trainer(
             base_folder, tokenizer, tmp_path / str(parts), per_device_train_batch_size=batch_size, max_steps=3,
-            gradient_accumulation_steps=parts, random_mask_share=0.1, adam_epsilon=1e-5, logging_steps=1,
-            reconstruction_share=reconstruction_share,
+            gradient_accumulation_steps=parts, random_mask_fraction=0.1, adam_epsilon=1e-5, logging_steps=1,
+            reconstructor_text_fraction=reconstructor_text_fraction,
         )  # fmt: skip
         start = weights(trainer)
         trainer.train()
@@ -257,11 +257,8 @@ _POLICY = [
     "256",
     "--policy_hidden_size",
     "16",
-    "--policy_dilations",
-    "1",
-    "2",
     # Not as many texts train the reconstructor in one process as in the other.
-    "--reconstruction_share",
+    "--reconstructor_text_fraction",
     "0.3",
 ]
 

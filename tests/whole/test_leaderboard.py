@@ -25,8 +25,8 @@ def root(monkeypatch):
 # -- the plan ----------------------------------------------------------------------------------------------------------
 def test_the_dry_run_prints_every_command_and_writes_nothing(tmp_path, capsys):
     out = tmp_path / "board"
-    leaderboard.main(["--config", RUN_FILE, "--output_dir", str(out), "--seeds", "3", "4", "--variant_seeds", "3", "4", "--dry_run", "true",
-                      "--variants", '{"short": {"max_steps": 7}}', "--common", '{"dataset_name": "embedded"}'])  # fmt: skip
+    leaderboard.main(["--config", RUN_FILE, "--output_dir", str(out), "--seeds", "3", "4", "--ablation_seeds", "3", "4", "--dry_run", "true",
+                      "--ablations", '{"short": {"max_steps": 7}}', "--common", '{"dataset_name": "embedded"}'])  # fmt: skip
     printed = capsys.readouterr().out
     names = [line.split("] ")[1] for line in printed.splitlines() if line.startswith("[")]
     assert names == [
@@ -53,10 +53,10 @@ def test_the_dry_run_prints_every_command_and_writes_nothing(tmp_path, capsys):
     assert not out.exists()
 
 
-def test_a_variant_overrides_and_an_empty_value_takes_a_key_away():
+def test_an_ablation_overrides_and_an_empty_value_takes_a_key_away():
     args = leaderboard.LeaderboardArguments(
         "board", seeds=[0], policy='{"config": "a.yaml", "max_steps": 5, "reward_weights": [1, 2]}',
-        variants='{"short": {"max_steps": 3, "reward_weights": null, "eval_rates": [0.5, 0.7]}}',
+        ablations='{"short": {"max_steps": 3, "reward_weights": null, "eval_rates": [0.5, 0.7]}}',
     )  # fmt: skip
     policy, short = (step.words for step in leaderboard.plan(args)[1:3])
     assert policy[:2] == short[:2] == ["--config", "a.yaml"]
@@ -65,8 +65,10 @@ def test_a_variant_overrides_and_an_empty_value_takes_a_key_away():
     assert short[short.index("--eval_rates") :][:3] == ["--eval_rates", "0.5", "0.7"]
 
 
-def test_variants_have_seeds_of_their_own_and_a_policy_without_warm_start_has_none_to_judge():
-    args = leaderboard.LeaderboardArguments("board", seeds=[0, 1], variant_seeds=[1], variants='{"short": {}}')
+def test_ablations_have_seeds_of_their_own_and_a_policy_without_warm_start_has_none_to_judge():
+    args = leaderboard.LeaderboardArguments(
+        "board", seeds=[0, 1], ablation_seeds=[1], ablations='{"short": {}}', policy='{"warm_start_steps": 0}'
+    )
     steps = leaderboard.plan(args)
     assert [step.name for step in steps[1:4]] == ["policy_seed_0", "policy_seed_1", "short_seed_1"]
     words = steps[-1].words
@@ -75,19 +77,19 @@ def test_variants_have_seeds_of_their_own_and_a_policy_without_warm_start_has_no
     assert "warm_start=board/policy_seed_0/warm_start" in leaderboard.plan(args)[-1].words
 
 
-def test_a_variant_takes_over_from_the_policy_of_its_seed_and_is_trained_behind_it():
+def test_an_ablation_takes_over_from_the_policy_of_its_seed_and_is_trained_behind_it():
     args = leaderboard.LeaderboardArguments(
         "board", seeds=[0, 1], policy='{"warm_start_steps": 9, "sampled_texts": 5}',
-        variants='{"short": {"same_start": true, "max_steps": 2}, "fresh": {"same_lesson": true}}',
+        ablations='{"short": {"share_warm_start": true, "max_steps": 2}, "fresh": {"share_warm_start_data": true}}',
     )  # fmt: skip
     steps = {step.name: step for step in leaderboard.plan(args)}
     short, fresh = (" ".join(steps[f"{name}_seed_1"].words) for name in ("short", "fresh"))
     assert "--policy_name_or_path board/policy_seed_1/warm_start" in short and "--warm_start_steps 0" in short
     assert "--warm_start_steps 9" in fresh and "policy_name_or_path" not in fresh
     for words in (short, fresh):
-        assert "--lesson_path board/policy_seed_1/lesson" in words
+        assert "--warm_start_data_path board/policy_seed_1/warm_start_data" in words
         assert "same_" not in words and "sampled_texts" not in words
-    assert steps["short_seed_1"].kind == "variant" and list(steps).index("short_seed_0") > list(steps).index(
+    assert steps["short_seed_1"].kind == "ablation" and list(steps).index("short_seed_0") > list(steps).index(
         "policy_seed_1"
     )
     stands_on = {
@@ -105,16 +107,16 @@ def test_a_variant_takes_over_from_the_policy_of_its_seed_and_is_trained_behind_
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--variants", '{"short": {"max_stepz": 7}}'], "unknown key `max_stepz`"),
-        (["--seeds", "1", "2"], "takes over from the policy of its seed, but `variant_seeds` [0]"),
+        (["--ablations", '{"short": {"max_stepz": 7}}'], "unknown key `max_stepz`"),
+        (["--seeds", "1", "2"], "takes over from the policy of its seed, but `ablation_seeds` [0]"),
         (["--policy", '{"warm_start_steps": 0}'], "takes over from the policy's warm start"),
         (["--evaluation", '{"rates": [1.5]}'], "1.5"),
-        (["--variants", '{"policy": {}}'], "A variant cannot be called 'policy'"),
-        (["--variants", '{"short": 7}'], "must be a mapping of keys of train.py"),
+        (["--ablations", '{"policy": {}}'], "A ablation cannot be called 'policy'"),
+        (["--ablations", '{"short": 7}'], "must be a mapping of keys of train.py"),
         (["--common", "[1]"], "`common` must be a mapping of keys to values"),
         (["--common", "{"], "`common` must be a mapping in JSON"),
         (["--judge_seed", "100"], "`judge_seed` must differ"),
-        (["--seeds", "1", "--variant_seeds", "1", "1"], "`variant_seeds` must be one or more different numbers"),
+        (["--seeds", "1", "--ablation_seeds", "1", "1"], "`ablation_seeds` must be one or more different numbers"),
         (["--jobs", "0"], "`jobs` must be at least 1"),
         (["--seeds", "1", "1"], "`seeds` must be one or more different numbers"),
         (["--hardware", "gone.yaml"], "the hardware file gone.yaml cannot be read"),
@@ -161,7 +163,7 @@ def test_rows_are_compared_with_the_best_baseline_that_needs_no_model(evaluated)
 
 
 def test_the_table_shows_figures_commands_and_seeds(evaluated, tmp_path):
-    args = leaderboard.LeaderboardArguments(str(tmp_path), seeds=[3, 4], variants='{"short": {}}')
+    args = leaderboard.LeaderboardArguments(str(tmp_path), seeds=[3, 4], ablations='{"short": {}}')
     steps = {"judge": {"command": "accelerate launch x", "commit": "abc+", "seconds": 3.21, "seed": 101}}
     leaderboard.write_table(args, {"steps": steps})
     text = (tmp_path / "leaderboard.md").read_text()
@@ -170,7 +172,7 @@ def test_the_table_shows_figures_commands_and_seeds(evaluated, tmp_path):
         in text
     )
     assert (
-        "| short (variant) | 1.200 ± 0.020 [1.100, 1.300] | +0.300 [-0.050, +0.400] | – | 25.0 % | -3.1 [-5.0, +0.4] | 2.0 | "
+        "| short (ablation) | 1.200 ± 0.020 [1.100, 1.300] | +0.300 [-0.050, +0.400] | – | 25.0 % | -3.1 [-5.0, +0.4] | 2.0 | "
         "-20.0 % (frequency) |"
     ) in text
     assert "## stories, rate 0.5 (8 texts)" in text and "training seeds 3, 4" in text and "seed 101" in text
@@ -193,11 +195,12 @@ def test_a_small_leaderboard_from_scratch_and_one_seed_more(tmp_path, base_folde
     joint = {key: value for key, value in training.items() if key != "reconstructor_name_or_path"}
     out = tmp_path / "board"
     words = [
-        "--output_dir", out, "--variants", '{"bits_alone": {"same_start": true, "reward_weights": [2]}}',
-        "--variant_seeds", "0",
+        "--output_dir", out, "--ablations", '{"bits_alone": {"share_warm_start": true, "reward_weights": [2]}}',
+        "--ablation_seeds", "0",
         "--common", json.dumps({"dataset_name": str(tmp_path / "texts.jsonl"), "max_length": 24, "min_length": 8}),
         "--reconstructor", json.dumps(training | {"max_test_texts": 2}),
-        "--policy", json.dumps(joint | {"max_test_texts": 0, "window": 8, "ngram_buckets": 256, "warm_start_steps": 2}),
+        "--policy", json.dumps(joint | {"max_test_texts": 0, "window": 8, "ngram_buckets": 256, "warm_start_steps": 2,
+                                "sampled_texts": 4, "reconstructor_text_fraction": 0.25}),
         "--jobs", "2",
         "--evaluation", json.dumps({"scorers": ["random", "frequency", "greedy_oracle"], "max_texts": 4, "rates": [0.5],
                                     "num_random_seeds": 2, "continuation_tokens": 0, "heatmap_texts": 0}),

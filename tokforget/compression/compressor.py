@@ -16,7 +16,7 @@ import torch
 from tokforget.compression.chunks import CHUNK, CONTEXT, blocks, chunk_ends
 from tokforget.compression.pieces import cut
 from tokforget.compression.protection import parse_tags
-from tokforget.compression.ranked_text import Item, search
+from tokforget.compression.ranked_text import RankedText, search
 from tokforget.compression.request import Request
 from tokforget.compression.results import CompressedText, encodable
 from tokforget.compression.scores import WINDOW, score
@@ -156,11 +156,11 @@ class Compressor:
         items = self._encode_chunks(texts) if request.prefix_stable else self._encode(texts, request.tags)
         for item in items:
             if not len(item.ids):
-                item.whole = "no tokens"
+                item.returned_whole_because = "no tokens"
             elif len(item.ids) < request.min_tokens:
-                item.whole = "min_tokens"
-        self._score(items, request.told_rates([len(item.ids) for item in items]))
-        active = [item for item in items if not item.whole]
+                item.returned_whole_because = "min_tokens"
+        self._score(items, request.conditioning_rates([len(item.ids) for item in items]))
+        active = [item for item in items if not item.returned_whole_because]
         for item in active:
             item.prepare(request)
         groups = [active] * bool(active) if request.budget == "corpus" else [[item] for item in active]
@@ -229,15 +229,17 @@ class Compressor:
             request.protection.first = 1
             yield result
 
-    def _encode(self, texts: list[str], tags: bool) -> list[Item]:
+    def _encode(self, texts: list[str], tags: bool) -> list[RankedText]:
         parsed = [parse_tags(text) if tags else (text, []) for text in texts]
         encodings = self.tokenizer.encode_batch([encodable(text) for text, _ in parsed], add_special_tokens=False)
         return [
-            Item(text, segments, np.array(encoding.ids, np.int64), np.array(encoding.offsets, np.int64).reshape(-1, 2))
+            RankedText(
+                text, segments, np.array(encoding.ids, np.int64), np.array(encoding.offsets, np.int64).reshape(-1, 2)
+            )
             for (text, segments), encoding in zip(parsed, encodings)
         ]
 
-    def _encode_chunks(self, texts: list[str]) -> list[Item]:
+    def _encode_chunks(self, texts: list[str]) -> list[RankedText]:
         """Each chunk is tokenised on its own, so that its tokens do not depend on what follows."""
         ends = [[*chunk_ends(text, CHUNK), len(text)] for text in texts]
         parts = [text[a:b] for text, own in zip(texts, ends) for a, b in zip([0, *own], own)]
@@ -248,7 +250,7 @@ class Compressor:
             offsets = [chunk.offsets + start for chunk, start in zip(chunks, [0, *own])]
             lengths = np.cumsum([len(chunk.ids) for chunk in chunks])
             items.append(
-                Item(text, [], np.concatenate([chunk.ids for chunk in chunks]), np.concatenate(offsets),
+                RankedText(text, [], np.concatenate([chunk.ids for chunk in chunks]), np.concatenate(offsets),
                       np.stack([own, lengths], 1))
             )  # fmt: skip
         return items
@@ -256,7 +258,7 @@ class Compressor:
     def _reencode(self, texts: list[str]) -> list:
         return self.tokenizer.encode_batch_fast([encodable(text) for text in texts], add_special_tokens=False)
 
-    def _score(self, items: list[Item], rates: list[float]) -> None:
+    def _score(self, items: list[RankedText], rates: list[float]) -> None:
         """Logits of every text; a chunk's look at no token behind it."""
         rows, context, told = [], [], []
         for item, rate in zip(items, rates):

@@ -23,7 +23,7 @@ from tokforget.masking import keep_count
 
 
 @dataclass
-class Item:
+class RankedText:
     """
     A text on its way through `compress`.
 
@@ -33,7 +33,7 @@ class Item:
         chunks (`np.ndarray` of shape `(num_chunks, 2)`, *optional*): Ends of chunks in characters and in tokens.
         logits (`np.ndarray` of shape `(num_tokens,)`), pieces (`Pieces`), ranks (`np.ndarray` of shape `(num_pieces,)`),
         target (`int`, *optional*): What is found on the way; ranks are lower for what is kept first.
-        whole (`str`, *optional*): Why the text is returned whole.
+        returned_whole_because (`str`, *optional*): Why the text is returned whole.
     """
 
     text: str
@@ -45,7 +45,7 @@ class Item:
     pieces: Pieces | None = None
     ranks: np.ndarray | None = None
     target: int | None = None
-    whole: str | None = None
+    returned_whole_because: str | None = None
 
     def prepare(self, request: Request) -> None:
         """Cut the text into pieces, rank them, and set the text's own target."""
@@ -119,13 +119,13 @@ class Item:
         """The text as it is, and why."""
         self.pieces = cut(self.text, self.offsets, "token")
         result = self.result(np.ones(len(self.pieces), dtype=bool), self.text, self.ids, 0, tokenizer)
-        result.returned_whole = self.whole
+        result.returned_whole = self.returned_whole_because
         if self.text and not len(self.ids):
             result.kept_spans, result.separated = np.array([[0, len(self.text)]]), np.array([False])
         return result
 
 
-def search(items: list[Item], request: Request) -> Search:
+def search(items: list[RankedText], request: Request) -> Search:
     """The search for what one budget keeps of these texts."""
     ranked = Ranked([i.text for i in items], [i.pieces for i in items], np.concatenate([i.ranks for i in items]))
     if request.threshold is not None:

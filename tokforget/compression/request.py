@@ -87,7 +87,7 @@ class Request:
                 "Protected spans belong to one text. For several texts pass a function from a text to spans."
             )
 
-    def told_rates(self, lengths: list[int]) -> list[float]:
+    def conditioning_rates(self, lengths: list[int]) -> list[float]:
         """The rate that the policy is told for texts of these many tokens."""
         if self.nested or self.threshold is not None:
             rates = [_REFERENCE_RATE] * len(lengths)

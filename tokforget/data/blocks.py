@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import torch
 
-from tokforget.data.arguments import DataArguments
+from tokforget.data.arguments import MAX_LENGTH, MIN_LENGTH, DataArguments
 from tokforget.data.duplicates import NearDuplicates, signature
 from tokforget.data.parallel import in_order
 from tokforget.data.sources import Document, may_be_on_hub, open_source
@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# How documents are tokenised. The end token must not be read out of a text that happens to spell it.
+_AS_TEXT = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False,
+            "return_token_type_ids": False, "verbose": False}  # fmt: skip
+_TEXTS_AT_ONCE = 1000
 MANIFEST = "manifest.json"
 TOO_SHORT = "too_short"
 SHORT_BLOCK = "short_block"
@@ -100,14 +104,9 @@ class _Cutter:
         if not staying:
             return out
         began = time.perf_counter()
-        # The end token must not be read out of a text that happens to spell it.
         encoded = self.tokenizer(
             [document.text for _, document in staying],
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
+            **_AS_TEXT,
         )
         out.tokenizer_seconds = time.perf_counter() - began
         rows: dict[str, list[tuple]] = {}
@@ -386,6 +385,70 @@ def data_fingerprint(blocks: "DatasetDict") -> str:
                 ids.update(chunk.flatten().to_numpy(zero_copy_only=False).astype("<i8").tobytes())
         total.update(f"{name} {len(blocks[name])} {lengths.hexdigest()} {ids.hexdigest()}\n".encode())
     return total.hexdigest()
+
+
+def as_blocks(
+    texts,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    name: str = "train_dataset",
+    max_length: int = MAX_LENGTH,
+    min_length: int = MIN_LENGTH,
+) -> "Dataset | dict[str, Dataset] | None":
+    """
+    What a trainer was given, as blocks of token ids, column `input_ids`.
+
+    Args:
+        texts (`datasets.Dataset`, or a list of rows, or a dictionary of them by name, or `None`): With a column
+            `input_ids`, taken as it is; or a column `text`, tokenised and cut as a run's own source is.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): Needed for `text`.
+        name (`str`): What `texts` is called in errors.
+        max_length (`int`), min_length (`int`): Tokens of a block cut from `text`, at most and at least.
+
+    Raises:
+        `ValueError`: If there is neither column, or no tokenizer for `text`, or no block of `min_length` tokens.
+        `TypeError`: If it is a stream, whose texts cannot be counted and shuffled.
+    """
+    from datasets import Dataset, DatasetDict, IterableDataset
+
+    if texts is None:
+        return None
+    if isinstance(texts, IterableDataset):
+        raise TypeError(
+            f"`{name}` is a stream. Its texts have to be counted and shuffled: prepare them with `tokforget.data.preparation` or "
+            "recipes/prepare_data.py, or read them into a `datasets.Dataset`."
+        )
+    if isinstance(texts, DatasetDict) and name == "train_dataset":
+        raise ValueError(
+            f"`{name}` holds the splits {', '.join(texts)}; pass one of them, such as `dataset['train']`."
+        )
+    if isinstance(texts, dict):
+        return {key: as_blocks(part, tokenizer, name, max_length, min_length) for key, part in texts.items()}
+    if not isinstance(texts, Dataset):
+        rows = [texts[place] for place in range(len(texts))]
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError(
+                f"The rows of `{name}` must be dictionaries with `input_ids` or `text`, got {rows[0]!r:.80}."
+            )
+        texts = Dataset.from_list([{key: row[key] for key in ("input_ids", "text") if key in row} for row in rows])
+    if "input_ids" in texts.column_names or not len(texts):
+        return texts
+    if "text" not in texts.column_names:
+        raise ValueError(
+            f"`{name}` needs a column `input_ids` (blocks of token ids) or `text`, and has {', '.join(texts.column_names)}. "
+            "Rename the one that holds the text: `dataset.rename_column(..., 'text')`."
+        )
+    if tokenizer is None:
+        raise ValueError(f"`{name}` has a column `text`, and there is no tokenizer for it: pass `processing_class`.")
+    blocks = []
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        encoded = tokenizer(texts[start : start + _TEXTS_AT_ONCE]["text"], **_AS_TEXT)
+        blocks += [block for ids in encoded["input_ids"] for block in cut_blocks(ids, max_length)]
+    blocks = [block for block in blocks if len(block) >= min_length]
+    if not blocks:
+        raise ValueError(
+            f"No text of `{name}` has {min_length} tokens. Take longer texts, or pass blocks as `input_ids`."
+        )
+    return Dataset.from_dict({"input_ids": blocks})
 
 
 class BlockCollator:

@@ -7,6 +7,7 @@ No `from __future__ import annotations` here: the host's parser reads the annota
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tokforget.data.arguments import MAX_LENGTH, MIN_LENGTH
 from tokforget.evaluation.baselines import BASELINES
 from tokforget.masking import check_rate
 from tokforget.parsing import check_at_least
@@ -52,8 +53,8 @@ class EvaluationArguments:
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
     text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
     split: str = field(default="test", metadata={"help": "Split that is compressed; tables are fitted on `train`."})
-    max_length: int = field(default=96, metadata={"help": "Tokens per block."})
-    min_length: int = field(default=32, metadata={"help": "Blocks of fewer tokens are left out."})
+    max_length: int = field(default=MAX_LENGTH, metadata={"help": "Tokens per block."})
+    min_length: int = field(default=MIN_LENGTH, metadata={"help": "Blocks of fewer tokens are left out."})
     max_texts: int = field(default=128, metadata={"help": "Blocks per source, drawn at random by a fixed seed."})
     rates: list[float] = field(default_factory=lambda: [0.3, 0.5, 0.7], metadata={"help": "Rates in (0, 1]."})
     batch_size: int = field(default=32, metadata={"help": "Blocks per batch."})

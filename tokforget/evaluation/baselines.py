@@ -185,7 +185,7 @@ def _places(input_ids: torch.Tensor) -> torch.Tensor:
 
 # -- all of them -------------------------------------------------------------------------------------------------------
 @dataclass
-class Ground:
+class ScorerContext:
     """
     What baselines are built on.
 
@@ -214,28 +214,30 @@ class Ground:
         return Frequency(self.training_texts, self.vocab_size)
 
 
-def _self_information(context: str, unit: str) -> Callable[[Ground], list[Scorer]]:
-    return lambda ground: [SelfInformation(ground.reconstructor, ground.vocabulary, context, unit)]
+def _self_information(context: str, unit: str) -> Callable[[ScorerContext], list[Scorer]]:
+    return lambda scorer_context: [
+        SelfInformation(scorer_context.reconstructor, scorer_context.vocabulary, context, unit)
+    ]
 
 
-BASELINES: dict[str, Callable[[Ground], list[Scorer]]] = {
-    "random": lambda ground: [Random(seed) for seed in ground.seeds],
-    "random_spans": lambda ground: [RandomSpans(seed) for seed in ground.seeds],
-    "frequency": lambda ground: [ground.frequency],
-    "tf_idf": lambda ground: [TfIdf(ground.frequency)],
-    "stop_words": lambda ground: [StopWords(ground.frequency, ground.vocabulary)],
-    "length": lambda ground: [Length(ground.vocabulary)],
-    "position": lambda ground: [Position()],
-    "head": lambda ground: [Head()],
-    "tail": lambda ground: [Tail()],
-    "head_tail": lambda ground: [HeadTail()],
+BASELINES: dict[str, Callable[[ScorerContext], list[Scorer]]] = {
+    "random": lambda scorer_context: [Random(seed) for seed in scorer_context.seeds],
+    "random_spans": lambda scorer_context: [RandomSpans(seed) for seed in scorer_context.seeds],
+    "frequency": lambda scorer_context: [scorer_context.frequency],
+    "tf_idf": lambda scorer_context: [TfIdf(scorer_context.frequency)],
+    "stop_words": lambda scorer_context: [StopWords(scorer_context.frequency, scorer_context.vocabulary)],
+    "length": lambda scorer_context: [Length(scorer_context.vocabulary)],
+    "position": lambda scorer_context: [Position()],
+    "head": lambda scorer_context: [Head()],
+    "tail": lambda scorer_context: [Tail()],
+    "head_tail": lambda scorer_context: [HeadTail()],
     "self_information": _self_information("document", "token"),
     "self_information_words": _self_information("document", "word"),
     "self_information_sentences": _self_information("sentence", "token"),
     "self_information_sentence_words": _self_information("sentence", "word"),
-    "iterative_pruning": lambda ground: [IterativePruning(ground.reconstructor)],
-    "leave_one_out": lambda ground: [LeaveOneOut(ground.reconstructor)],
-    "greedy_oracle": lambda ground: [GreedyOracle(ground.reconstructor)],
+    "iterative_pruning": lambda scorer_context: [IterativePruning(scorer_context.reconstructor)],
+    "leave_one_out": lambda scorer_context: [LeaveOneOut(scorer_context.reconstructor)],
+    "greedy_oracle": lambda scorer_context: [GreedyOracle(scorer_context.reconstructor)],
 }
 # No pass of a language model: what a policy must clearly beat.
 CHEAP_BASELINES = tuple(BASELINES)[:10]
@@ -243,9 +245,9 @@ CHEAP_BASELINES = tuple(BASELINES)[:10]
 CLOSING_BASELINES = ("random", "frequency", "length", "position", "head", "self_information")
 
 
-def baselines(names: Iterable[str], ground: Ground) -> list[Scorer]:
+def baselines(names: Iterable[str], scorer_context: ScorerContext) -> list[Scorer]:
     """The named baselines; those that draw come once per seed. Raises `ValueError` for an unknown name."""
     names = list(names)
     if unknown := [name for name in names if name not in BASELINES]:
         raise ValueError(f"Unknown baseline {unknown[0]!r}; there are {', '.join(BASELINES)}.")
-    return [scorer for name in names for scorer in BASELINES[name](ground)]
+    return [scorer for name in names for scorer in BASELINES[name](scorer_context)]

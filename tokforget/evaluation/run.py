@@ -17,7 +17,7 @@ from rich.console import Console
 import tokforget
 from tokforget.data.blocks import BlockCollator, data_fingerprint, load_blocks
 from tokforget.evaluation.arguments import EvaluationArguments
-from tokforget.evaluation.baselines import Ground, baselines
+from tokforget.evaluation.baselines import ScorerContext, baselines
 from tokforget.evaluation.comparison import KEEP_ALL, Comparison, judge, print_table, rows_of
 from tokforget.evaluation.continuations import Continuations
 from tokforget.evaluation.questions import Reading, compress_contexts, load_questions, read_all
@@ -70,7 +70,7 @@ class EvaluationRun:
         self.rows: list[dict] = []
         self.samples: list[dict] = []
         self.datasets: list[dict] = []
-        self.ground: Ground | None = None
+        self.scorer_context: ScorerContext | None = None
 
     def _load_policy(self, label: str, path: str) -> Policy:
         model = ForgetModel.from_pretrained(path, with_reconstructor=False).to(self.device)
@@ -96,9 +96,11 @@ class EvaluationRun:
         chosen = order[: args.max_texts]
         batches = self._batches(blocks[args.split].select(chosen))
         seeds = [args.seed + i for i in range(args.num_random_seeds)]
-        ground = Ground(self.reconstructor, self.tokenizer, blocks["train"]["input_ids"], seeds)
-        self.ground = self.ground or ground  # questions and speed use the tables of the first source
-        scorers: list[Scorer] = [*self.policies, *baselines(args.scorers, ground)]
+        scorer_context = ScorerContext(self.reconstructor, self.tokenizer, blocks["train"]["input_ids"], seeds)
+        self.scorer_context = (
+            self.scorer_context or scorer_context
+        )  # questions and speed use the tables of the first source
+        scorers: list[Scorer] = [*self.policies, *baselines(args.scorers, scorer_context)]
         comparisons = judge(scorers, self.reconstructor, batches, args.rates)
         rows = rows_of(comparisons, args.seed)
         fingerprint = data_fingerprint(blocks)
@@ -108,7 +110,7 @@ class EvaluationRun:
         })  # fmt: skip
         if self.state.is_main_process:
             self._describe(
-                rows, comparisons, batches, ground, self._following(blocks[args.split], chosen), dataset_name
+                rows, comparisons, batches, scorer_context, self._following(blocks[args.split], chosen), dataset_name
             )
         common = {"dataset": dataset_name, "seed": args.seed, "data_fingerprint": fingerprint}
         rows = [row | common for row in rows]
@@ -130,10 +132,12 @@ class EvaluationRun:
                 following[place] = decode(ids, self.tokenizer)
         return following
 
-    def _describe(self, rows, comparisons, batches, ground: Ground, following: dict[int, str], dataset: str) -> None:
+    def _describe(
+        self, rows, comparisons, batches, scorer_context: ScorerContext, following: dict[int, str], dataset: str
+    ) -> None:
         """Adds to each row what its texts are as text; collects the samples of the heat map; appends keep-all."""
         args = self.args
-        quality = TextQuality(batches, self.tokenizer, ground.vocabulary)
+        quality = TextQuality(batches, self.tokenizer, scorer_context.vocabulary)
         places = list(following)
         texts = [text for text, _ in quality.texts]
         continuations = None
@@ -149,7 +153,7 @@ class EvaluationRun:
                 compressed = quality.compressed_texts(entry)
                 row |= continuations.row([compressed[at] for at in places], args.seed)
             if entry.scorer in shown and args.heatmap_texts:
-                samples = quality.samples(entry, ground.vocabulary, args.heatmap_texts)
+                samples = quality.samples(entry, scorer_context.vocabulary, args.heatmap_texts)
                 self.samples += [sample | {"dataset": dataset, "text": at + 1} for at, sample in enumerate(samples)]
         kept_whole = np.array([[0.0, 0.0, 0.0, len(ids)] for ids in quality.ids])
         keep_all = [Comparison(KEEP_ALL, 1.0, [kept_whole], [v.cpu() for _, v in batches],
@@ -174,7 +178,7 @@ class EvaluationRun:
         if not args.questions:
             return rows
         reader, reader_tokenizer = self._reader()
-        scorers = [*self.policies, *baselines(args.question_scorers, self.ground)]
+        scorers = [*self.policies, *baselines(args.question_scorers, self.scorer_context)]
         chosen = list({scorer.name: scorer for scorer in reversed(scorers)}.values())[::-1]  # the first of each name
         for path in args.questions:
             reading = Reading(
@@ -207,8 +211,8 @@ class EvaluationRun:
             return None
         target = load_target(args.speed_target).to(self.device)
         asked = _TargetSurprisal(target, self.reconstructor.marker_token_id)
-        scorers = [*self.policies[:1], self.ground.frequency, asked]
-        ids = [i for row in self.ground.training_texts for i in row]
+        scorers = [*self.policies[:1], self.scorer_context.frequency, asked]
+        ids = [i for row in self.scorer_context.training_texts for i in row]
         rows = measure_speed(
             scorers, target, ids, args.speed_lengths, args.speed_rate, args.speed_new_tokens, args.speed_batch_sizes,
             args.speed_repeats,

@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tokforget.packaged import EMBEDDED
+from tokforget.parsing import RENAMED
 from tokforget.shipped import CARDS, shipped_folder
 
 
@@ -71,7 +72,7 @@ def write_card(
         _metadata(name, config, training, results, base, license),
         name=name,
         config=config,
-        arguments_of=training,
+        arguments_of=training | {new: training[old] for old, new in RENAMED.items() if old in training},
         arguments=_arguments(training),
         data=training.get("data"),
         run=training.get("run"),

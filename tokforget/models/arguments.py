@@ -46,14 +46,8 @@ class ModelArguments(BaseModelArguments):
         },
     )
     policy_hidden_size: int = field(default=128, metadata={"help": "Width of the policy's trunk."})
-    policy_dilations: list[int] = field(
-        default_factory=lambda: [1, 2, 4, 8, 1], metadata={"help": "Dilation of each convolution block of the policy."}
-    )
     window: int = field(
-        default=32, metadata={"help": "Tokens per decision; a text of T tokens takes ceil(T / window)."}
-    )
-    logit_bound: float = field(
-        default=8.0, metadata={"help": "Keep logits lie within +-this around the margin of the budget."}
+        default=24, metadata={"help": "Tokens per decision; a text of T tokens takes ceil(T / window)."}
     )
     ngram_buckets: int = field(
         default=2**18,
@@ -64,8 +58,6 @@ class ModelArguments(BaseModelArguments):
         super().__post_init__()
         for name in ("policy_hidden_size", "window"):
             check_at_least(self, name, 1)
-        if self.logit_bound <= 0:
-            raise ValueError(f"`logit_bound` must be positive, got {self.logit_bound}.")
         if self.ngram_buckets < 0 or self.ngram_buckets & (self.ngram_buckets - 1):
             raise ValueError(f"`ngram_buckets` must be 0 or a power of two, got {self.ngram_buckets}.")
 

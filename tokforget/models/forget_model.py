@@ -50,7 +50,7 @@ class ForgetModelConfig(PreTrainedConfig):
     dilations: list[int] | None = None
     kernel_size: int = 5
     head_size: int = 64
-    window: int = 32
+    window: int = 24
     logit_bound: float = 8.0
     ngram_buckets: int = 2**18
 

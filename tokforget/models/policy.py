@@ -137,7 +137,7 @@ class KeepMaskPolicy(nn.Module):
         dilations: tuple[int, ...] = (1, 2, 4, 8, 1),
         kernel_size: int = 5,
         head_size: int = 64,
-        window: int = 32,
+        window: int = 24,
         logit_bound: float = 8.0,
         ngram_buckets: int = 2**18,
     ):

@@ -3,25 +3,32 @@ What every trainer here does alike: seeds, averaged figures, evaluation at fixed
 """
 
 import logging
+import os
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import RandomSampler, Sampler
-from transformers import EarlyStoppingCallback, EvalPrediction
+from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import HubStrategy
 
+from tokforget.data.arguments import MAX_LENGTH, MIN_LENGTH
+from tokforget.data.blocks import as_blocks
 from tokforget.files import write_json
 from tokforget.hub.cards import RESULTS, write_card
 from tokforget.hub.client import HubError, Uploaded, create_repository
 from tokforget.hub.staging import share
 from tokforget.masking import seeded_generator
+from tokforget.models.loading import load_tokenizer
 from tokforget.models.measuring import measure, summarise
 from tokforget.models.reconstructor import Reconstructor
+from tokforget.models.sharded_weights import load_whole
+from tokforget.parsing import as_record
+from tokforget.training.random_masks import unigram_surprisal
 from tokforget.training.resumable_trainer import InterruptibleTrainer, NumberedTexts
 from tokforget.training.run_record import RunFacts
 
@@ -29,16 +36,21 @@ from tokforget.training.run_record import RunFacts
 logger = logging.getLogger(__name__)
 
 
-class BudgetTrainer(InterruptibleTrainer):
+class BaseForgetTrainer(InterruptibleTrainer):
     r"""
     Host of the trainers that mask texts at a budget and learn from what a reconstructor loses.
 
     Args:
-        model (`nn.Module`): What is trained.
-        args ([`BudgetConfig`]): Arguments of the run.
-        train_dataset, eval_dataset (`datasets.Dataset`): Column `input_ids`, blocks of token ids.
+        model (`nn.Module` or `str`): What is trained; a name is loaded, its weights drawn by the seed of `args`.
+        args ([`BaseForgetConfig`]): Arguments of the run.
+        train_dataset, eval_dataset (`datasets.Dataset`): Column `input_ids`, blocks of token ids, or `text`; see
+            [`as_blocks`].
         processing_class (`PreTrainedTokenizerBase`): Saved with the model.
         run_record (`dict`, *optional*): Every argument of the run, for `training_config.json`.
+
+    Raises:
+        `TypeError`: If `model` is neither of the trainer's class nor a name.
+        `ValueError`: If the name cannot be loaded, or a data set has no text to learn from.
     """
 
     loss_is_scaled_for_ga = False  # a mean per micro-batch: the host divides by the accumulation steps
@@ -54,8 +66,15 @@ class BudgetTrainer(InterruptibleTrainer):
         run_record: dict | None = None,
         **kwargs,
     ):
-        if train_dataset is None or len(train_dataset) == 0:
+        reconstructor = self._reconstructor_of(model)
+        max_length = min(MAX_LENGTH, reconstructor.max_tokens or MAX_LENGTH)
+        train_dataset, eval_dataset = (
+            as_blocks(texts, processing_class, name, max_length, min(MIN_LENGTH, max_length))
+            for name, texts in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset))
+        )
+        if not train_dataset:
             raise ValueError("The training set is empty; there is nothing to learn from.")
+        self._count(train_dataset["input_ids"], reconstructor)
         super().__init__(
             model=model,
             args=args,
@@ -67,7 +86,8 @@ class BudgetTrainer(InterruptibleTrainer):
         )
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
-        self.run_record = run_record or args.to_dict()
+        record = run_record or as_record(args)
+        self.run_record = record | self._resolved(model, record)
         self.run_facts = RunFacts(self.accelerator.num_processes, RESULTS)
         self.add_callback(self.run_facts)
         self._metrics: dict[str, list[torch.Tensor]] = defaultdict(list)
@@ -80,6 +100,38 @@ class BudgetTrainer(InterruptibleTrainer):
     @property
     def _unwrapped(self):
         return self.accelerator.unwrap_model(self.model)
+
+    # -- a model by its name -------------------------------------------------------------------------------------------
+    _model_class: type[torch.nn.Module]
+
+    @classmethod
+    def _load_named(cls, name: str, tokenizer) -> torch.nn.Module:
+        """A model to train of this name; drawn weights depend on torch's seed."""
+        raise NotImplementedError
+
+    @classmethod
+    def _resolve(cls, model, processing_class, args) -> tuple[torch.nn.Module, PreTrainedTokenizerBase | None]:
+        """Model and tokenizer, loaded where `model` is a name: as the recipes do, so that a run by either is the same."""
+        if isinstance(model, str | os.PathLike):
+            set_seed(args.seed)
+            load_whole(args)
+            processing_class = processing_class or load_tokenizer(str(model))
+            return cls._load_named(str(model), processing_class), processing_class
+        if not isinstance(model, cls._model_class):
+            raise TypeError(
+                f"`model` must be a `{cls._model_class.__name__}` or a name (a folder, an id on the Hub, or 'embedded'), got "
+                f"`{type(model).__name__}`. A causal language model goes by its name."
+            )
+        return model, processing_class
+
+    @staticmethod
+    def _reconstructor_of(model: torch.nn.Module) -> Reconstructor:
+        raise NotImplementedError
+
+    @staticmethod
+    def _resolved(model: torch.nn.Module, record: dict) -> dict:
+        """What the arguments alone do not say, for the record of the run: sizes above all."""
+        raise NotImplementedError
 
     # -- texts and their randomness ------------------------------------------------------------------------------------
     _drawing_step, _micro_batch = -1, 0
@@ -114,6 +166,15 @@ class BudgetTrainer(InterruptibleTrainer):
         batch = (step * args.gradient_accumulation_steps + self._micro_batch) * self.accelerator.num_processes
         first = (batch + self.accelerator.process_index) * args.train_batch_size
         return range(first, first + num_texts)
+
+    def _count(self, texts: Sequence[list[int]], reconstructor: Reconstructor) -> None:
+        vocab_size = reconstructor.base_model.get_input_embeddings().weight.shape[0]
+        self.surprisal = unigram_surprisal(texts, vocab_size)  # (V,)
+
+    def _surprisal(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Bits of each token, same shape, under the training texts' frequencies: what `frequency` masks are drawn from."""
+        self.surprisal = self.surprisal.to(input_ids.device)
+        return self.surprisal[input_ids]
 
     def _generators(self, numbers: range) -> list[torch.Generator]:
         return [seeded_generator(self.args.seed, number, 0) for number in numbers]
@@ -269,3 +330,8 @@ class BudgetTrainer(InterruptibleTrainer):
             token=token or self.args.hub_token,
             message=message,
         )
+
+
+def count_trainable(module: torch.nn.Module) -> int:
+    """Numbers that training changes."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

@@ -22,7 +22,7 @@ from transformers import TrainingArguments
 
 from tokforget.models.folder_checks import check_safetensors, read_json
 from tokforget.parsing import refuse, say
-from tokforget.training.config import BudgetConfig
+from tokforget.training.config import BaseForgetConfig
 
 
 logger = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ def rotate(run_dir: Path, limit: int | None, best: str | None) -> None:
         remove(checkpoint)
 
 
-def checkpoint_to_resume(args: BudgetConfig) -> str | None:
+def checkpoint_to_resume(args: BaseForgetConfig) -> str | None:
     """
     The checkpoint to go on from, `None` to start; said in one line, and refused if it is asked for and not there or not
     whole. Ends the process with 0 if `auto_resume` finds that the run has finished.

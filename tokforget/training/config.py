@@ -1,5 +1,5 @@
 """
-Arguments of a run: fields, help, checks; and the one parser of all recipes.
+Arguments of a run: fields, help, checks. The defaults are the recipe that was measured best (LOG.md, the leaderboard).
 
 No `from __future__ import annotations` here: the host's parser reads the annotations as types.
 """
@@ -19,9 +19,14 @@ from tokforget.training.random_masks import MASK_KINDS
 from tokforget.training.rewards import WeightedRewards
 
 
+# What `ForgetConfig.warm_start_target` may be; see `tokforget.training.warm_start.target_bits`.
+TARGETS = ("self_information", "leave_one_out")
+_SAMPLED_TEXTS = 4000
+
+
 @dataclass
-class BudgetConfig(_BaseConfig):
-    """What the training arguments of every [`BudgetTrainer`] share: the host's `TrainingArguments`, and the fields below."""
+class BaseForgetConfig(_BaseConfig):
+    """What the training arguments of every [`BaseForgetTrainer`] share: the host's `TrainingArguments`, and the fields below."""
 
     # Host defaults that differ here
     bf16: bool | None = field(
@@ -35,7 +40,10 @@ class BudgetConfig(_BaseConfig):
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator takes the columns it needs."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rates."})
-    warmup_steps: float = field(default=20, metadata={"help": "Steps over which the learning rates rise."})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Texts per process and micro-batch."})
+    per_device_eval_batch_size: int = field(default=32, metadata={"help": "Texts per process in evaluations."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between two logs."})
+    warmup_steps: float = field(default=10, metadata={"help": "Steps over which the learning rates rise."})
     hub_strategy: str = field(
         default="end", metadata={"help": "With `push_to_hub`, when: at the `end`, or at `every_save` too."}
     )
@@ -102,55 +110,72 @@ class BudgetConfig(_BaseConfig):
 
 
 @dataclass
-class ForgetConfig(BudgetConfig):
-    """Training arguments of [`ForgetTrainer`]: those of [`BudgetConfig`], and the fields below."""
+class ForgetConfig(BaseForgetConfig):
+    """Training arguments of [`ForgetTrainer`]: those of [`BaseForgetConfig`], and the fields below."""
 
     # In `output_dir`: the policy as the joint loop found it, and what it had learnt from.
     warm_start_dir: ClassVar[str] = "warm_start"
-    lesson_dir: ClassVar[str] = "lesson"
+    warm_start_data_dir: ClassVar[str] = "warm_start_data"
+    steps_by_default: ClassVar[int] = 240
+
+    # Host defaults that differ here
+    num_train_epochs: float | None = field(
+        default=None,
+        metadata={
+            "help": "Length of the run in epochs. By default `max_steps` counts, and is 240 if neither is given."
+        },
+    )
 
     # Learning rates
     policy_learning_rate: float = field(
-        default=3e-3, metadata={"help": "Of the policy, per step of its own schedule (LOG.md, learning rates)."}
+        default=5e-5,
+        metadata={
+            "help": "Of the policy, per step of its own schedule. Without a warm start 3e-3, which would destroy one (LOG.md)."
+        },
     )
     reconstructor_learning_rate: float = field(
-        default=2e-3, metadata={"help": "Of the adapter; small models take 2e-3, GPT-2 takes 2e-4 to 1e-3."}
+        default=5e-5,
+        metadata={
+            "help": "Of the adapter. A reconstructor that learns fast moves the rewards towards itself; an untrained adapter "
+            "takes 2e-3 on small models, 2e-4 to 1e-3 on GPT-2."
+        },
     )
 
     # Texts drawn from the base model
-    sampled_texts: int = field(
-        default=0,
+    sampled_texts: int | None = field(
+        default=None,
         metadata={
             "help": "Texts that the base model writes before training, to learn from beside the training texts; a small corpus "
-            "is learnt by heart otherwise (LOG.md). They stay in `output_dir`, for a run that is resumed."
+            "is learnt by heart otherwise (LOG.md). They stay in `output_dir`, for a run that is resumed. 4000 by default, "
+            "0 with `warm_start_data_path`, which brings its own."
         },
-    )
-    sampled_prompt_tokens: int = field(
-        default=8, metadata={"help": "Tokens of a training text that each of them begins with."}
     )
 
     # Warm start
     warm_start_steps: int = field(
-        default=0,
-        metadata={"help": "Steps of fitting the policy's ranking to the teacher's bits before the joint loop."},
-    )
-    warm_start_teacher: str = field(
-        default="self_information",
-        metadata={"help": "`self_information` (one LM pass per text) or `leave_one_out` (two, both sides)."},
-    )
-    warm_start_texts: int | None = field(
-        default=None, metadata={"help": "Training texts the teacher reads, the first of them; all by default."}
-    )
-    lesson_path: str | None = field(
-        default=None,
+        default=1000,
         metadata={
-            "help": "Folder `lesson/` of another run on the same texts: its sampled texts and its teacher's bits are taken, "
-            "instead of drawing and asking again. Runs that differ in their seed can share one."
+            "help": "Steps of fitting the policy's ranking to the target's bits before the joint loop; 0 for none."
         },
     )
-    warm_start_learning_rate: float = field(default=3e-3, metadata={"help": "Of the policy in the warm start."})
-    warm_start_batch_size: int = field(default=32, metadata={"help": "Texts per step of the warm start."})
-    warm_start_sharpness: float = field(
+    warm_start_target: str = field(
+        default="leave_one_out",
+        metadata={
+            "help": "Whose bits the ranking is fitted to: `leave_one_out` (two passes of the reconstructor per text, both sides "
+            "given) or `self_information` (one of the base model, the left side given)."
+        },
+    )
+    warm_start_texts: int | None = field(
+        default=None, metadata={"help": "Training texts to fit on, the first of them; all by default."}
+    )
+    warm_start_data_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder `warm_start_data/` of another run on the same texts: its sampled texts and its target's bits are "
+            "taken, instead of drawing and asking again. Runs that differ in their seed can share one."
+        },
+    )
+    warm_start_logit_scale: float = field(
         default=24.0,
         metadata={
             "help": "Keep logits per unit of the logarithm of a token's bits when the fit is through: the higher, the closer to the best "
@@ -163,7 +188,7 @@ class ForgetConfig(BudgetConfig):
 
     # Rewards and credit
     reward_funcs: list[str] = field(
-        default_factory=lambda: ["information_theoretic"],
+        default_factory=lambda: ["information_theoretic", "exact_runs"],
         metadata={
             "help": "`information_theoretic`, `simple`, `exact_runs`, or import paths such as `my_package.rewards:name`."
         },
@@ -171,48 +196,26 @@ class ForgetConfig(BudgetConfig):
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "One weight per reward; 1 each by default."}
     )
-    keep_price: float | None = field(
-        default=None, metadata={"help": "Bits charged per kept token; by default each text's marginal price."}
-    )
     credit_decay: float = field(
         default=0.3,
         metadata={
-            "help": "Share of a neighbour's reward credited to a token, per token of distance; 1 is the whole text."
+            "help": "Fraction of a neighbour's reward credited to a token, per token of distance; 1 is the whole text."
         },
-    )
-    neighbour_baseline: bool = field(
-        default=True,
-        metadata={
-            "help": "Credit a neighbour's reward less its mean over the masks in which the neighbour was decided alike."
-        },
-    )
-    gamma: float = field(
-        default=0.0, metadata={"help": "Discount per decision of the rewards of later windows, in [0, 1]."}
     )
 
     # Loss
-    scale_advantages: bool = field(
-        default=False,
+    entropy_coef: float = field(default=0.02, metadata={"help": "Weight of the policy's entropy, bits per nat."})
+    reconstructor_text_fraction: float = field(
+        default=1 / 16,
         metadata={
-            "help": "Divide the advantages of each text by their root mean square, so that every rate counts alike; "
-            "`entropy_coef` then has no unit."
+            "help": "Fraction of the texts whose masks train the reconstructor, in (0, 1]; at least one text of each batch. The "
+            "others are scored only, without a backward pass through the language model: more texts in the same time."
         },
     )
-    entropy_coef: float = field(default=0.05, metadata={"help": "Weight of the policy's entropy, bits per nat."})
-    reconstructor_coef: float = field(
-        default=1.0, metadata={"help": "Weight of the reconstruction loss; 0 freezes the adapter."}
-    )
-    reconstruction_share: float = field(
-        default=1.0,
-        metadata={
-            "help": "Share of the texts whose masks train the reconstructor, in (0, 1]. The others are scored only, without "
-            "a backward pass through the language model: more texts for the policy in the same time."
-        },
-    )
-    random_mask_share: float = field(
+    random_mask_fraction: float = field(
         default=0.2,
         metadata={
-            "help": "Share of random keep masks in the reconstructor's batch, in [0, 1): keeps it from colluding."
+            "help": "Fraction of random keep masks in the reconstructor's batch, in [0, 1): keeps it from colluding."
         },
     )
 
@@ -223,36 +226,45 @@ class ForgetConfig(BudgetConfig):
                 "`reconstructor_learning_rate`."
             )
         WeightedRewards(self.reward_funcs, self.reward_weights)  # a reward that does not exist is an error now
+        if self.num_train_epochs is None:
+            self.num_train_epochs = BaseForgetConfig.num_train_epochs
+            self.max_steps = self.max_steps if self.max_steps > 0 else self.steps_by_default
         self.learning_rate = self.reconstructor_learning_rate
         super().__post_init__()
         check_at_least(self, "num_masks", 2)
-        if self.lesson_path is not None and self.sampled_texts:
-            raise ValueError("`lesson_path` brings its own sampled texts: leave out `sampled_texts`.")
-        for name, least in (("sampled_texts", 0), ("sampled_prompt_tokens", 1), ("warm_start_steps", 0)):
-            check_at_least(self, name, least)
-        check_at_least(self, "warm_start_batch_size", 1)
-        if not 0 < self.warm_start_sharpness < math.inf:
-            raise ValueError(f"`warm_start_sharpness` must be positive and finite, got {self.warm_start_sharpness}.")
+        if self.warm_start_data_path is not None and self.sampled_texts:
+            raise ValueError(
+                f"`warm_start_data_path` brings its own sampled texts, and `sampled_texts` is {self.sampled_texts}: leave one out."
+            )
+        if self.sampled_texts is None:
+            self.sampled_texts = 0 if self.warm_start_data_path is not None else _SAMPLED_TEXTS
+        for name in ("sampled_texts", "warm_start_steps"):
+            check_at_least(self, name, 0)
+        if not 0 < self.warm_start_logit_scale < math.inf:
+            raise ValueError(
+                f"`warm_start_logit_scale` must be positive and finite, got {self.warm_start_logit_scale}."
+            )
         if self.warm_start_texts is not None:
             check_at_least(self, "warm_start_texts", 1)
-        if self.warm_start_teacher not in ("self_information", "leave_one_out"):
+        if self.warm_start_target not in TARGETS:
             raise ValueError(
-                f"`warm_start_teacher` must be 'self_information' or 'leave_one_out', got {self.warm_start_teacher!r}."
+                f"`warm_start_target` must be 'self_information' or 'leave_one_out', got {self.warm_start_target!r}."
             )
-        for name, high in (("credit_decay", 1.0), ("gamma", 1.0)):
-            if not 0 <= getattr(self, name) <= high:
-                raise ValueError(f"`{name}` must lie in [0, {high:g}], got {getattr(self, name)}.")
-        if not 0 < self.reconstruction_share <= 1:
-            raise ValueError(f"`reconstruction_share` must lie in (0, 1], got {self.reconstruction_share}.")
-        if self.reconstruction_share * self.per_device_train_batch_size < 1:
+        if not 0 <= self.credit_decay <= 1:
+            raise ValueError(f"`credit_decay` must lie in [0, 1], got {self.credit_decay}.")
+        if not 0 < self.reconstructor_text_fraction <= 1:
             raise ValueError(
-                f"`reconstruction_share` {self.reconstruction_share} of a batch of {self.per_device_train_batch_size} is no "
-                "text at all: raise one of them."
+                f"`reconstructor_text_fraction` must lie in (0, 1], got {self.reconstructor_text_fraction}."
             )
-        if not 0 <= self.random_mask_share < 1:
-            raise ValueError(f"`random_mask_share` must lie in [0, 1), got {self.random_mask_share}.")
-        for name in ("policy_learning_rate", "reconstructor_learning_rate", "entropy_coef", "reconstructor_coef",
-                     "warm_start_learning_rate"):  # fmt: skip
+        if self.reconstructor_text_fraction * self.per_device_train_batch_size < 1 - 1e-9:
+            raise ValueError(
+                f"`reconstructor_text_fraction` {self.reconstructor_text_fraction:g} of `per_device_train_batch_size` "
+                f"{self.per_device_train_batch_size} is no text at all. For one text of each batch pass "
+                f"`reconstructor_text_fraction: {1 / self.per_device_train_batch_size:.4g}`, or take a larger batch."
+            )
+        if not 0 <= self.random_mask_fraction < 1:
+            raise ValueError(f"`random_mask_fraction` must lie in [0, 1), got {self.random_mask_fraction}.")
+        for name in ("policy_learning_rate", "reconstructor_learning_rate", "entropy_coef"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
 
@@ -269,12 +281,9 @@ def _gpu_has_bf16() -> bool:
     return _has_gpu() and torch.cuda.is_bf16_supported()
 
 
-# -- parsing -----------------------------------------------------------------------------------------------------------
-
-
 @dataclass
-class ReconstructorConfig(BudgetConfig):
-    """Training arguments of [`ReconstructorTrainer`]: those of [`BudgetConfig`], and the fields below."""
+class ReconstructorConfig(BaseForgetConfig):
+    """Training arguments of [`ReconstructorTrainer`]: those of [`BaseForgetConfig`], and the fields below."""
 
     learning_rate: float = field(
         default=1e-3,

@@ -4,9 +4,10 @@ The typed episode batch; from rewards to returns to advantages.
 One text under one keep mask is an episode, decided in `S` windows. Rewards come per token `(N, T)` or per decision
 `(N, S)`, in bits, higher is better. With `d(t, u)` the distance of two tokens and `s(t)` the window of a token,
 
-    token return      C_t = sum_u w(t, u) r_u,   w(t, u) = max(decay ** d(t, u), gamma ** (s(u) - s(t)) if s(u) > s(t))
-    decision return   G_s = sum_{s' >= s} gamma ** (s' - s) R_s'
-    advantage         A_t = (C_t + G_s(t)) - mean of the same over the other masks of the text
+    token return      C_t = sum_u decay ** d(t, u) r_u
+    advantage         A_t = (C_t + R_s(t)) - mean of the same over the other masks of the text
+
+The reward `R_s` of a decision counts for the tokens of its own window.
 
 A kept token tells the reconstructor something about its neighbours on *both* sides, earlier windows included, hence the
 two-sided kernel. `decay = 1` gives every token the whole text's reward: unbiased, and drowned in noise on long texts.
@@ -84,51 +85,12 @@ class EpisodeBatch:
         return values.repeat_interleave(self.window, 1)[:, : self.input_ids.shape[1]]
 
 
-def less_alike(rewards: torch.Tensor, keep_mask: torch.Tensor, num_masks: int) -> torch.Tensor:
-    """
-    Token rewards `(N, T)` less their mean over the text's other masks in which the token was decided alike; 0 where it
-    was decided so in no other.
-
-    Most of a token's reward hangs on its own action: kept, it costs the price; dropped, about the bits it always loses. To
-    its neighbours that is noise. What is left is what *they* changed. A baseline may hang on the action of another token
-    without a bias for one's own, as long as the two were drawn independently, as they are within a window.
-    """
-    rewards, alike = rewards.view(-1, num_masks, rewards.shape[-1]), keep_mask.view(-1, num_masks, rewards.shape[-1])
-    rest = torch.zeros_like(rewards)
-    for chosen in (alike, ~alike):
-        scored = chosen & ~torch.isnan(rewards)
-        known = torch.where(scored, rewards, 0.0)
-        others = scored.sum(1, keepdim=True) - 1
-        mean = (known.sum(1, keepdim=True) - known) / others.clamp(min=1)
-        rest = torch.where(chosen, torch.where(others > 0, rewards - mean, 0.0 * rewards), rest)
-    return rest.flatten(0, 1)  # (N, T)
-
-
-def token_returns(
-    rewards: torch.Tensor, window: int, decay: float, gamma: float, of_neighbours: torch.Tensor | None = None
-) -> torch.Tensor:
-    """
-    Token returns `C` `(N, T)` of token rewards `(N, T)`: the sum above, as one product with the `(T, T)` weights. The
-    rewards of others are taken from `of_neighbours` `(N, T)` where it is given.
-    """
+def token_returns(rewards: torch.Tensor, decay: float) -> torch.Tensor:
+    """Token returns `C` `(N, T)` of token rewards `(N, T)`, same unit: the sum above, as one product with the `(T, T)` weights."""
     position = torch.arange(rewards.shape[1], device=rewards.device)
     distance = (position[:, None] - position[None, :]).abs()
-    later = (position[None, :] // window - position[:, None] // window).clamp(min=0)
-    weight = torch.maximum(
-        torch.as_tensor(decay, dtype=rewards.dtype) ** distance,
-        torch.where(later > 0, torch.as_tensor(gamma, dtype=rewards.dtype) ** later, 0.0),
-    )
-    if of_neighbours is None:
-        return rewards @ weight.T.to(rewards)  # (N, T)
-    return rewards + of_neighbours @ weight.fill_diagonal_(0.0).T.to(rewards)  # (N, T)
-
-
-def decision_returns(rewards: torch.Tensor, gamma: float) -> torch.Tensor:
-    """Discounted sum `G` `(N, S)` of the decision rewards `(N, S)` from each decision on."""
-    decision = torch.arange(rewards.shape[1], device=rewards.device)
-    ahead = decision[None, :] - decision[:, None]
-    weight = torch.where(ahead >= 0, torch.as_tensor(gamma, dtype=rewards.dtype) ** ahead.clamp(min=0), 0.0)
-    return rewards @ weight.T.to(rewards)
+    weight = torch.as_tensor(decay, dtype=rewards.dtype) ** distance  # (T, T), symmetric; 0 ** 0 is 1
+    return rewards @ weight.to(rewards)  # (N, T)
 
 
 def leave_one_out_advantages(returns: torch.Tensor, num_masks: int) -> torch.Tensor:
@@ -163,17 +125,3 @@ def leave_one_out_advantages(returns: torch.Tensor, num_masks: int) -> torch.Ten
     others = scored.sum(1, keepdim=True) - 1
     baseline = (known.sum(1, keepdim=True) - known) / others.clamp(min=1)
     return torch.where(scored & (others > 0), known - baseline, 0.0).flatten(0, 1)
-
-
-def scaled_by_text(advantages: torch.Tensor, valid: torch.Tensor, num_masks: int) -> torch.Tensor:
-    """
-    Advantages `(N, T)` over their root mean square in all masks of their text; a text whose advantages are all zero stays.
-
-    At a low rate the tokens at the margin are worth several bits, at a high one a fraction of a bit: unscaled, the low rates
-    decide where the policy goes, and their noise where it goes at the high ones.
-
-    Source: Shao et al. 2024, arXiv 2402.03300 (GRPO). Differs: the mean over tokens and masks of a text, not over episodes.
-    """
-    by_text = (advantages.square() * valid).view(-1, num_masks * advantages.shape[1]).sum(1)
-    size = (by_text / valid.view(len(by_text), -1).sum(1).clamp(min=1)).sqrt().repeat_interleave(num_masks)
-    return advantages / torch.where(size > 0, size, 1.0)[:, None]

@@ -30,20 +30,27 @@ class SaveError(OSError):
     """A checkpoint could not be written; those before it are as they were."""
 
 
+class PreparationError(ValueError):
+    """The texts that a run was to learn from cannot be had: sampled ones, or those of another run."""
+
+
 class CheckpointError(ValueError):
     """A checkpoint that was to be gone on from is not whole, or is one of another run."""
 
 
 @contextmanager
 def faults_in_one_line() -> Iterator[None]:
-    """For a recipe: what ends a run is said in one line, by the first process, and the exit code is 1."""
+    """
+    For a recipe: what ends a run is said in one line, by the first process, and the exit code is 1; 2 for what the run could
+    not begin with.
+    """
     try:
         yield
-    except (CheckpointError, NotFiniteError, SaveError) as error:
+    except (CheckpointError, NotFiniteError, PreparationError, SaveError) as error:
         # A save may fail in one process alone.
         if isinstance(error, SaveError) or os.environ.get("RANK", "0") == "0":
             sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}\n")
-        raise SystemExit(1) from error
+        raise SystemExit(2 if isinstance(error, PreparationError) else 1) from error
 
 
 class SignalWatch:

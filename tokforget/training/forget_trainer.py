@@ -24,26 +24,33 @@ Logged, averaged over the steps since the last log and over all processes:
 
 import logging
 import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from tokforget.data.blocks import BlockCollator
 from tokforget.masking import keep_count, top_k_mask
 from tokforget.models.forget_model import ForgetModel, ForgetOutput
+from tokforget.models.reconstructor import Reconstructor
 from tokforget.models.sharded_weights import is_divided
+from tokforget.models.starting_models import load_by_name
 from tokforget.scoring import compression_rate, exact_restored, per_text_mean
-from tokforget.training.base_trainer import BudgetTrainer
+from tokforget.training.base_trainer import BaseForgetTrainer, count_trainable
 from tokforget.training.config import ForgetConfig
-from tokforget.training.episodes import (
-    EpisodeBatch,
-    decision_returns,
-    leave_one_out_advantages,
-    less_alike,
-    scaled_by_text,
-    token_returns,
-)
+from tokforget.training.episodes import EpisodeBatch, leave_one_out_advantages, token_returns
+from tokforget.training.faults import PreparationError
 from tokforget.training.random_masks import draw_rates, draw_scores
+from tokforget.training.resumable_trainer import NumberedTexts
 from tokforget.training.rewards import WeightedRewards
+from tokforget.training.sampled_texts import with_sampled_texts
+from tokforget.training.warm_start import load_warm_start_data, save_warm_start_data, target_bits, warm_start
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 logger = logging.getLogger(__name__)
@@ -52,15 +59,21 @@ _RESTORED_TEXTS = 4
 _COLLAPSE_SHARE, _COLLAPSE_ENTROPY = 0.01, 0.01
 
 
-class ForgetTrainer(BudgetTrainer):
+class ForgetTrainer(BaseForgetTrainer):
     r"""
     Trains policy and reconstructor in one loop.
 
+    `train()` does all of the method: it has the base model write `sampled_texts`, fits the policy's count tables, starts the
+    policy from a ranking, and then runs the joint loop.
+
     Args:
-        model ([`ForgetModel`]): With its reconstructor.
+        model ([`ForgetModel`] or `str`): With its reconstructor. The name of a causal language model or reconstructor (an id on
+            the Hub, a folder, or `"embedded"`) gets a fresh policy of the default shape; that of a trained model is gone on
+            from.
         args ([`ForgetConfig`]): Arguments of the run.
-        train_dataset, eval_dataset (`datasets.Dataset`): Column `input_ids`, blocks of token ids.
-        processing_class (`PreTrainedTokenizerBase`): Saved with the model.
+        train_dataset, eval_dataset (`datasets.Dataset`): Column `input_ids`, blocks of token ids, or `text`; see
+            [`as_blocks`].
+        processing_class (`PreTrainedTokenizerBase`): Saved with the model; of a name by default its own.
         run_record (`dict`, *optional*): Every argument of the run, for `training_config.json`.
 
     Source: REINFORCE with a leave-one-out baseline, Ahmadian et al. 2024, arXiv 2402.14740. Differs: one advantage per
@@ -73,7 +86,7 @@ class ForgetTrainer(BudgetTrainer):
 
     def __init__(
         self,
-        model: ForgetModel,
+        model: ForgetModel | str,
         args: ForgetConfig,
         train_dataset,
         eval_dataset=None,
@@ -81,10 +94,118 @@ class ForgetTrainer(BudgetTrainer):
         run_record: dict | None = None,
         **kwargs,
     ):
+        model, processing_class = self._resolve(model, processing_class, args)
+        if model.reconstructor is None:
+            raise ValueError(
+                "`model` has no reconstructor, and nothing can be learnt without one. Load it with `with_reconstructor=True`, or "
+                "build it with `ForgetModel.from_base`."
+            )
         kwargs.setdefault("data_collator", BlockCollator(model.config.marker_token_id))
         super().__init__(model, args, train_dataset, eval_dataset, processing_class, run_record, **kwargs)
         self.rewards = WeightedRewards(args.reward_funcs, args.reward_weights)
         self._last_batch: tuple[torch.Tensor, ...] | None = None
+        self._is_prepared = False
+
+    _model_class = ForgetModel
+
+    @classmethod
+    def _load_named(cls, name: str, tokenizer) -> ForgetModel:
+        return load_by_name(name, tokenizer)
+
+    @staticmethod
+    def _reconstructor_of(model: ForgetModel) -> Reconstructor:
+        return model.reconstructor
+
+    @staticmethod
+    def _resolved(model: ForgetModel, record: dict) -> dict:
+        sizes = {"policy": count_trainable(model.policy), "adapter": count_trainable(model.reconstructor)}
+        return {"trainable_parameters": sizes, "layout": model.config.layout}
+
+    # -- before the joint loop -----------------------------------------------------------------------------------------
+    def _prepare(self, resumed: bool) -> None:
+        """
+        Texts to learn from, count tables over them, and the warm start; alike in every process, since all of it depends on
+        texts and seed alone. A resumed run takes its texts from its folder, and its policy from the checkpoint.
+        """
+        if self._is_prepared:  # `train` again goes on with what it has
+            return
+        args, model = self.args, self._unwrapped
+        model.to(args.device)
+        num_own = len(self.train_dataset)
+        try:
+            blocks, bits = self._texts_to_learn_from(self.train_dataset.texts, resumed)
+        except (ValueError, OSError) as error:
+            raise PreparationError(str(error)) from error
+        if len(blocks) > num_own:
+            self.train_dataset = NumberedTexts(blocks)
+            self._count(blocks["input_ids"], model.reconstructor)
+        self._record_sampled(len(blocks) - num_own)
+        if model.policy.ngrams is not None:
+            model.policy.ngrams.fit(blocks["input_ids"])
+        if args.warm_start_steps and not resumed:
+            self._start_from_ranking(blocks["input_ids"], bits)
+        self._is_prepared = True
+
+    def _texts_to_learn_from(self, own: "Dataset", resumed: bool) -> tuple["Dataset", Sequence[list[float]] | None]:
+        """The training blocks with the sampled ones behind them, and the target's bits where another run has asked for them."""
+        args = self.args
+        if args.warm_start_data_path is not None:
+            stored = load_warm_start_data(args.warm_start_data_path, own["input_ids"])
+            return stored, stored["bits"]
+        if not args.sampled_texts:
+            return own, None
+        with self._frozen_weights():
+            reconstructor = self._unwrapped.reconstructor
+            return with_sampled_texts(
+                reconstructor, own, args.sampled_texts, args.output_dir, args.seed, resumed
+            ), None
+
+    def _start_from_ranking(self, texts: Sequence[list[int]], bits: Sequence[list[float]] | None) -> None:
+        """The warm start; what it learnt from and the policy that it leaves stay in the run's folder."""
+        args, model = self.args, self._unwrapped
+        folder, saves = Path(args.output_dir), self.is_world_process_zero()
+        texts = [torch.as_tensor(text) for text in texts[: args.warm_start_texts]]
+        if bits is not None:
+            bits = [torch.as_tensor(of_text) for of_text in bits[: args.warm_start_texts]]
+        else:
+            with self._frozen_weights():
+                bits = target_bits(model, texts, args.warm_start_target)
+            if saves:
+                save_warm_start_data(folder / args.warm_start_data_dir, texts, bits)
+        losses = warm_start(
+            model,
+            texts,
+            bits,
+            args.warm_start_steps,
+            args.min_rate,
+            args.max_rate,
+            args.seed,
+            args.warm_start_logit_scale,
+        )
+        if saves:  # what the policy gradient starts from, to be compared with what it makes of it
+            shutil.rmtree(folder / args.warm_start_dir, ignore_errors=True)
+            model.save_pretrained(folder / args.warm_start_dir)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder / args.warm_start_dir)
+            first, last = (sum(part) / len(part) for part in (losses[:10], losses[-10:]))
+            logger.info(
+                "Warm start on %d texts by %s: deviance %.2f bits in the first ten steps, %.2f in the last.",
+                len(texts), args.warm_start_data_path or args.warm_start_target, first, last,
+            )  # fmt: skip
+
+    def _frozen_weights(self) -> torch.autocast:
+        """
+        The run's precision, for the work of frozen weights before its steps. Not for training: weights are cast once in a
+        context, and steps taken inside it would not be seen.
+        """
+        return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16)
+
+    def _record_sampled(self, number: int) -> None:
+        data = self.run_record.get(
+            "data"
+        )  # of a recipe; the arguments that are recorded alone say how many were asked for
+        if data and number:
+            self.run_record["data"] = data | {"blocks": data["blocks"] | {"sampled": number}}
 
     # -- one step ------------------------------------------------------------------------------------------------------
     def create_optimizer(self, model=None):
@@ -112,29 +233,16 @@ class ForgetTrainer(BudgetTrainer):
         )
         episodes = self._collect(batch, outputs)
         rewards = self.rewards(episodes)
-        of_neighbours = (
-            less_alike(rewards.per_token, episodes.keep_mask, episodes.num_masks)
-            if self.args.neighbour_baseline
-            else None
-        )
-        returns = token_returns(
-            rewards.per_token, episodes.window, self.args.credit_decay, self.args.gamma, of_neighbours
-        )
-        returns = returns + episodes.per_token(decision_returns(rewards.per_decision, self.args.gamma))  # (N, T)
-        advantages = leave_one_out_advantages(returns, self.args.num_masks)
-        weights = (
-            scaled_by_text(advantages, episodes.valid, self.args.num_masks)
-            if self.args.scale_advantages
-            else advantages
-        )
-        policy_loss = -per_text_mean(weights * outputs.log_probs, episodes.valid).mean()
+        returns = token_returns(rewards.per_token, self.args.credit_decay) + episodes.per_token(rewards.per_decision)
+        advantages = leave_one_out_advantages(returns, self.args.num_masks)  # (N, T)
+        policy_loss = -per_text_mean(advantages * outputs.log_probs, episodes.valid).mean()
         # Differences of infinities are nan, which would pass for "cannot be scored": an infinite reward has to end the run.
         policy_loss = torch.where(rewards.any_infinite, torch.inf, policy_loss)
         entropy = per_text_mean(outputs.entropy, episodes.valid).mean()
         reconstruction_loss = outputs.bits_per_dropped.sum() / (
-            len(numbers) * self.args.reconstruction_share * (self.args.num_masks + self._random_masks)
+            len(numbers) * self.args.reconstructor_text_fraction * (self.args.num_masks + self._random_masks)
         )
-        loss = policy_loss - self.args.entropy_coef * entropy + self.args.reconstructor_coef * reconstruction_loss
+        loss = policy_loss - self.args.entropy_coef * entropy + reconstruction_loss
         self._record(
             episodes, rewards, advantages,
             policy_loss=policy_loss, entropy=entropy, reconstruction_loss=reconstruction_loss,
@@ -144,7 +252,7 @@ class ForgetTrainer(BudgetTrainer):
     @property
     def _random_masks(self) -> float:
         """Random keep masks per text that trains the reconstructor; of a fraction, every so manieth has one."""
-        return self.args.num_masks * self.args.random_mask_share / (1 - self.args.random_mask_share)
+        return self.args.num_masks * self.args.random_mask_fraction / (1 - self.args.random_mask_fraction)
 
     def _draw(
         self, inputs: dict[str, torch.Tensor], numbers: range, generators: list[torch.Generator]
@@ -154,15 +262,13 @@ class ForgetTrainer(BudgetTrainer):
         low, high, device = self.args.min_rate, self.args.max_rate, input_ids.device
         rate = draw_rates(len(numbers), low, high, generators).to(device)
         # Texts that train the reconstructor are counted, and so are random masks: the n-th has those from floor(n * share) on.
-        counted = [_range(n, self.args.reconstruction_share) for n in numbers]
+        counted = [_range(n, self.args.reconstructor_text_fraction) for n in numbers]
         masks = [_range(own.start, self._random_masks) if own else range(0) for own in counted]
         rows = [row for row, own in enumerate(masks) for _ in own]
         texts, own_generators = torch.tensor(rows, dtype=torch.long, device=device), [generators[row] for row in rows]
         random_rate = draw_rates(len(rows), low, high, own_generators).to(device)
-        ngrams = self._unwrapped.policy.ngrams
-        kinds = ["random" if ngrams is None or m % 2 == 0 else "frequency" for own in masks for m in own]
-        surprisal = None if ngrams is None else ngrams.surprisal(input_ids[texts])
-        scores = draw_scores(kinds, valid[texts], surprisal, own_generators)
+        kinds = ["random" if m % 2 == 0 else "frequency" for own in masks for m in own]
+        scores = draw_scores(kinds, valid[texts], self._surprisal(input_ids[texts]), own_generators)
         mask = top_k_mask(scores, keep_count(valid[texts].sum(1), random_rate), valid[texts])
         return {
             "input_ids": input_ids, "attention_mask": inputs["attention_mask"], "rate": rate,
@@ -182,7 +288,6 @@ class ForgetTrainer(BudgetTrainer):
             token_correct=outputs.token_correct,
             window=self._unwrapped.policy.window,
             num_masks=num_masks,
-            keep_price=self.args.keep_price,
         )
 
     # -- logging -------------------------------------------------------------------------------------------------------

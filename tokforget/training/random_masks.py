@@ -1,6 +1,6 @@
 """The random keep masks that a reconstructor trains on: their rates, kinds and scores."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -73,3 +73,15 @@ def draw_scores(
         # One score per segment: it is kept or dropped as a whole, but for the one that the budget cuts.
         scores[some] = scores[some].gather(1, starts.long().cumsum(1))
     return scores  # (B, T)
+
+
+def unigram_surprisal(texts: Iterable[list[int]], vocab_size: int) -> torch.Tensor:
+    """
+    Surprisal in bits `(vocab_size,)` of each token id under the texts' frequencies, one count added to each. It does not
+    depend on a policy's count tables: with and without them a reconstructor trains on masks of the same kinds.
+    """
+    counts = torch.ones(vocab_size)
+    for text in texts:
+        ids = torch.as_tensor(text, dtype=torch.long)
+        counts.index_add_(0, ids, torch.ones(len(ids)))
+    return torch.log2(counts.sum() / counts)

@@ -18,7 +18,6 @@ At each evaluation, on the validation texts under the same masks every time (hal
     eval_compression_rate_<rate>    kept / original, in whole tokens
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,9 @@ import torch
 from tokforget.data.blocks import BlockCollator
 from tokforget.masking import keep_count, seeded_generator, top_k_mask
 from tokforget.models.reconstructor import Reconstructor
-from tokforget.models.reconstructor_folder import load_weights, save_weights
+from tokforget.models.reconstructor_folder import load_trainable, load_weights, recorded_layout, save_weights
 from tokforget.scoring import compression_rate, per_text_mean
-from tokforget.training.base_trainer import BudgetTrainer
+from tokforget.training.base_trainer import BaseForgetTrainer, count_trainable
 from tokforget.training.config import ReconstructorConfig
 from tokforget.training.random_masks import draw_kinds, draw_rates, draw_scores
 
@@ -37,15 +36,17 @@ from tokforget.training.random_masks import draw_kinds, draw_rates, draw_scores
 _EVAL_KINDS = ("random", "frequency")
 
 
-class ReconstructorTrainer(BudgetTrainer):
+class ReconstructorTrainer(BaseForgetTrainer):
     r"""
     Trains a reconstructor, an adapter or every weight, on masks that no policy chose.
 
     Args:
-        model ([`Reconstructor`]): What requires a gradient is trained; see [`load_trainable`].
+        model ([`Reconstructor`] or `str`): What requires a gradient is trained; see [`load_trainable`], which takes the
+            names. A name gets a fresh adapter in the layout `prefix`, or goes on from the folder's adapter in its own.
         args ([`ReconstructorConfig`]): Arguments of the run.
-        train_dataset, eval_dataset (`datasets.Dataset`): Column `input_ids`, blocks of token ids.
-        processing_class (`PreTrainedTokenizerBase`): Saved with the model.
+        train_dataset, eval_dataset (`datasets.Dataset`): Column `input_ids`, blocks of token ids, or `text`; see
+            [`as_blocks`].
+        processing_class (`PreTrainedTokenizerBase`): Saved with the model; of a name by default its own.
         run_record (`dict`, *optional*): Every argument of the run, for `training_config.json`.
     """
 
@@ -55,7 +56,7 @@ class ReconstructorTrainer(BudgetTrainer):
 
     def __init__(
         self,
-        model: Reconstructor,
+        model: Reconstructor | str,
         args: ReconstructorConfig,
         train_dataset,
         eval_dataset=None,
@@ -63,10 +64,31 @@ class ReconstructorTrainer(BudgetTrainer):
         run_record: dict | None = None,
         **kwargs,
     ):
+        model, processing_class = self._resolve(model, processing_class, args)
         kwargs.setdefault("data_collator", _ScoredBlockCollator(model.marker_token_id))
         super().__init__(model, args, train_dataset, eval_dataset, processing_class, run_record, **kwargs)
-        vocab_size = model.base_model.get_input_embeddings().weight.shape[0]
-        self.surprisal = unigram_surprisal((row["input_ids"] for row in train_dataset), vocab_size)
+
+    _model_class = Reconstructor
+
+    @classmethod
+    def _load_named(cls, name: str, tokenizer) -> Reconstructor:
+        return load_trainable(name, tokenizer, recorded_layout(name) or "prefix")
+
+    @staticmethod
+    def _reconstructor_of(model: Reconstructor) -> Reconstructor:
+        return model
+
+    @staticmethod
+    def _resolved(model: Reconstructor, record: dict) -> dict:
+        """Also the layout, the base model of an adapter folder, and that adapter's own shape."""
+        facts = {"trainable_parameters": count_trainable(model), "layout": model.layout}
+        adapter = getattr(model.model, "peft_config", {}).get("default")
+        if adapter is None:
+            return facts | {
+                "base_model_name_or_path": record.get("reconstructor_name_or_path", model.model.name_or_path)
+            }
+        return facts | {"base_model_name_or_path": adapter.base_model_name_or_path,
+                        "lora_rank": adapter.r, "lora_alpha": adapter.lora_alpha}  # fmt: skip
 
     # -- one step ------------------------------------------------------------------------------------------------------
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -94,10 +116,6 @@ class ReconstructorTrainer(BudgetTrainer):
             size, args.mask_kinds, args.mask_weights, seeded_generator(args.seed, numbers[0] // size, 1)
         )
         return [kinds[number % size] for number in numbers]
-
-    def _surprisal(self, input_ids: torch.Tensor) -> torch.Tensor:
-        self.surprisal = self.surprisal.to(input_ids.device)
-        return self.surprisal[input_ids]
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
     def get_eval_dataloader(self, eval_dataset=None):
@@ -154,12 +172,3 @@ class _ScoredBlockCollator(BlockCollator):
         if "scores" in rows[0]:
             batch["scores"] = torch.nn.utils.rnn.pad_sequence([row["scores"] for row in rows], batch_first=True)
         return batch
-
-
-def unigram_surprisal(texts: Iterable[list[int]], vocab_size: int) -> torch.Tensor:
-    """Surprisal in bits `(vocab_size,)` of each token id under the texts' frequencies, one count added to each."""
-    counts = torch.ones(vocab_size)
-    for text in texts:
-        ids = torch.as_tensor(text, dtype=torch.long)
-        counts.index_add_(0, ids, torch.ones(len(ids)))
-    return torch.log2(counts.sum() / counts)

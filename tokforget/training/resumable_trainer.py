@@ -24,7 +24,7 @@ from tokforget.training.faults import CheckpointError, NotFiniteError, RunInterr
 
 
 class InterruptibleTrainer(_BaseTrainer):
-    """What a [`BudgetTrainer`] does about faults. Batches may hold `text_index`, places in the training set, to be named."""
+    """What a [`BaseForgetTrainer`] does about faults. Batches may hold `text_index`, places in the training set, to be named."""
 
     def whole_weights(self, changed: bool = False) -> AbstractContextManager[None]:
         """For what uses the model outside a training step, in all processes; see [`tokforget.models.sharded_weights`]."""
@@ -53,12 +53,16 @@ class InterruptibleTrainer(_BaseTrainer):
             resume_from_checkpoint = str(resume_from_checkpoint)
         if self.is_world_process_zero():
             Path(self.args.output_dir, STATE).unlink(missing_ok=True)  # what says that a run has finished
+        self._prepare(resumed=bool(resume_from_checkpoint))
         self._step_losses: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         with SignalWatch(announces=self.is_world_process_zero()) as self._signals:
             output = super().train(resume_from_checkpoint or None, *args, **kwargs)
         if self._signals.received:
             self._interrupt(self._signals.received)  # it came after the last step
         return output
+
+    def _prepare(self, resumed: bool) -> None:
+        """What a run does before its first step, for subclasses. A resumed one has the weights of it in its checkpoint."""
 
     def _check_checkpoint(self, folder: str | Path) -> None:
         try:

@@ -25,6 +25,22 @@ if TYPE_CHECKING:
 
 
 SAMPLED = "sampled_texts"
+# Tokens of a training block that a sampled text begins with: enough for its manner, too few for its content.
+_PROMPT_TOKENS = 8
+
+
+def with_sampled_texts(
+    reconstructor: Reconstructor, blocks: "Dataset", number: int, run_dir: str | Path, seed: int, resumed: bool
+) -> "Dataset":
+    """
+    The training blocks, column `input_ids`, and behind them `number` that the base model wrote; see [`sample_blocks`] and
+    [`draw_once`]. Every process has to call.
+    """
+    from datasets import Features, concatenate_datasets
+
+    own = blocks.select_columns(["input_ids"])
+    sampled = draw_once(run_dir, lambda: sample_blocks(reconstructor, own["input_ids"], number, seed), resumed)
+    return concatenate_datasets([own, sampled.cast(Features({"input_ids": own.features["input_ids"]}))])
 
 
 def draw_once(run_dir: str | Path, draw: Callable[[], list[list[int]]], resumed: bool) -> "Dataset":
@@ -57,8 +73,8 @@ def sample_blocks(
     reconstructor: Reconstructor,
     blocks: Sequence[Sequence[int]],
     num_blocks: int,
-    prompt_tokens: int,
     seed: int,
+    prompt_tokens: int = _PROMPT_TOKENS,
     batch_size: int = 128,
 ) -> list[list[int]]:
     """
@@ -80,8 +96,8 @@ def sample_blocks(
     long_enough = [block for block in blocks if len(block) > prompt_tokens]
     if not long_enough:
         raise ValueError(
-            f"`sampled_prompt_tokens` is {prompt_tokens}, and no training block is longer. Lower it, or leave out "
-            "`sampled_texts`."
+            f"A sampled text begins with {prompt_tokens} tokens of a training block, and no block is longer. Train on longer "
+            "blocks (`max_length`), or pass `sampled_texts: 0`."
         )
     order = torch.randperm(len(long_enough), generator=seeded_generator(seed, 0)).tolist()
     chosen = [long_enough[order[n % len(order)]] for n in range(num_blocks)]

@@ -1,9 +1,9 @@
 """
 A ranking to start from: the policy learns, token by token, what the reconstructor's model cannot predict.
 
-One regression over the training texts before the joint loop. The teacher costs a language-model pass per text once; the
-policy gradient then starts from a ranking instead of a coin, and learns what bits alone do not say: which tokens tell about
-their neighbours, and at which rate.
+One regression over the training texts before the joint loop. Its target, the bits of each token, costs one or two
+language-model passes per text, once; the policy gradient then starts from a ranking instead of a coin, and learns what bits
+alone do not say: which tokens tell about their neighbours, and at which rate.
 """
 
 import shutil
@@ -15,42 +15,49 @@ from tqdm.auto import trange
 
 from tokforget.models.forget_model import ForgetModel
 from tokforget.models.measuring import probe
+from tokforget.training.config import TARGETS
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-TEACHERS = ("self_information", "leave_one_out")
 # A token of 20 bits is kept at any rate that one of 14 is kept at: what is beyond would rule the fit.
 _MOST_BITS = 14.0
 # Above the logarithm of any bits: one bad step must not overflow.
 _MOST_LOG_BITS = 6.0
-_TEACHER_BATCH = 32
+_TARGET_BATCH = 32
+# Of the fit; no run has needed others.
+_LEARNING_RATE, _BATCH_SIZE = 3e-3, 32
 # With every second token missing the ranking is that of leaving out every eighth, at a quarter of the passes (LOG.md).
 _APART = 2
 
 
 @torch.no_grad()
-def teacher_bits(model: ForgetModel, texts: list[torch.Tensor], teacher: str) -> list[torch.Tensor]:
+def target_bits(model: ForgetModel, texts: list[torch.Tensor], target: str) -> list[torch.Tensor]:
     """
     Bits of every token of each text, `(T,)` each, in the order given.
 
     Args:
         texts (`list[torch.LongTensor]`): Token ids.
-        teacher (`str`): `"self_information"`: surprisal under the base model, what stands to the left given; one pass per
+        target (`str`): `"self_information"`: surprisal under the base model, what stands to the left given; one pass per
             text. `"leave_one_out"`: bits the reconstructor loses when every second token is missing, what stands on both
             sides given; two passes per text.
+
+    Raises:
+        `ValueError`: If the target is neither.
     """
+    if target not in TARGETS:
+        raise ValueError(f"`target` must be one of {', '.join(TARGETS)}, got {target!r}.")
     reconstructor = model.reconstructor
     was_training = reconstructor.training
     reconstructor.eval()
     found: list[torch.Tensor | None] = [None] * len(texts)
     by_length = sorted(range(len(texts)), key=lambda place: len(texts[place]))  # little padding
-    for start in range(0, len(texts), _TEACHER_BATCH):
-        places = by_length[start : start + _TEACHER_BATCH]
+    for start in range(0, len(texts), _TARGET_BATCH):
+        places = by_length[start : start + _TARGET_BATCH]
         input_ids, valid = _pad([texts[place] for place in places], model.device)
-        if teacher == "self_information":
+        if target == "self_information":
             bits = reconstructor.self_information(input_ids, valid)
         else:
             bits = probe(reconstructor, input_ids, valid, valid, _APART)
@@ -60,8 +67,8 @@ def teacher_bits(model: ForgetModel, texts: list[torch.Tensor], teacher: str) ->
     return found
 
 
-def write_lesson(folder: str | Path, texts: list[torch.Tensor], bits: list[torch.Tensor]) -> None:
-    """Texts and their teacher's bits, columns `input_ids` and `bits`, for other runs to learn from."""
+def save_warm_start_data(folder: str | Path, texts: list[torch.Tensor], bits: list[torch.Tensor]) -> None:
+    """Texts `(T,)` and the bits of their tokens `(T,)`, columns `input_ids` and `bits`, for other runs to learn from."""
     from datasets import Dataset
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -69,23 +76,28 @@ def write_lesson(folder: str | Path, texts: list[torch.Tensor], bits: list[torch
     Dataset.from_dict(columns).save_to_disk(str(folder))
 
 
-def read_lesson(folder: str, training_texts: list[list[int]]) -> "Dataset":
+def load_warm_start_data(folder: str, training_texts: list[list[int]]) -> "Dataset":
     """
-    What [`write_lesson`] wrote: the training texts, and behind them the sampled ones.
+    What [`save_warm_start_data`] wrote: the training texts, and behind them the sampled ones.
 
     Raises:
-        `ValueError`: If there is no lesson, or it is one on other texts.
+        `ValueError`: If nothing was saved there, or what was is of other texts.
     """
     from datasets import load_from_disk
 
     try:
-        lesson = load_from_disk(folder, keep_in_memory=True)
-        same = lesson["input_ids"][: len(training_texts)] == list(training_texts)
+        stored = load_from_disk(folder, keep_in_memory=True)
+        same = stored["input_ids"][: len(training_texts)] == list(training_texts) and "bits" in stored.column_names
     except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"`lesson_path` {folder!r} holds no lesson: {error}") from error
+        raise ValueError(
+            f"`warm_start_data_path` {folder!r} holds no warm-start data: {error}. Pass the folder `warm_start_data/` of a run."
+        ) from error
     if not same:
-        raise ValueError(f"The lesson in {folder!r} is on other texts than this run's; draw and ask anew without it.")
-    return lesson
+        raise ValueError(
+            f"The warm-start data in {folder!r} are of other texts than this run's. Leave out `warm_start_data_path`: texts are "
+            "then sampled, and the target is asked, anew."
+        )
+    return stored
 
 
 def warm_start(
@@ -93,25 +105,25 @@ def warm_start(
     texts: list[torch.Tensor],
     bits: list[torch.Tensor],
     steps: int,
-    learning_rate: float,
-    batch_size: int,
     min_rate: float,
     max_rate: float,
     seed: int,
-    sharpness: float = 24.0,
+    logit_scale: float = 24.0,
+    learning_rate: float = _LEARNING_RATE,
+    batch_size: int = _BATCH_SIZE,
 ) -> list[float]:
     """
-    Fit the policy's first plan, as the logarithm of the bits that a token would lose, to the teacher's bits, the requested
+    Fit the policy's first plan, as the logarithm of the bits that a token would lose, to the target's bits, the requested
     rate drawn at random.
 
     By Poisson deviance and not by squares: bits spread as widely as they are high, and squares would leave the order of
     the cheap tokens, which is what counts at high rates, to chance (LOG.md). Its minimum is the mean all the same.
 
     Args:
-        texts (`list[torch.LongTensor]`), bits (`list[torch.FloatTensor]`): Training texts, and of [`teacher_bits`] theirs.
+        texts (`list[torch.LongTensor]`), bits (`list[torch.FloatTensor]`): Training texts, and of [`target_bits`] theirs.
         steps (`int`), learning_rate (`float`), batch_size (`int`): Of AdamW, the rate rising over a twentieth of the steps
             and falling along a cosine.
-        sharpness (`float`): What the fitted logarithm is multiplied by in the end. The keep logit of a token of `e` times the
+        logit_scale (`float`): What the fitted logarithm is multiplied by in the end. The keep logit of a token of `e` times the
             bits of another is then higher by so much, and the first masks of the joint loop differ at the margin of the
             budget alone. Where they are soft, nearly all that the policy gradient can gain is sharper ones, and it pays for
             them with the order of the tokens (LOG.md).
@@ -149,7 +161,7 @@ def warm_start(
         losses.append(loss.item())
     with torch.no_grad():
         for part in policy.to_logit.parameters():
-            part *= sharpness
+            part *= logit_scale
     return losses
 
 

@@ -1,0 +1,68 @@
+"""What both training recipes do around their trainer: begin, end in one line where a run cannot go on, and finish."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from tokforget.launch import check_launcher, check_run
+from tokforget.parsing import parse_arguments, refuse
+from tokforget.training.checkpoints import check_output_dir, checkpoint_to_resume
+
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tokforget.training.base_trainer import BaseForgetTrainer
+
+
+def begin(dataclass_types: Sequence[type], argv: Sequence[str] | None, description: str | None) -> tuple[Any, ...]:
+    """
+    Arguments, checked against launcher, output folder and checkpoints, before anything is loaded; then the seed is set.
+
+    Args:
+        dataclass_types (`list[type]`): Of the arguments, the training arguments last.
+
+    Returns:
+        `tuple`: One instance of each dataclass, the checkpoint to resume from or `None`, and a `rich` console that prints in
+        the first process alone.
+    """
+    check_launcher()
+    groups = parse_arguments(dataclass_types, argv, description)
+    args = groups[-1]
+    check_run(args)
+    check_output_dir(args)
+    checkpoint = checkpoint_to_resume(args)
+
+    from rich.console import Console  # what is imported from here on takes seconds, and a wrong key none of them
+    from transformers import set_seed
+
+    from tokforget.models.sharded_weights import load_whole
+
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("tokforget.training").setLevel(logging.INFO)
+    set_seed(args.seed)
+    load_whole(args)
+    return *groups, checkpoint, Console(quiet=args.process_index > 0)
+
+
+@contextmanager
+def refusals_in_one_line() -> Iterator[None]:
+    """For what a user asked for and cannot have, the Hub's refusals included: one line, exit code 2."""
+    from tokforget.hub.client import HubError
+
+    try:
+        yield
+    except (ValueError, OSError, HubError) as error:
+        refuse(str(error))
+
+
+def finish(trainer: "BaseForgetTrainer", console: "Console") -> None:
+    """Say that the run has finished, and send its folder with `push_to_hub`; recipes/push_to_hub.py makes up for a push that fails."""
+    trainer.save_state()
+    if trainer.args.push_to_hub:
+        with refusals_in_one_line():
+            pushed = trainer.push_to_hub()
+        if pushed is not None:
+            console.print(f"Pushed: {pushed.url}", soft_wrap=True, highlight=False)
+    trainer.end()
