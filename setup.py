@@ -32,7 +32,6 @@ LANGCHAIN, LLAMA_INDEX = ["langchain-core>=1.0,<2"], ["llama-index-core>=0.14,<0
 
 # BM25 as a rival, and what transformers reads GGUF files with (`make smollm2`).
 READERS = ["bm25s>=0.2", "gguf>=0.10"]
-
 # Folders of the checkout that a wheel carries inside the package; tokforget/shipped.py finds them in both places.
 BESIDE = ["recipes", "accelerate_configs", "hub_cards"]
 

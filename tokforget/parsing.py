@@ -78,8 +78,11 @@ def parse_arguments(
         usage="%(prog)s [--config FILE.yaml] [--key value ...]",
         formatter_class=_HelpFormatter,
     )
-    what = "Run file: a path, or a shipped name such as `quick_test`; any of the keys below."
-    parser.add_argument("--config", metavar="FILE.yaml", help=what)
+    parser.add_argument(
+        "--config",
+        metavar="FILE.yaml",
+        help="Run file: a path, or a shipped name such as `quick_test`; any of the keys below.",
+    )
     if "--use_cpu" in parser._option_string_actions:
         parser.add_argument("--device", metavar="cpu|cuda", help="The same as `use_cpu`.")
     for alias, name in ALIASES.items():
