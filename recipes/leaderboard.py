@@ -187,7 +187,8 @@ def _has_warm_start(args: LeaderboardArguments) -> bool:
     keys = args.common | args.policy
     if "config" in keys and Path(keys["config"]).is_file():
         keys = yaml.safe_load(Path(keys["config"]).read_text(encoding="utf-8")) | keys
-    return int(keys.get("warm_start_steps", ForgetConfig.warm_start_steps) or 0) > 0
+    steps = keys.get("warm_start_steps")
+    return (ForgetConfig.default_warm_start_steps if steps is None else int(steps)) > 0
 
 
 def check(args: LeaderboardArguments, steps: list[Step]) -> None:

@@ -147,7 +147,7 @@ def test_the_record_holds_every_argument_and_no_secret():
 
 def test_the_defaults_are_the_recipe_that_was_measured_best():
     args = parse()[2]
-    assert (args.max_steps, args.per_device_train_batch_size, args.sampled_texts, args.warm_start_steps) == (
+    assert (args.max_steps, args.per_device_train_batch_size, args.sampled_texts, args.default_warm_start_steps) == (
         240,
         16,
         4000,
