@@ -3,11 +3,11 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 
-# What each floor and ceiling is for: transformers 5.19 has `loss_is_scaled_for_ga`; TRL keeps its trainer bases private,
-# so 2.0 may move them.
+# What each floor and ceiling is for: transformers 5.24 names a model's cache `cache`, and 5.40 takes the older name
+# `past_key_values` away; TRL keeps its trainer bases private, so 2.0 may move them.
 INSTALL = [
     "torch>=2.6",
-    "transformers>=5.19,<6",
+    "transformers>=5.24,<6",
     "trl>=1.16,<2",
     "peft>=0.18",
     "accelerate>=1.10.1",
@@ -30,6 +30,11 @@ EVALUATION = ["matplotlib>=3.8"]
 # The libraries the drop-ins of tokforget/integrations fit into.
 LANGCHAIN, LLAMA_INDEX = ["langchain-core>=1.0,<2"], ["llama-index-core>=0.14,<0.15"]
 
+# BM25 as a rival, and what transformers reads GGUF files with (`make smollm2`).
+READERS = ["bm25s>=0.2", "gguf>=0.10"]
+# Folders of the checkout that a wheel carries inside the package; tokforget/shipped.py finds them in both places.
+BESIDE = ["recipes", "accelerate_configs", "hub_cards"]
+
 setup(
     name="tokforget",
     version="0.1.0",
@@ -38,22 +43,25 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
-    packages=[*find_packages(include=["tokforget*"]), "tokforget.hub_cards"],
-    package_dir={"tokforget.hub_cards": "hub_cards"},
+    packages=[*find_packages(include=["tokforget*"]), *(f"tokforget.{name}" for name in BESIDE)],
+    package_dir={f"tokforget.{name}": name for name in BESIDE},
     package_data={
-        "tokforget": ["assets/base_model/*", "assets/forget_model/*", "assets/forget_model/adapter/*"],
+        "tokforget": ["py.typed", "assets/base_model/*", "assets/forget_model/*", "assets/forget_model/adapter/*"],
         "tokforget.evaluation": ["templates/*"],
         "tokforget.hub_cards": ["*.md"],
+        "tokforget.recipes": ["*.yaml"],
+        "tokforget.accelerate_configs": ["*.yaml"],
         "tokforget.metrics": ["*/*.py", "*/README.md"],
     },
     entry_points={"console_scripts": ["tokforget=tokforget.cli.main:main"]},
     install_requires=INSTALL,
     extras_require={
         "evaluation": EVALUATION,
+        "readers": READERS,
         "deepspeed": ["deepspeed>=0.18.6"],
         "langchain": LANGCHAIN,
         "llama-index": LLAMA_INDEX,
-        "test": ["pytest>=8", "hypothesis", "regex", *EVALUATION, *LANGCHAIN, *LLAMA_INDEX],
+        "test": ["pytest>=8", "hypothesis", "regex", *EVALUATION, *READERS, *LANGCHAIN, *LLAMA_INDEX],
         "quality": ["ruff"],
     },
 )

@@ -32,7 +32,6 @@ import statistics
 import tempfile
 import time
 import tracemalloc
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,7 +39,6 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one thread for all that is compared
-warnings.filterwarnings("ignore", category=FutureWarning)
 
 import torch
 from rich.console import Console

@@ -8,12 +8,10 @@ Every key of the run file can be overridden: `--rates 0.5 --scorers random frequ
 
 import logging
 import os
-import warnings
 
 
 # tokforget sends nothing on its own, its host's ping included.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renames between its own parts
 
 from tokforget.evaluation.arguments import EvaluationArguments
 from tokforget.launch import check_launcher

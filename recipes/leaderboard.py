@@ -16,8 +16,8 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -26,7 +26,6 @@ import yaml
 
 # tokforget sends nothing on its own, its host's ping included.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renames between its own parts
 sys.path.append(os.getcwd())  # as in train.py: rewards of one's own are looked for when the plan is checked
 
 from tokforget.data.arguments import DataArguments
@@ -37,6 +36,7 @@ from tokforget.evaluation.report import BASELINE_RESULTS, EVALUATION_CONFIG, MOD
 from tokforget.files import write_json
 from tokforget.models.arguments import ModelArguments, ReconstructorArguments
 from tokforget.parsing import parse_arguments, refuse
+from tokforget.shipped import RECIPES, hardware_file, in_checkout, recipe_path, run_file, shipped_folder
 from tokforget.training.config import ForgetConfig, ReconstructorConfig
 
 
@@ -89,7 +89,8 @@ class LeaderboardArguments:
         metadata={"help": "Policies trained at once, each with `OMP_NUM_THREADS` threads; on one GPU leave it at 1."},
     )
     hardware: str = field(
-        default="accelerate_configs/cpu.yaml", metadata={"help": "Hardware file of `accelerate launch`."}
+        default="accelerate_configs/cpu.yaml",
+        metadata={"help": "Hardware file of `accelerate launch`: a path, or a shipped name such as `cpu`."},
     )
     dry_run: bool = field(default=False, metadata={"help": "Print the plan, run nothing, write nothing."})
 
@@ -185,18 +186,19 @@ def _taken_over(keys: dict, policy: Path) -> dict:
 
 def _has_warm_start(args: LeaderboardArguments) -> bool:
     keys = args.common | args.policy
-    if "config" in keys and Path(keys["config"]).is_file():
-        keys = yaml.safe_load(Path(keys["config"]).read_text(encoding="utf-8")) | keys
+    if "config" in keys:
+        with suppress(ValueError):  # a file that is not there is told of when the plan is checked
+            keys = yaml.safe_load(run_file(keys["config"]).read_text(encoding="utf-8")) | keys
     steps = keys.get("warm_start_steps")
     return (ForgetConfig.default_warm_start_steps if steps is None else int(steps)) > 0
 
 
 def check(args: LeaderboardArguments, steps: list[Step]) -> None:
     """Every command is read as its recipe will read it: a wrong key ends this now, not after an hour."""
-    if not Path("recipes/train.py").is_file():
-        refuse("the steps are recipes of this repository: run this from its root.")
-    if not Path(args.hardware).is_file():
-        refuse(f"`hardware` {args.hardware!r}: no such file.")
+    try:
+        hardware_file(args.hardware)
+    except ValueError as error:
+        refuse(f"`hardware`: {error}")
     takers = [name for name, keys in args.ablations.items() if keys.get(SHARE_DATA) or keys.get(SHARE_START)]
     if takers and not _has_warm_start(args):
         refuse(
@@ -208,10 +210,14 @@ def check(args: LeaderboardArguments, steps: list[Step]) -> None:
 
 
 def commit() -> str | None:
-    """The commit of this checkout, `+` behind it if files differ from it; `None` outside a repository."""
+    """The commit of this checkout, `+` behind it if files differ from it; `None` for an installed package."""
+    if not in_checkout():  # where one stands may be a repository, but another one
+        return None
     try:
         words = ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            words, cwd=shipped_folder(RECIPES), capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -221,6 +227,7 @@ _writing = threading.Lock()
 
 # -- running -----------------------------------------------------------------------------------------------------------
 def command(args: LeaderboardArguments, step: Step) -> str:
+    """The step as one would launch it in a checkout."""
     recipe = f"recipes/{KINDS[step.kind][0]}"
     return shlex.join(["accelerate", "launch", "--config_file", args.hardware, recipe, *step.words])
 
@@ -243,8 +250,9 @@ def run(args: LeaderboardArguments, step: Step, record: dict) -> str | None:
     """Run a step and record it; what is wrong if it failed."""
     shutil.rmtree(step.folder, ignore_errors=True)  # what an interrupted step, or one with other keys, left
     line, began = command(args, step), time.time()
-    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli"]
-    code = subprocess.run([*launcher, *shlex.split(line)[1:]]).returncode
+    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    recipe = recipe_path(KINDS[step.kind][0])
+    code = subprocess.run([*launcher, "--config_file", hardware_file(args.hardware), recipe, *step.words]).returncode
     if code:
         return (
             f"the step {step.name!r} ended with code {code}, its message is above. The same command goes on from here."

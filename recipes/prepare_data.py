@@ -9,13 +9,11 @@ The result is for `recipes/train.py --data_path <output_dir>` and for `datasets.
 
 import logging
 import os
-import warnings
 from pathlib import Path
 
 
 # tokforget sends nothing on its own, its host's ping included.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renames between its own parts
 
 from tokforget.data.arguments import PreparationArguments
 from tokforget.parsing import parse_arguments, refuse

@@ -10,13 +10,11 @@ Log in first (`hf auth login`), or set HF_TOKEN. With `--dry_run true` the exact
 import logging
 import os
 import tempfile
-import warnings
 from pathlib import Path
 
 
 # tokforget sends nothing on its own, its host's ping included.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renames between its own parts
 
 from tokforget.hub.arguments import PushArguments
 from tokforget.parsing import parse_arguments, refuse

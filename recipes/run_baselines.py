@@ -8,12 +8,10 @@ Takes the keys of recipes/evaluate.py but `model_path`; writes the same files. `
 
 import logging
 import os
-import warnings
 
 
 # tokforget sends nothing on its own, its host's ping included.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renames between its own parts
 
 from tokforget.evaluation.arguments import EvaluationArguments
 from tokforget.launch import check_launcher

@@ -9,12 +9,10 @@ import argparse
 import json
 import os
 import sys
-import warnings
 from pathlib import Path
 
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-warnings.filterwarnings("ignore", category=FutureWarning)
 
 import torch
 from rich.console import Console
@@ -37,13 +35,13 @@ def marked(console: Console, pieces: list[str], styles: list[str], plain: list[s
     return text
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a model folder that recipes/train.py saved")
     parser.add_argument("--rate", type=float, default=0.5, help="fraction of tokens kept, in (0, 1]")
     parser.add_argument("--text", help="text to compress; by default a block of the run's own test split")
     parser.add_argument("--seed", type=int, default=1, help="which test block")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         check_rate(args.rate)
         model = ForgetModel.from_pretrained(args.model)

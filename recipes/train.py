@@ -8,12 +8,10 @@ Every key of the run file can be overridden: `--max_steps 50 --reward_funcs simp
 
 import os
 import sys
-import warnings
 
 
 # tokforget sends nothing on its own, its host's ping included.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renames between its own parts
 sys.path.append(os.getcwd())  # a reward of one's own lies where one stands, not beside this script
 
 from tokforget.data.arguments import DataArguments

@@ -8,12 +8,10 @@ Every key of the run file can be overridden: `--max_steps 50 --layout infill`. `
 """
 
 import os
-import warnings
 
 
 # tokforget sends nothing on its own, its host's ping included.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renames between its own parts
 
 from tokforget.data.arguments import DataArguments
 from tokforget.models.arguments import ReconstructorArguments

@@ -16,15 +16,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from tokforget.models.forget_model import ForgetModel
 
 
-def pytest_configure(config) -> None:
-    config.addinivalue_line(
-        "markers", "slow: launches several processes, kills runs, or serves a Hub; `make test-slow`"
-    )
-    if not config.option.markexpr:
-        config.option.markexpr = "not slow"
-
-
-torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it brings
+# Tensors here are tiny: two threads that share a core with another process cost more than they bring, and with another
+# number of threads sums are rounded otherwise, while some tests compare runs to the bit.
+torch.set_num_threads(1)
 
 # Of `ForgetConfig`: the joint loop alone from a policy of chance, every text training the reconstructor, rewards in bits. What
 # is shown in seconds about a step needs no sampled texts and no warm start.

@@ -13,6 +13,8 @@ from typing import NoReturn
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from tokforget.shipped import run_file
+
 
 # Names that people know from scripts of this kind, and the fields that do the same.
 ALIASES = {
@@ -76,7 +78,11 @@ def parse_arguments(
         usage="%(prog)s [--config FILE.yaml] [--key value ...]",
         formatter_class=_HelpFormatter,
     )
-    parser.add_argument("--config", metavar="FILE.yaml", help="Run file: any of the keys below.")
+    parser.add_argument(
+        "--config",
+        metavar="FILE.yaml",
+        help="Run file: a path, or a shipped name such as `quick_test`; any of the keys below.",
+    )
     if "--use_cpu" in parser._option_string_actions:
         parser.add_argument("--device", metavar="cpu|cuda", help="The same as `use_cpu`.")
     for alias, name in ALIASES.items():
@@ -148,10 +154,13 @@ def _with_config(argv: list[str], parser: argparse.ArgumentParser) -> list[str]:
         return argv
     at = argv.index("--config")
     if at + 1 >= len(argv):
-        parser.error("`--config` needs the path of a YAML file.")
+        parser.error("`--config` needs the path of a YAML file, or the name of a shipped one.")
     path = Path(argv[at + 1])
     try:
+        path = run_file(argv[at + 1])
         keys = yaml.safe_load(path.read_text())
+    except ValueError as error:
+        parser.error(str(error))
     except OSError as error:
         parser.error(f"the run file {path} cannot be read: {error.strerror}.")
     except yaml.YAMLError as error:

@@ -273,7 +273,8 @@ def test_env_is_ready_to_paste_and_imports_nothing_heavy():
     import torch
     import transformers
 
-    assert imported == "[]" and json.loads(facts)["torch"] == torch.__version__
+    # CUDA builds from a registry say `+cu130` of themselves, which their installed name leaves out.
+    assert imported == "[]" and torch.__version__.startswith(json.loads(facts)["torch"])
     assert json.loads(facts)["transformers"] == transformers.__version__
 
 
@@ -358,6 +359,7 @@ def test_interruption_and_bugs_have_their_exit_codes(shell, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_as_a_process_bytes_pipes_and_exit_codes_are_right(folder, tmp_path):
     data = TEXT.encode() * 1500 + b"\xff\r\n"
     done = process("compress", "--rate", "1", "--model", folder, "--quiet", input=data)

@@ -4,6 +4,7 @@ import doctest
 import re
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from io import StringIO
 from itertools import pairwise
@@ -42,6 +43,7 @@ def folder(tmp_path_factory, base_folder, tokenizer) -> str:
 
 
 # -- loading -----------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_loading_and_compressing_need_no_host_library(folder):
     code = (
         f"import sys; from tokforget import Compressor; c = Compressor.from_pretrained({folder!r}); "
@@ -307,9 +309,15 @@ def test_built_in_protectors(name, text, found):
     ],
 )
 def test_protectors_take_linear_time(name, unit):
-    """A pattern that backtracks over the whole text would take minutes here."""
-    for _ in BUILT_IN[name](unit * 50_000):
-        pass
+    """Ten times the text takes some ten times as long; a pattern that backtracks over the whole text takes a hundred times."""
+
+    def seconds(repeats: int) -> float:
+        began = time.process_time()
+        for _ in BUILT_IN[name](unit * repeats):
+            pass
+        return time.process_time() - began
+
+    assert seconds(50_000) < 40 * seconds(5_000) + 0.2  # 0.2 s: where the shorter one is too fast to be measured
 
 
 def test_what_is_protected_survives_byte_for_byte(compressor):

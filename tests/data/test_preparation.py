@@ -168,6 +168,7 @@ def is_running(process_id: str) -> bool:
     return state != "Z"  # ended, and nobody has asked for its exit status
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_nothing_and_the_next_one_all(base_folder, tokenizer, tmp_path):
     source = write_documents(tmp_path / "many.jsonl", number=12_000)
     out, staging = tmp_path / "data", tmp_path / ".data.partial"

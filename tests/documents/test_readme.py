@@ -1,18 +1,30 @@
 """The README's code runs, and its commands name things that exist."""
 
+import ast
+import inspect
+import os
 import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import TrainingArguments
 
 from recipes.leaderboard import LeaderboardArguments
+from tests.training.test_episodes import episodes
 from tokforget.data.arguments import DataArguments, PreparationArguments
 from tokforget.evaluation.arguments import EvaluationArguments
 from tokforget.hub.arguments import PushArguments
 from tokforget.models.arguments import ModelArguments, ReconstructorArguments
+from tokforget.packaged import forget_model_path
 from tokforget.parsing import parse_arguments
 from tokforget.training.config import ForgetConfig, ReconstructorConfig
+from tokforget.training.episodes import EpisodeBatch
+from tokforget.training.rewards import WeightedRewards
 
 
 ROOT = Path(__file__).parents[2]
@@ -25,10 +37,69 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("block", PYTHON, ids=range(len(PYTHON)))
-def test_python_blocks_run(block, tmp_path, monkeypatch):
+@pytest.fixture
+def quick_test_folder(tmp_path, monkeypatch) -> Path:
+    """A folder in which the quick test has been run, as far as the README's code can see."""
     monkeypatch.chdir(tmp_path)
-    exec(compile(block, "README.md", "exec"), {})
+    shutil.copytree(forget_model_path(), tmp_path / "outputs" / "quick_test")
+    return tmp_path
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=range(len(PYTHON)))
+def test_python_blocks_run(block, quick_test_folder, capsys):
+    """Every statement of a block is executed, and nothing goes wrong: what stands behind `except` is not."""
+    names, executed = {}, set()
+
+    def trace(frame, event, argument):
+        if frame.f_code.co_filename == "README.md":
+            executed.add(frame.f_lineno)
+            return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        exec(compile(block, "README.md", "exec"), names)
+        for reward in rewards_in(names):
+            check_reward(reward)
+    finally:
+        sys.settrace(before)
+    missed = [line for line in lines_to_execute(block) if line not in executed]
+    assert not missed, [block.splitlines()[line - 1] for line in missed]
+    if any("print(" in line for number, line in enumerate(block.splitlines(), 1) if number in executed):
+        assert capsys.readouterr().out.strip()
+
+
+def lines_to_execute(block: str) -> set[int]:
+    """First lines of all statements, docstrings and what an error would lead to aside."""
+    tree = ast.parse(block)
+    handlers = {n for handler in ast.walk(tree) if isinstance(handler, ast.ExceptHandler) for n in ast.walk(handler)}
+    strings = {n for n in ast.walk(tree) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)}
+    statements = {n for n in ast.walk(tree) if isinstance(n, ast.stmt)} - handlers - strings
+    return {n.lineno for n in statements}
+
+
+def rewards_in(names: dict) -> list[Callable]:
+    """The functions of a block that take episodes: nobody calls them there."""
+    functions = [value for value in names.values() if inspect.isfunction(value)]
+    return [f for f in functions if EpisodeBatch in [p.annotation for p in inspect.signature(f).parameters.values()]]
+
+
+def check_reward(reward: Callable) -> None:
+    """It is accepted as a reward, and its wish counts."""
+    keep_mask = [[True, False, True, False], [False, True, False, True]]
+    batch = episodes(torch.ones(2, 4).tolist(), keep_mask)
+    batch.input_ids[:] = 4_000
+    rewarded = WeightedRewards([reward], [1.0])(batch)
+    assert torch.isfinite(rewarded.per_token).all() and rewarded.per_token.any()
+
+
+def test_a_block_that_fails_or_skips_a_line_is_seen(quick_test_folder, capsys):
+    for block in (
+        "try:\n    1 / 0\n    x = 1\nexcept ZeroDivisionError:\n    print('no')\n",
+        "def never_called():\n    return 1\n",
+    ):
+        with pytest.raises(AssertionError):
+            test_python_blocks_run(block, quick_test_folder, capsys)
 
 
 RECIPES = {
@@ -69,5 +140,30 @@ def test_files_that_are_named_exist():
         assert (ROOT / path).is_file(), path
 
 
-def test_ci_calls_the_readme_test_command():
-    assert "make test" in COMMANDS[1] and "make test" in (ROOT / ".ci" / "run").read_text()
+# -- make and CI -------------------------------------------------------------------------------------------------------
+def recipe_of(target: str) -> list[str]:
+    """The commands that `make target` would run, beside the installation."""
+    printed = subprocess.run(
+        ["make", "-n", "-o", "install", target], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    return printed.splitlines()
+
+
+def test_make_runs_the_two_suites():
+    assert [line for line in recipe_of("test") if line.endswith("/pytest -q tests")]
+    assert [line for line in recipe_of("test-slow") if line.endswith("/pytest -q tests -m slow")]
+    assert "-m 'not slow'" in (ROOT / "pyproject.toml").read_text(), "the default suite leaves the slow tests out"
+
+
+@pytest.mark.parametrize("fails", [None, "test"])
+def test_ci_runs_the_checks_and_both_suites_and_stops_at_the_first_failure(fails, tmp_path):
+    make = tmp_path / "make"
+    make.write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/called"\ntest "$1" != "{fails}"\n')
+    make.chmod(0o755)
+    done = subprocess.run([ROOT / ".ci" / "run"], env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    called = (tmp_path / "called").read_text().split()
+    expected = ["quality", "test", "test-slow"]
+    assert called == (expected if fails is None else expected[: expected.index(fails) + 1])
+    assert (done.returncode == 0) == (fails is None)
+    shown = {word for command in COMMANDS for word in re.findall(r"^make ([\w-]+)", command)}
+    assert {"test"} <= shown, "the README names the suite that CI runs"

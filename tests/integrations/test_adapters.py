@@ -38,6 +38,7 @@ def compressor(folder) -> Compressor:
     return Compressor.from_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_importing_the_package_brings_no_other_library():
     names = ("langchain_core", "llama_index", "datasets", "transformers")
     code = (f"import sys, tokforget.integrations.huggingface, tokforget.integrations.llmlingua; "
@@ -243,6 +244,7 @@ def test_a_data_set_is_mapped(compressor, how):
         assert (row["original_tokens"], row["compressed_tokens"]) == (result.original_tokens, result.compressed_tokens)
 
 
+@pytest.mark.slow
 def test_the_map_function_hashes_alike_in_every_process(folder, compressor):
     Hasher = pytest.importorskip("datasets.fingerprint").Hasher
     code = ("import sys; from datasets.fingerprint import Hasher; from tokforget.integrations.huggingface import compress_column; "

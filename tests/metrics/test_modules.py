@@ -35,7 +35,7 @@ from tokforget.models.measuring import summarise
 
 
 ROOT = Path(__file__).parents[2]
-NAMES = ["bits_lost", "compression", "context_retention", "restoration", "rouge"]
+NAMES = ["bits_lost", "compression", "context_retention", "reader_retention", "restoration", "rouge"]
 
 ORIGINAL = ["In 1985 the old dog met Alice in London.", "We paid 3.5 for 12 eggs, said Bob. Paris slept."]
 COMPRESSED = ["dog met in", "We paid for 12 eggs. slept"]
@@ -54,11 +54,16 @@ ROWS = {
     "nll_compressed": [12.7, 26.9, 31.1, 1.2, 4.4, 3.8],
     "nll_none": [20.2, 30.1, 38.9, 3.3, 4.2, 5.1],
     "num_continuation_tokens": [4, 4, 5, 1, 2, 2],
+    "bits_full": [8.1, 9.2, 4.4, 12.0, 7.3, 3.3],
+    "bits_compressed": [11.1, 14.0, 6.2, 15.5, 9.1, 3.9],
+    "bits_none": [26.0, 28.1, 17.7, 30.2, 21.0, 19.6],
+    "passage": ["a", "a", "b", "c", "c", "d"],
 }
 COLUMNS = {
     "bits_lost": ["token_nll", "keep_mask", "attention_mask"],
     "compression": ["keep_mask", "attention_mask", "compressed", "references"],
     "context_retention": ["nll_full", "nll_compressed", "nll_none", "num_continuation_tokens"],
+    "reader_retention": ["bits_full", "bits_compressed", "bits_none", "passage"],
     "restoration": [
         "predictions", "references", "compressed", "input_ids", "restored_ids", "keep_mask", "attention_mask",
     ],
@@ -331,6 +336,33 @@ def test_a_text_that_does_not_fit_is_refused_not_cut(tokenizer):
         continuation_nll(model, tokenizer, ["a"], ["a"], batch_size=0)
 
 
+def test_reader_retention_by_hand(load):
+    metric = load("reader_retention")
+    bits = {"bits_full": [8.0, 10.0], "bits_none": [26.0, 28.0]}
+    result = metric.compute(bits_compressed=[17.0, 10.0], **bits)
+    assert result["reader_retention"] == pytest.approx(27 / 36) and result["passages"] == 2
+    assert metric.compute(bits_compressed=bits["bits_full"], **bits)["reader_retention"] == 1.0
+    assert metric.compute(bits_compressed=bits["bits_none"], **bits)["reader_retention"] == 0.0
+    worthless = metric.compute(bits_full=[5.0], bits_compressed=[4.0], bits_none=[5.0])
+    assert worthless["reader_retention"] is None and worthless["interval"] is None
+
+
+def test_reader_retention_reads_prompts_itself(load, tokenizer, base_folder):
+    from tokforget.evaluation.reader import Reader
+
+    full, none, target = "the cat sat on the mat\nthe cat sat on", "\nthe cat sat on", " the mat"
+    result = load("reader_retention").compute(
+        prompt_full=[full], prompt_compressed=[full], prompt_none=[none], target=[target], model=base_folder
+    )
+    reader = Reader.from_pretrained(base_folder)
+    assert result["bits_full"] == result["bits_compressed"] == pytest.approx(reader.bits([full], [target])[0])
+    assert result["bits_none"] == pytest.approx(reader.bits([none], [target])[0])
+    with pytest.raises(ValueError, match="pass `model`"):
+        load("reader_retention").compute(
+            prompt_full=[full], prompt_compressed=[full], prompt_none=[none], target=[target]
+        )
+
+
 def test_context_retention_reads_texts_itself(load, tokenizer, base_folder):
     texts = {
         "context": ["the cat sat", "a dog"],
@@ -403,6 +435,7 @@ for name in sorted(rows):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(load, base_folder):
     theirs = json.dumps({name: rows(name, slice(2, None)) for name in NAMES})
     second = subprocess.Popen(

@@ -98,12 +98,15 @@ def points_up(arrow: Arrow) -> bool:
 def circles(package: Path = PACKAGE) -> list[list[str]]:
     """Modules that import each other at import time, directly or through others; each circle once."""
     known, top = modules(package), defaultdict(set)
-    for importer, path in known.items():
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        lines = {node.lineno for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)}
-        for arrow in arrows_of(importer, package):
-            if arrow.line in lines and arrow.imported != "__init__":
-                top[importer].add(arrow.imported)
+    at_import_time = {
+        (name, node.lineno)
+        for name, path in known.items()
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    for arrow in arrows(package):
+        if (arrow.importer, arrow.line) in at_import_time and arrow.imported != "__init__":
+            top[arrow.importer].add(arrow.imported)
     found, done = [], set()
 
     def walk(module: str, trail: list[str]) -> None:
@@ -119,10 +122,6 @@ def circles(package: Path = PACKAGE) -> list[list[str]]:
     for module in sorted(known):
         walk(module, [])
     return found
-
-
-def arrows_of(importer: str, package: Path = PACKAGE) -> list[Arrow]:
-    return [arrow for arrow in arrows(package) if arrow.importer == importer]
 
 
 def main() -> None:

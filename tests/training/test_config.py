@@ -1,11 +1,8 @@
 """Arguments: precedence, aliases, and one line with exit code 2 for what cannot be."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
+from tests.support.recipes import call
 from tokforget.data.arguments import DataArguments, PreparationArguments
 from tokforget.evaluation.arguments import EvaluationArguments
 from tokforget.models.arguments import ModelArguments
@@ -15,7 +12,6 @@ from tokforget.training.config import ForgetConfig
 
 TYPES = (DataArguments, ModelArguments, ForgetConfig)
 NEEDED = ["--dataset_name", "embedded", "--reconstructor_name_or_path", "embedded", "--use_cpu", "true"]
-ROOT = Path(__file__).parents[2]
 
 
 def parse(*words: str):
@@ -85,7 +81,7 @@ BAD = [
     (["--credit_decay", "2"], "`credit_decay` must lie in [0, 1], got 2.0"),
     (["--ngram_buckets", "100"], "0 or a power of two, got 100"),
     (["--device", "tpu"], "must be cpu or cuda, got 'tpu'"),
-    (["--gradient_checkpointing", "true"], "`gradient_checkpointing` is not supported"),
+    (["--activation_checkpointing", "true"], "`activation_checkpointing` is not supported"),
     (["--config"], "needs the path"),
     (["--config", "no/such.yaml"], "cannot be read"),
     (["--reward_funcs", "informative"], "Unknown reward 'informative'"),
@@ -133,7 +129,7 @@ def test_models_and_data_have_no_default(capsys):
 def test_the_script_fails_before_any_model_is_loaded():
     """The model does not exist; the bad key is what is reported."""
     words = ["--dataset_name", "x", "--reconstructor_path", "/no/such/model", "--num_mask", "3"]
-    run = subprocess.run([sys.executable, ROOT / "recipes/train.py", *words], capture_output=True, text=True)
+    run = call("train", *words)
     assert run.returncode == 2
     assert run.stderr.strip().splitlines()[-1].startswith("train.py: error: unknown key `num_mask`")
 

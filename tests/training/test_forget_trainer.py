@@ -333,6 +333,7 @@ make_trainer(base, AutoTokenizer.from_pretrained(base), out, max_steps=5000, sav
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_every_visible_checkpoint_is_whole(base_folder, tmp_path):
     """Saving at every step, killed in the middle: whatever is called a checkpoint loads with its optimizer."""
     process = subprocess.Popen([sys.executable, "-c", KILLED_RUN, base_folder, str(tmp_path)], cwd=Path(__file__).parents[2],

@@ -301,7 +301,7 @@ BAD = [
     (["--early_stopping_patience", "2"], "needs `load_best_model_at_end: true`"),
     (["--num_masks", "4"], "unknown key `num_masks`"),
     (["--use_peft", "perhaps"], "perhaps"),
-    (["--gradient_checkpointing", "true"], "is not supported"),
+    (["--activation_checkpointing", "true"], "is not supported"),
 ]
 
 

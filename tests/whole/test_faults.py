@@ -204,6 +204,7 @@ with SignalWatch(announces=True) as watch:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_at_once(number):
     done = subprocess.run([sys.executable, "-c", SECOND_SIGNAL.format(int(number))], cwd=ROOT, capture_output=True,

@@ -63,9 +63,9 @@ def test_a_precision_that_would_overrule_the_run(wanted, capsys, tmp_path, caplo
 
 
 def test_a_precision_that_agrees_or_that_the_run_overrules(tmp_path):
-    check_run(arguments(tmp_path), {"ACCELERATE_MIXED_PRECISION": "no"})
-    check_run(arguments(tmp_path, bf16=True), {"ACCELERATE_MIXED_PRECISION": "no"})
-    check_run(arguments(tmp_path, bf16=True), {"ACCELERATE_MIXED_PRECISION": "bf16"})
+    assert None is check_run(arguments(tmp_path), {"ACCELERATE_MIXED_PRECISION": "no"})
+    assert None is check_run(arguments(tmp_path, bf16=True), {"ACCELERATE_MIXED_PRECISION": "no"})
+    assert None is check_run(arguments(tmp_path, bf16=True), {"ACCELERATE_MIXED_PRECISION": "bf16"})
 
 
 def test_what_the_device_cannot_do(monkeypatch):

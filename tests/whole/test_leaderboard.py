@@ -119,7 +119,7 @@ def test_an_ablation_takes_over_from_the_policy_of_its_seed_and_is_trained_behin
         (["--seeds", "1", "--ablation_seeds", "1", "1"], "`ablation_seeds` must be one or more different numbers"),
         (["--jobs", "0"], "`jobs` must be at least 1"),
         (["--seeds", "1", "1"], "`seeds` must be one or more different numbers"),
-        (["--hardware", "gone.yaml"], "'gone.yaml': no such file"),
+        (["--hardware", "gone.yaml"], "the hardware file gone.yaml cannot be read"),
     ],
 )  # fmt: skip
 def test_what_cannot_run_is_refused_before_anything_does(words, message, tmp_path, capsys):

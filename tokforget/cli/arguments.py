@@ -5,6 +5,7 @@ import sys
 
 from tokforget import __version__
 from tokforget.cli.files import STDIN, UserError
+from tokforget.cli.recipes import RECIPES
 
 
 _COMPRESS_HELP = """
@@ -28,6 +29,15 @@ Reads what `tokforget compress --json` wrote. The result is a guess where tokens
 _INSPECT_HELP = """
 The heat map of keep scores. Colours where there is a terminal; for a pager: FORCE_COLOR=1 tokforget inspect FILE | less -R
 """
+_RECIPES_HELP = """
+From `prepare` on the commands are recipes. Each takes `--config` with a shipped run file's name or a path, and any key of it:
+
+  tokforget train --config quick_test --max_steps 50
+  tokforget train --config full_training --accelerate_config multi_gpu --num_processes 4
+  tokforget evaluate --config evaluation_quick --model_path outputs/quick_test
+
+Without --accelerate_config (cpu, single_gpu, multi_gpu, ..., or a path) a recipe is one process, on the GPU if there is one.
+"""
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -38,9 +48,11 @@ class _OneLineParser(argparse.ArgumentParser):
 
 def make_parser() -> argparse.ArgumentParser:
     parser = _OneLineParser(prog="tokforget", description="Shorten prompts to a budget, and restore what was dropped.",
-                            allow_abbrev=False)  # fmt: skip
+                            epilog=_RECIPES_HELP, allow_abbrev=False,
+                            formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--version", action="version", version=f"tokforget {__version__}")
-    commands = parser.add_subparsers(metavar="compress | restore | inspect | env", dest="command", required=True)
+    names = " | ".join(("compress", "restore", "inspect", "env", *RECIPES))
+    commands = parser.add_subparsers(metavar=names, dest="command", required=True)
 
     def add(name: str, summary: str, details: str = "") -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=summary, description=f"{summary}\n{details}", allow_abbrev=False,
@@ -74,6 +86,9 @@ def make_parser() -> argparse.ArgumentParser:
     env = add("env", "Print versions and devices, for a bug report.")
     env.add_argument("--json", action="store_true", help="as one JSON object")
     env.add_argument("--torch", action="store_true", help="import torch and say what it sees")
+
+    for name, recipe in RECIPES.items():  # listed here; their words are read by the recipe
+        commands.add_parser(name, help=recipe.summary, add_help=False)
     return parser
 
 

@@ -1,5 +1,5 @@
 """
-The shell command: `tokforget compress | restore | inspect | env`.
+The shell command: `tokforget compress | restore | inspect | env`, and the recipes by name, such as `tokforget train`.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 done; 1 failed for no fault of the user;
 2 the user asked for something that cannot be done, or some lines could not be read; 130 interrupted.
@@ -31,6 +31,7 @@ from tokforget.cli.files import (
     read_texts,
     with_columns,
 )
+from tokforget.cli.recipes import RECIPES, run_recipe
 
 
 # Texts that are compressed in one call: enough to fill the batches, little enough for flat memory.
@@ -44,7 +45,13 @@ _BAR_BYTES = 1_000_000
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv`, or the process's own, and return its exit code."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    args = make_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if words and words[0] in RECIPES:  # their words are read by the recipe, its warnings are its own
+        try:
+            return run_recipe(words[0], words[1:])
+        except UserError as error:
+            return _say_error(str(error), 2)
+    args = make_parser().parse_args(words)
     try:
         with _one_line_warnings():
             return COMMANDS[args.command](args)

@@ -80,7 +80,7 @@ def answer(target: PreTrainedModel, input_ids: torch.Tensor, new_tokens: int) ->
     output = target(input_ids=input_ids, use_cache=True, logits_to_keep=1)
     tokens = [output.logits[:, -1].argmax(-1)]
     for _ in range(new_tokens - 1):
-        output = target(input_ids=tokens[-1][:, None], past_key_values=output.past_key_values, use_cache=True)
+        output = target(input_ids=tokens[-1][:, None], cache=output.cache, use_cache=True)
         tokens.append(output.logits[:, -1].argmax(-1))
     return torch.stack(tokens, 1)
 

@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tokforget.packaged import EMBEDDED
 from tokforget.parsing import RENAMED
+from tokforget.shipped import CARDS, shipped_folder
 
 
 PLOT = "rate_quality.png"
@@ -25,11 +26,10 @@ _SECTIONS = ("data", "run", "trainable_parameters")
 
 
 def template_path(name: str) -> Path:
-    """A template of `hub_cards/`: beside the package in a checkout, inside it once installed as a wheel."""
-    package = Path(__file__).parents[1]
-    for folder in (package / "hub_cards", package.parent / "hub_cards"):
-        if (folder / name).is_file():
-            return folder / name
+    """A template of `hub_cards/`."""
+    path = shipped_folder(CARDS) / name
+    if path.is_file():
+        return path
     raise FileNotFoundError(f"The card template {name} is missing from the installation; install tokforget again.")
 
 

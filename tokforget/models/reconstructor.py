@@ -327,7 +327,7 @@ class Reconstructor(nn.Module):
             output = self._next_step(column, present, position, cache, wanted)
             if len(wanted):
                 confidence[wanted, t], restored[wanted, t] = self._most_likely(output.logits[:, -1])
-            cache, column = output.past_key_values, restored[:, t : t + 1]
+            cache, column = output.cache, restored[:, t : t + 1]
             present, position = F.pad(present, (0, 1), value=1), (counts + 1 + t)[:, None]
         return restored, confidence
 
@@ -336,7 +336,7 @@ class Reconstructor(nn.Module):
         rows = wanted if len(wanted) else wanted.new_zeros(1)
         return self._run_with_head_hook(
             lambda _, inputs: (inputs[0][rows, -1:],),
-            input_ids=column, attention_mask=present, position_ids=position, past_key_values=cache, use_cache=True,
+            input_ids=column, attention_mask=present, position_ids=position, cache=cache, use_cache=True,
         )  # fmt: skip
 
     def _most_likely(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

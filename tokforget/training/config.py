@@ -98,7 +98,7 @@ class BaseForgetConfig(_BaseConfig):
             )
         if self.gradient_checkpointing:
             raise ValueError(
-                "`gradient_checkpointing` is not supported: models of the sizes trained here fit without it."
+                "`activation_checkpointing` is not supported: models of the sizes trained here fit without it."
             )
         if self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
             raise ValueError(

@@ -129,8 +129,8 @@ def _continue(
     ids = prompts.to(model.device)
     column, cache = ids, None
     for have in range(prompts.shape[1], int(lengths[0])):
-        output = model(input_ids=column, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache = output.past_key_values
+        output = model(input_ids=column, cache=cache, use_cache=True, logits_to_keep=1)
+        cache = output.cache
         column = _draw(output.logits[:, -1].float(), reconstructor.marker_token_id, generator)
         ids = torch.cat([ids, torch.nn.functional.pad(column, (0, 0, 0, len(ids) - len(column)))], 1)
         going_on = int((lengths > have + 1).sum())

@@ -1,0 +1,34 @@
+"""
+What an untouched language model can still do with compressed text: every compressor, rate and task, in one table.
+
+    python recipes/reader_benchmark.py --config recipes/reader_benchmark.yaml --questions xquad.en.json --corpus my_corpus
+
+Every key of the run file can be overridden: `--rates 0.5 --compressors random_words idf_words`. `--help` lists them all. A
+run that was interrupted goes on in its folder.
+"""
+
+import logging
+import os
+
+
+# tokforget sends nothing on its own, its host's ping included.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+from tokforget.evaluation.reader_arguments import ReaderArguments
+from tokforget.parsing import parse_arguments, refuse
+
+
+def main(argv: list[str] | None = None) -> None:
+    (args,) = parse_arguments((ReaderArguments,), argv, __doc__)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+
+    from tokforget.evaluation.reader_benchmark import run_reader_benchmark
+
+    try:
+        run_reader_benchmark(args)
+    except (ValueError, OSError) as error:
+        refuse(str(error))
+
+
+if __name__ == "__main__":
+    main()

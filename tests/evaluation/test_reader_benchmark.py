@@ -1,0 +1,379 @@
+"""What a reader can still do: the figure by hand, budgets, batches, and texts that ask questions of their own."""
+
+import gzip
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import make_gpt2
+from tokforget.evaluation import reader_benchmark
+from tokforget.evaluation.lookups import find_lookups
+from tokforget.evaluation.questions import Question
+from tokforget.evaluation.reader import Reader
+from tokforget.evaluation.reader_arguments import ReaderArguments
+from tokforget.evaluation.reader_benchmark import (
+    ReaderBenchmark,
+    difference_interval,
+    kept_words,
+    retention,
+    retention_interval,
+    run_reader_benchmark,
+    target_bits,
+)
+from tokforget.evaluation.reader_oracle import search_best_words
+from tokforget.evaluation.reading_tasks import (
+    ReadingItem,
+    draw_passages,
+    later_use_items,
+    lookup_items,
+    question_items,
+    read_corpus,
+    split_of_source,
+)
+from tokforget.evaluation.request_cost import break_even_tokens
+from tokforget.evaluation.text_compressors import (
+    TEXT_COMPRESSORS,
+    CompressorContext,
+    fill,
+    split_sentences,
+    text_compressors,
+)
+from tokforget.evaluation.word_counts import WordCounts, bare_word, split_words
+
+
+TEXT = (
+    "The harbour of Nordby was rebuilt in 1931 by Anna Lund, who had 84,000 crowns to spend. It does not freeze in winter. "
+    "Ships of the Petersen line call there every Monday, and the ferry to Skagen leaves at 12:45."
+)
+
+
+@pytest.fixture(scope="module")
+def reader(tokenizer) -> Reader:
+    return Reader(make_gpt2(len(tokenizer), n_positions=1024), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def counts(texts) -> WordCounts:
+    return WordCounts.of_texts([*texts, "the harbour of the town was rebuilt by the town"])
+
+
+@pytest.fixture(scope="module")
+def context(reader, counts) -> CompressorContext:
+    return CompressorContext(reader, counts)
+
+
+# -- the figure --------------------------------------------------------------------------------------------------------
+def test_retention_by_hand():
+    full, none = np.array([8.0, 10.0]), np.array([26.0, 28.0])
+    assert retention(full, full, none) == 1.0 and retention(none, full, none) == 0.0
+    assert retention(np.array([17.0, 19.0]), full, none) == 0.5
+    assert retention(np.array([30.0, 30.0]), full, none) < 0  # misled
+    assert np.isnan(retention(full, none, full))  # a passage that tells nothing
+
+
+def test_intervals_are_drawn_over_passages():
+    generator = np.random.default_rng(0)
+    full, none = np.full(40, 5.0), np.full(40, 25.0)
+    bits = np.repeat(generator.uniform(5, 25, 10), 4)  # four questions of one passage fare alike
+    groups = [str(i // 4) for i in range(40)]
+    low, high = retention_interval(bits, full, none, groups, seed=0)
+    apart_low, apart_high = retention_interval(bits, full, none, [str(i) for i in range(40)], seed=0)
+    assert low < retention(bits, full, none) < high
+    assert high - low > 1.5 * (apart_high - apart_low)  # sqrt(4) in expectation
+    low, high = difference_interval(bits - 1, bits, full, none, groups, seed=0)
+    assert low == pytest.approx(high) == pytest.approx(1 / 20)
+
+
+def test_full_is_one_and_none_is_zero_exactly(reader):
+    items = question_items([Question(TEXT, "Who rebuilt it?", ("Anna Lund",), ())] * 2, 2)
+    full = target_bits(reader, items, [item.passage for item in items])
+    none = target_bits(reader, items, [""] * len(items))
+    assert retention(full, full, none) in (1.0,) or np.isnan(retention(full, full, none))
+    again = target_bits(reader, items, [item.passage for item in items])
+    assert (full == again).all()
+
+
+# -- the reader --------------------------------------------------------------------------------------------------------
+def test_order_padding_and_batch_change_nothing(reader, tokenizer):
+    prompts, targets = (
+        [TEXT, "a dog", "", "the cat sat on the mat"],
+        [" on the mat", " ran", " we saw", " 12 birds fly over"],
+    )
+    together = Reader(reader.model, tokenizer, batch_tokens=10_000).token_bits(prompts, targets)
+    alone = Reader(reader.model, tokenizer, batch_tokens=1).token_bits(prompts, targets)
+    turned = reader.token_bits(prompts[::-1], targets[::-1])[::-1]
+    for a, b, c in zip(together, alone, turned):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+        np.testing.assert_allclose(a, c, atol=1e-4)
+
+
+def test_bits_are_those_of_a_plain_forward(reader, tokenizer):
+    prompt, target = "the cat sat", " on the mat"
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    wanted = tokenizer(target, add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        logits = reader.model(torch.tensor([[reader.start, *ids, *wanted]])).logits[0].log_softmax(-1)
+    expected = [-logits[len(ids) + i, token].item() / np.log(2) for i, token in enumerate(wanted)]
+    np.testing.assert_allclose(reader.token_bits([prompt], [target])[0], expected, rtol=1e-5)
+
+
+def test_what_does_not_fit_is_an_error_and_not_cut(reader):
+    with pytest.raises(ValueError, match="does not fit.*Cut the texts"):
+        reader.bits(["the cat " * 600], [" sat"])
+    with pytest.raises(ValueError, match="is empty: there is nothing to predict"):
+        reader.bits(["the cat"], [""])
+
+
+def test_a_reader_without_a_pad_token_pads_with_what_it_has(reader):
+    assert reader.tokenizer.pad_token_id is None
+    assert len(reader.bits(["a", "a dog ran to the red house"], [" dog", " all day"])) == 2
+
+
+# -- budgets -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", sorted(set(TEXT_COMPRESSORS) - {"policy_tokens", "policy_words"}))
+def test_no_budget_is_exceeded(name, context):
+    pytest.importorskip("bm25s") if name == "bm25_sentences" else None
+    (compressor,) = text_compressors([name], context)
+    total = context.reader.counts([TEXT])[0]
+    for rate in (0.05, 0.3, 0.7):
+        budget = max(1, int(rate * total))
+        output = compressor(TEXT, budget, "Who rebuilt the harbour of Nordby?")
+        assert context.reader.counts([output])[0] <= budget, name
+        if rate == 0.7 and "sentences" not in name:
+            assert context.reader.counts([output])[0] >= 0.5 * total  # and it is used
+    assert compressor("", 5, None) == ""
+
+
+def test_the_policy_is_searched_until_the_readers_count_fits(context):
+    for name in ("policy_tokens", "policy_words"):
+        (compressor,) = text_compressors([name], context)
+        total = context.reader.counts([TEXT])[0]
+        output = compressor(TEXT, total // 2, None)
+        assert 0 < context.reader.counts([output])[0] <= total // 2
+
+
+def test_fill_takes_the_best_that_fit():
+    text, spans = "one two three four", split_words("one two three four")
+    words = lambda output: len(output.split())  # noqa: E731
+    assert fill(text, spans, np.array([0.0, 3.0, 1.0, 2.0]), 2, words) == "two four"
+    assert fill(text, spans, np.array([0.0, 3.0, 1.0, 2.0]), 0, words) == ""
+    assert fill(text, spans, np.array([0.0, 0.0, 0.0, 0.0]), 3, words) == "one two three"
+    letters = len  # the best does not fit, smaller ones behind it do
+    assert fill(text, spans, np.array([0.0, 1.0, 3.0, 2.0]), 4, letters) == "four"
+
+
+def test_units():
+    assert split_sentences("One is here. Two\nThree (3.5) is not! ") == [(0, 13), (13, 17), (17, 37)]
+    assert "".join(TEXT[a:b] for a, b in split_words(TEXT)) == TEXT
+    assert bare_word(" (Lund,") == "lund"
+
+
+def test_a_question_finds_its_sentence(context):
+    question = "When does the ferry to Skagen leave?"
+    for name in ("overlap_sentences", "bm25_sentences"):
+        pytest.importorskip("bm25s") if name == "bm25_sentences" else None
+        (compressor,) = text_compressors([name], context)
+        budget = int(0.6 * context.reader.counts([TEXT])[0])
+        assert "12:45" in compressor(TEXT, budget, question), name
+
+
+def a_user_compressor(text: str, budget: int) -> str:
+    return text[:3]
+
+
+def breaks_the_budget(text: str, budget: int) -> str:
+    return text
+
+
+def test_any_callable_by_its_import_path(context):
+    (compressor,) = text_compressors(["tests.evaluation.test_reader_benchmark:a_user_compressor"], context)
+    assert compressor(TEXT, 5) == TEXT[:3] and not compressor.asks
+    with pytest.raises(ValueError, match="Unknown compressor 'llmlingua'; there are random_tokens"):
+        text_compressors(["llmlingua"], context)
+    with pytest.raises(ValueError, match="could not be imported"):
+        text_compressors(["tests.nothing:here"], context)
+    with pytest.raises(ValueError, match="different names; head came"):
+        text_compressors(["head", "head"], context)
+
+
+# -- tasks -------------------------------------------------------------------------------------------------------------
+def test_lookups_ask_for_what_a_text_says(counts):
+    found = find_lookups(TEXT, counts, 5, random.Random(0))
+    assert found == sorted(found, key=lambda lookup: lookup.start) and len(found) == 5
+    for lookup in found:
+        assert TEXT[lookup.start : lookup.end] == lookup.answer
+        assert TEXT[: lookup.start].split()[-1].endswith(lookup.cue.split()[-1])
+        assert not counts.is_stop_word(lookup.answer)
+    many = [lookup.answer for seed in range(40) for lookup in find_lookups(TEXT, counts, 4, random.Random(seed))]
+    assert many.count("1931") > many.count("call")  # numbers before plain words
+    assert find_lookups("it is so", counts, 3, random.Random(0)) == []
+
+
+def test_items_differ_in_the_passage_alone(counts):
+    items = lookup_items([("prose", TEXT)], counts, 3, seed=1)
+    assert items == lookup_items([("prose", TEXT)], counts, 3, seed=1)
+    for item in items:
+        assert item.prompt("") == item.before + item.after and TEXT in item.prompt(TEXT)
+        assert item.target.strip() in TEXT and item.question in item.after
+
+
+def test_later_use_counts_the_tokens_that_a_passage_makes_cheaper(reader):
+    items = later_use_items([("prose", TEXT), ("short", "word")], reader)
+    for item in items:  # a tiny random reader may gain nothing anywhere
+        full = reader.token_bits([item.prompt(item.passage)], [item.target])[0]
+        none = reader.token_bits([item.prompt("")], [item.target])[0]
+        assert set(item.counted) == set(np.flatnonzero(none - full > 1.0))
+
+
+def write_corpus(folder, texts) -> None:
+    folder.mkdir(exist_ok=True)
+    with gzip.open(folder / "prose.jsonl.gz", "wt", encoding="utf-8") as file:
+        for number, text in enumerate(texts):
+            file.write(
+                json.dumps({"text": text, "source": f"book {number // 2}#{number % 2}", "kind": "prose"}) + "\n"
+            )
+
+
+def test_sources_stand_on_one_side(tmp_path):
+    write_corpus(tmp_path, [f"text {n}" for n in range(80)])
+    parts = {split: [text for _, text in read_corpus(tmp_path, split)] for split in ("train", "validation", "test")}
+    assert sum(map(len, parts.values())) == 80 and all(parts.values())
+    for number in range(0, 80, 2):
+        sides = {
+            name for name, texts in parts.items() for text in (f"text {number}", f"text {number + 1}") if text in texts
+        }
+        assert len(sides) == 1
+    assert split_of_source("a#1") == split_of_source("a#2")
+    with pytest.raises(ValueError, match="holds no .jsonl"):
+        list(read_corpus(tmp_path / "nowhere", "train"))
+    (tmp_path / "bad.jsonl").write_text('{"text": "no source"}\n')
+    with pytest.raises(ValueError, match="bad.jsonl, line 1: needed are `text` and `source`"):
+        list(read_corpus(tmp_path, "train"))
+
+
+def test_passages_are_cut_between_words():
+    drawn = draw_passages(iter([("prose", TEXT * 5), ("prose", "short")]), 3, 120, seed=0)
+    assert len(drawn) == 1
+    kind, passage = drawn[0]
+    assert kind == "prose" and passage in TEXT * 5 and len(passage) <= 120
+    assert set(passage.split()) <= set((TEXT * 5).split())
+
+
+def test_what_is_kept_and_what_is_invented():
+    counted = kept_words(TEXT, "harbour Nordby 1931 Anna 84 not")
+    assert (counted["numbers"], counted["numbers_kept"]) == (3, 1)
+    assert (counted["negations"], counted["negations_kept"]) == (1, 1)
+    assert counted["invented"] == 1  # 84 of 84,000 is another number
+    assert counted["names_kept"] == 2
+
+
+def test_the_oracle_does_not_get_worse(reader, context):
+    item = ReadingItem(TEXT, "a", "prose", "", "\n\n... rebuilt in", " 1931")
+    budget = reader.counts([TEXT])[0] // 2
+    start = np.zeros(len(split_words(TEXT)))
+    _, before = search_best_words(reader, item, budget, start, 0.0)
+    output, after = search_best_words(reader, item, budget, start, 0.5)
+    assert after <= before and reader.counts([output])[0] <= budget
+    assert reader.bits([item.prompt(output)], [item.target])[0] == pytest.approx(after, abs=1e-3)
+
+
+def test_break_even_lies_on_the_line():
+    rows = [{"prompt_tokens": n, "rate": 0.5, "gain": 0.001 * n - 0.2} for n in (100, 300)]
+    assert break_even_tokens(rows, 0.5) == pytest.approx(200)
+    assert break_even_tokens([row | {"gain": 1.0} for row in rows], 0.5) == 0.0
+    assert break_even_tokens([row | {"gain": -row["prompt_tokens"]} for row in rows], 0.5) is None
+
+
+# -- a whole run -------------------------------------------------------------------------------------------------------
+def arguments(tmp_path, base_folder, **changes) -> ReaderArguments:
+    questions = tmp_path / "questions.json"
+    rows = [{"context": TEXT, "question": "Who rebuilt it?", "answer": "Anna Lund"},
+            {"context": "the cat sat on the mat. " * 3, "question": "Where?", "options": ["on the mat", "at sea"], "answer": 0}]  # fmt: skip
+    questions.write_text(json.dumps(rows))
+    write_corpus(tmp_path / "corpus", [f"{TEXT} Number {n} of the list is here. {TEXT}" for n in range(60)])
+    options = {
+        "output_dir": str(tmp_path / "out"), "reader_name_or_path": base_folder, "questions": [str(questions)],
+        "corpus": str(tmp_path / "corpus"), "texts_per_kind": 2, "passage_characters": 100, "lookups_per_text": 2,
+        "rates": [0.5], "compressors": ["random_words", "head", "overlap_sentences"], "use_cpu": True,
+        "cost_prompt_tokens": [8], "oracle_items": 1, "oracle_seconds": 0.1,
+    }  # fmt: skip
+    return ReaderArguments(**options | changes)
+
+
+@pytest.fixture(scope="module")
+def long_reader(tmp_path_factory, tokenizer) -> str:
+    folder = tmp_path_factory.mktemp("reader")
+    make_gpt2(len(tokenizer), n_positions=1024).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_run_measures_reports_and_resumes(tmp_path, long_reader, monkeypatch, capsys):
+    rows = run_reader_benchmark(arguments(tmp_path, long_reader))
+    by_name = {(row["task"], row["compressor"]): row for row in rows if row["kind"] == "all"}
+    assert {task for task, _ in by_name} >= {"questions", "lookup"}
+    assert ("lookup", "overlap_sentences") in by_name
+    for (_, name), row in by_name.items():
+        assert row["achieved_rate"] <= 0.5 or name in ("full", "full_twice")
+        if name in ("full", "none"):  # None where a random reader is told nothing by the passage
+            assert row["retention"] in (1.0, 0.0, None)
+    report = (tmp_path / "out/report.md").read_text()
+    assert "| head | 0.5 |" in report and "## Cost of a whole request" in report and "## Oracle" in report
+    assert (tmp_path / "out/retention_questions.png").is_file()
+    capsys.readouterr()
+    work = []
+    monkeypatch.setattr(reader_benchmark, "target_bits", lambda *args: work.append(args) or target_bits(*args))
+    run_reader_benchmark(arguments(tmp_path, long_reader))
+    assert work == []  # everything was there
+    run_reader_benchmark(arguments(tmp_path, long_reader, compressors=["random_words", "tail"]))
+    assert len(work) == len({row["task"] for row in rows})  # one new compressor on every task
+    (tmp_path / "out/items/lookup/head-0.5.json").unlink()
+
+
+def test_a_compressor_above_its_budget_ends_the_run(tmp_path, long_reader):
+    args = arguments(
+        tmp_path,
+        long_reader,
+        compressors=["tests.evaluation.test_reader_benchmark:breaks_the_budget"],
+        texts_per_kind=0,
+    )
+    with pytest.raises(ValueError, match="breaks_the_budget returned .* tokens where .* were allowed"):
+        run_reader_benchmark(args)
+
+
+def test_items_that_do_not_fit_are_counted_and_left_out(tmp_path, tokenizer, capsys):
+    folder = tmp_path / "small"
+    make_gpt2(len(tokenizer), n_positions=256).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    run = ReaderBenchmark(arguments(tmp_path, str(folder), texts_per_kind=0))
+    with pytest.raises(ValueError, match="has no item that fits the reader \\(256 tokens\\)"):
+        run.load()
+    assert "items do not fit the reader" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rates": [1.0]}, "must be below 1"),
+        ({"rates": []}, "is empty"),
+        ({"questions": [], "corpus": None}, "nothing to read"),
+        ({"corpus": None}, "Words must be counted on texts that are not measured"),
+        ({"max_questions": 0}, "`max_questions` must be at least 1"),
+    ],
+)
+def test_bad_arguments(tmp_path, base_folder, changes, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, base_folder, **changes)
+
+
+def test_counts_are_of_pieces(tmp_path):
+    counts = WordCounts.of_texts(["a rare word", "a word", "x" * 999 + " Word."])
+    assert counts.total == 4 and counts.pieces == {"a": 2, "word": 3}
+    assert counts.idf("WORD,") == pytest.approx(np.log(4 / 3)) and counts.idf("unseen") == pytest.approx(np.log(4))
+    counts.save(tmp_path / "counts.json")
+    assert WordCounts.load(tmp_path / "counts.json").pieces == counts.pieces
+    with pytest.raises(ValueError, match="No text was counted"):
+        WordCounts.of_texts([])

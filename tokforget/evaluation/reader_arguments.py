@@ -1,0 +1,97 @@
+"""
+Arguments of the reader benchmark.
+
+No `from __future__ import annotations` here: the host's parser reads the annotations as types.
+"""
+
+from dataclasses import dataclass, field
+
+from tokforget.masking import check_rate
+from tokforget.parsing import check_at_least
+
+
+QUESTION_FREE = [
+    "random_tokens", "random_words", "random_sentences", "head", "tail", "head_tail", "stop_words", "idf_words",
+    "self_information_tokens", "self_information_words", "self_information_sentences", "hand_made", "hand_made_attention",
+    "iterative_pruning", "phrases", "policy_tokens", "policy_words",
+]  # fmt: skip
+WITH_QUESTION = ["overlap_sentences", "bm25_sentences", "question_perplexity"]
+
+
+@dataclass
+class ReaderArguments:
+    """Who reads, what is read, and what makes it shorter."""
+
+    output_dir: str = field(
+        metadata={"help": "Folder for the JSON files, the report and the plots; a run resumes there."}
+    )
+    reader_name_or_path: str = field(
+        metadata={
+            "help": "Causal language model that reads: a folder, a Hub id such as HuggingFaceTB/SmolLM2-135M-Instruct, or "
+            "`embedded`. `make smollm2` makes a folder without the Hub."
+        }
+    )
+
+    # Tasks
+    questions: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Files of questions: SQuAD form, yes-no, multiple choice, LongBench, rows with context and answer."
+        },
+    )
+    max_questions: int = field(default=300, metadata={"help": "Questions per file, every n-th of it."})
+    corpus: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of .jsonl(.gz) files with `text`, `source` and `kind`. Word counts are fitted on its training "
+            "sources, lookups and later use are asked of its test sources."
+        },
+    )
+    kinds: list[str] = field(default_factory=list, metadata={"help": "Kinds of the corpus; all by default."})
+    texts_per_kind: int = field(default=20, metadata={"help": "Passages per kind; 0 leaves lookup and later use out."})
+    passage_characters: int = field(default=1000, metadata={"help": "Length of a passage of the corpus."})
+    lookups_per_text: int = field(default=6, metadata={"help": "Lookups asked of each passage."})
+    count_texts: int = field(default=200, metadata={"help": "Training texts per kind whose words are counted."})
+    counts_path: str | None = field(
+        default=None, metadata={"help": "Word counts of another run, instead of a corpus."}
+    )
+
+    # Compressors
+    rates: list[float] = field(default_factory=lambda: [0.3, 0.5, 0.7], metadata={"help": "Rates in (0, 1)."})
+    compressors: list[str] = field(
+        default_factory=lambda: [*QUESTION_FREE, *WITH_QUESTION],
+        metadata={
+            "help": "Names, or import paths `module:function` of a callable `text, budget -> text`; all by default."
+        },
+    )
+    model_path: str | None = field(
+        default=None, metadata={"help": "Policy of policy_*: folder or id; the packaged one."}
+    )
+    seed: int = field(default=0, metadata={"help": "Of random compressors, lookups and intervals."})
+
+    # Oracle and cost
+    oracle_items: int = field(
+        default=0, metadata={"help": "Questions whose best mask is searched with the reader itself."}
+    )
+    oracle_seconds: float = field(default=60.0, metadata={"help": "Time of the search per question and rate."})
+    cost_prompt_tokens: list[int] = field(
+        default_factory=lambda: [256, 1024],
+        metadata={"help": "Prompt lengths whose whole request is timed; none for none."},
+    )
+    batch_tokens: int = field(default=4096, metadata={"help": "Most tokens of one forward of the reader."})
+    use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU where there is a GPU."})
+
+    def __post_init__(self):
+        for name, least in (("max_questions", 1), ("texts_per_kind", 0), ("passage_characters", 100), ("lookups_per_text", 1),
+                            ("count_texts", 1), ("oracle_items", 0), ("batch_tokens", 1)):  # fmt: skip
+            check_at_least(self, name, least)
+        if not self.rates:
+            raise ValueError("`rates` is empty; pass at least one rate.")
+        for rate in self.rates:
+            check_rate(rate)
+            if rate == 1:
+                raise ValueError("`rates` must be below 1; the full passage is measured in any case.")
+        if not self.questions and self.corpus is None:
+            raise ValueError("There is nothing to read: pass `questions`, `corpus`, or both.")
+        if self.corpus is None and self.counts_path is None:
+            raise ValueError("Words must be counted on texts that are not measured: pass `corpus` or `counts_path`.")

@@ -1,0 +1,364 @@
+"""
+What an untouched reader can still do with compressed passages: every compressor at every rate on every task.
+
+    retention = (bits_none - bits_compressed) / (bits_none - bits_full), from totals over items
+
+Each compressor, rate and task is one file in the run's folder, written whole or not at all; a run that was interrupted, or
+is asked for more, computes what is not there.
+"""
+
+import json
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tokforget.evaluation.reader import Reader
+from tokforget.evaluation.reader_arguments import ReaderArguments
+from tokforget.evaluation.reader_oracle import search_best_words
+from tokforget.evaluation.reader_report import COST, ORACLE, RESULTS, write_report
+from tokforget.evaluation.reading_tasks import (
+    ReadingItem,
+    draw_passages,
+    later_use_items,
+    load_question_items,
+    lookup_items,
+    read_corpus,
+)
+from tokforget.evaluation.request_cost import break_even_tokens, cost_rows
+from tokforget.evaluation.text_compressors import CompressorContext, TextCompressor, hand_made_score, text_compressors
+from tokforget.evaluation.word_counts import WordCounts, split_words
+from tokforget.evaluation.words import find_names, find_words, is_number
+from tokforget.files import write_json
+
+
+CONTROLS = ("full", "none", "full_twice")
+_NEGATIONS = frozenset(
+    ["not", "no", "never", "nor", "none", "without", "neither", "cannot", "unless", "except", "hardly"]
+)
+_DRAWS = 2000
+_NEW_TOKENS = 32
+
+
+def target_bits(reader: Reader, items: Sequence[ReadingItem], passages: Sequence[str], progress: str | None = None):
+    """Bits of each item's target with another passage in the passage's place `(num_items,)`, float64."""
+    prompts = [item.prompt(passage) for item, passage in zip(items, passages, strict=True)]
+    bits = reader.token_bits(prompts, [item.target for item in items], progress)
+    return np.array([b[list(item.counted)].sum() if item.counted else b.sum() for item, b in zip(items, bits)])
+
+
+def right_options(reader: Reader, items: Sequence[ReadingItem], passages: Sequence[str]) -> np.ndarray:
+    """Whether the right option is the likeliest per token `(num_items,)`; nan for an item without options."""
+    right = np.full(len(items), np.nan)
+    for place, (item, passage) in enumerate(zip(items, passages)):
+        if item.options:
+            bits = [b.mean() for b in reader.token_bits([item.prompt(passage)] * len(item.options), item.options)]
+            right[place] = item.options[int(np.argmin(bits))] == item.target
+    return right
+
+
+def retention(bits: np.ndarray, full: np.ndarray, none: np.ndarray) -> float:
+    """Share of what a passage tells its reader that is left, from totals; nan if the passage tells nothing."""
+    # Summed exactly: the order of the items cannot be seen in it.
+    worth, saved = math.fsum([*none, *-full]), math.fsum([*none, *-bits])
+    return float("nan") if worth <= 0 else saved / worth
+
+
+def retention_interval(
+    bits: np.ndarray, full: np.ndarray, none: np.ndarray, groups: Sequence[str], seed: int
+) -> tuple[float, float] | None:
+    """95 % interval of [`retention`] over passages drawn with replacement, whole; `None` if it hangs on a draw or two."""
+    sums = _by_group(np.stack([none - bits, none - full]), groups)  # (2, num_groups)
+    picks = np.random.default_rng(seed).integers(sums.shape[1], size=(_DRAWS, sums.shape[1]))
+    saved, worth = sums[:, picks].sum(2)
+    if (worth > 0).mean() < 0.975:
+        return None
+    low, high = np.percentile(saved[worth > 0] / worth[worth > 0], [2.5, 97.5])
+    return float(low), float(high)
+
+
+def difference_interval(
+    bits: np.ndarray, other: np.ndarray, full: np.ndarray, none: np.ndarray, groups: Sequence[str], seed: int
+) -> tuple[float, float]:
+    """95 % interval of one compressor's retention less another's on the same items, over passages drawn with replacement."""
+    sums = _by_group(np.stack([other - bits, none - full]), groups)
+    picks = np.random.default_rng(seed).integers(sums.shape[1], size=(_DRAWS, sums.shape[1]))
+    ahead, worth = sums[:, picks].sum(2)
+    low, high = np.percentile(ahead[worth > 0] / worth[worth > 0], [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _by_group(values: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+    _, index = np.unique(np.array(groups, dtype=object).astype(str), return_inverse=True)
+    sums = np.zeros((len(values), index.max() + 1))
+    for row, of_items in zip(sums, values):
+        np.add.at(row, index, of_items)
+    return sums
+
+
+def kept_words(original: str, compressed: str) -> dict[str, int]:
+    """
+    Numbers, names and negations of a text, how many of each the compressed text still has, and words in it that the
+    original lacks (`invented`): a number or name that was never there is a false statement.
+    """
+    words, output = find_words(original), Counter(word for word, _, _ in find_words(compressed))
+    kinds = {
+        "numbers": Counter(word for word, _, _ in words if is_number(word)),
+        "names": Counter(w for (w, _, _), name in zip(words, find_names(original, words)) if name),
+        "negations": Counter(w for w, _, _ in words if w.lower() in _NEGATIONS or w.lower().endswith(("n't", "n’t"))),
+    }
+    counts = {name: wanted.total() for name, wanted in kinds.items()}
+    counts |= {f"{name}_kept": (wanted & output).total() for name, wanted in kinds.items()}
+    return counts | {"invented": (output - Counter(word for word, _, _ in words)).total()}
+
+
+class ReaderBenchmark:
+    """
+    One run of the benchmark, in the order of its methods: `load()`, `measure()`, `rows()`.
+
+    Args:
+        args ([`ReaderArguments`]): What to read, and with what.
+    """
+
+    def __init__(self, args: ReaderArguments):
+        self.args, self.folder = args, Path(args.output_dir)
+        self.tasks: dict[str, list[ReadingItem]] = {}
+
+    def load(self) -> None:
+        """Reader, word counts, tasks and compressors; what cannot be had is a `ValueError` before anything is measured."""
+        args = self.args
+        device = "cuda" if torch.cuda.is_available() and not args.use_cpu else "cpu"
+        self.reader = Reader.from_pretrained(args.reader_name_or_path, device, batch_tokens=args.batch_tokens)
+        self.counts = WordCounts.load(args.counts_path) if args.counts_path else self._count_words()
+        self.context = CompressorContext(self.reader, self.counts, args.seed, args.model_path)
+        self.compressors = text_compressors(args.compressors, self.context)
+        for path in args.questions:
+            self._add(Path(path).name.split(".")[0], load_question_items(path, args.max_questions))
+        if args.corpus is not None and args.texts_per_kind:
+            documents = read_corpus(args.corpus, "test", args.kinds)
+            passages = draw_passages(documents, args.texts_per_kind, args.passage_characters, args.seed)
+            self._add("lookup", lookup_items(passages, self.counts, args.lookups_per_text, args.seed))
+            later = later_use_items(passages, self.reader)
+            if later:
+                self._add("later_use", later)
+            else:  # a reader that gains nothing from what came before cannot be asked
+                print("later_use: no passage makes a later token cheaper by a bit for this reader; left out.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def _count_words(self) -> WordCounts:
+        """Of training sources only, the first of each kind; kept in the run's folder."""
+        seen: Counter = Counter()
+
+        def texts():
+            for kind, text in read_corpus(self.args.corpus, "train"):
+                seen[kind] += 1
+                if seen[kind] <= self.args.count_texts:
+                    yield text
+
+        path = self.folder / "word_counts.json"
+        if not path.is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            WordCounts.of_texts(texts()).save(path)
+        return WordCounts.load(path)
+
+    def _add(self, name: str, items: list[ReadingItem]) -> None:
+        """Items whose longest prompt fits the reader; the others are counted and said."""
+        limit = self.reader.max_tokens
+        if limit is not None:
+            lengths = self.reader.counts([item.prompt(item.passage) + item.target for item in items])
+            fitting = [item for item, length in zip(items, lengths) if length + 2 <= limit]
+            if len(fitting) < len(items):
+                print(
+                    f"{name}: {len(items) - len(fitting)} of {len(items)} items do not fit the reader and are left out."
+                )
+            items = fitting
+        if not items:
+            raise ValueError(f"The task {name} has no item that fits the reader ({limit} tokens).")
+        self.tasks[name] = items
+
+    # -- measuring -----------------------------------------------------------------------------------------------------
+    def measure(self) -> None:
+        """Every file that is not there yet; progress in one line per file."""
+        for task, items in self.tasks.items():
+            for control in CONTROLS:
+                self._once(task, control, 1.0, lambda items=items, control=control: self._control(items, control))
+            for compressor in self.compressors:
+                if compressor.asks and not any(item.question for item in items):
+                    continue
+                for rate in self.args.rates:
+                    self._once(task, compressor.name, rate,
+                               lambda items=items, c=compressor, rate=rate: self._compressed(items, c, rate))  # fmt: skip
+
+    def _once(self, task: str, name: str, rate: float, work) -> None:
+        path = self._path(task, name, rate)
+        identity = self._identity(task)
+        if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["identity"] == identity:
+            return
+        start = time.perf_counter()
+        record = {"task": task, "compressor": name, "rate": rate, "identity": identity, **work()}
+        write_json(path, record)
+        print(f"{task:<12} {name:<28} {rate:g}  {time.perf_counter() - start:6.1f} s", flush=True)
+
+    def _path(self, task: str, name: str, rate: float) -> Path:
+        folder = self.folder / "items" / task
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{name}-{rate:g}.json"
+
+    def _identity(self, task: str) -> str:
+        """Of reader and items: a file that was measured on others is measured again."""
+        items = [(item.passage, item.before, item.after, item.target, item.counted) for item in self.tasks[task]]
+        facts = [self.args.reader_name_or_path, self.args.seed, self.args.model_path, self.counts.total, items]
+        return sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+    def _control(self, items: list[ReadingItem], control: str) -> dict:
+        passages = [
+            {"full": item.passage, "none": "", "full_twice": respaced(item.passage)}[control] for item in items
+        ]
+        return self._read(items, passages)
+
+    def _compressed(self, items: list[ReadingItem], compressor: TextCompressor, rate: float) -> dict:
+        done: dict[tuple[str, str | None], str] = {}
+        seconds = 0.0
+        for item in items:
+            key = item.passage, item.question if compressor.asks else None
+            if key in done:
+                continue
+            budget = max(1, int(rate * self.reader.counts([item.passage])[0] + 1e-9))
+            start = time.perf_counter()
+            output = compressor(item.passage, budget, key[1])
+            seconds += time.perf_counter() - start
+            if self.reader.counts([output])[0] > budget:
+                raise ValueError(
+                    f"The compressor {compressor.name} returned {self.reader.counts([output])[0]} tokens where {budget} were "
+                    "allowed; a comparison at equal budgets needs all of them within it."
+                )
+            done[key] = output
+        outputs = [done[item.passage, item.question if compressor.asks else None] for item in items]
+        tokens = sum(self.reader.counts([passage for passage, _ in done]))
+        return self._read(items, outputs) | {"seconds": seconds, "compressed_tokens": tokens}
+
+    def _read(self, items: list[ReadingItem], passages: list[str]) -> dict:
+        record = {"bits": target_bits(self.reader, items, passages).round(4).tolist()}
+        if any(item.options for item in items):
+            record["right"] = [None if np.isnan(r) else bool(r) for r in right_options(self.reader, items, passages)]
+        tokens, originals = self.reader.counts(passages), self.reader.counts([item.passage for item in items])
+        return record | {"outputs": passages, "tokens": tokens, "original_tokens": originals}
+
+    # -- results -------------------------------------------------------------------------------------------------------
+    def rows(self) -> list[dict]:
+        """One row per task, kind, compressor and rate, those of all kinds of a task together under `all`."""
+        rows = []
+        for task, items in self.tasks.items():
+            controls = {name: self._record(task, name, 1.0) for name in CONTROLS}
+            full, none = (np.array(controls[name]["bits"]) for name in ("full", "none"))
+            records = [(name, 1.0, controls[name]) for name in CONTROLS]
+            for path in sorted((self.folder / "items" / task).glob("*.json")):
+                record = json.loads(path.read_text(encoding="utf-8"))
+                if record["compressor"] not in CONTROLS and record["identity"] == self._identity(task):
+                    records.append((record["compressor"], record["rate"], record))
+            kinds = ["all", *sorted({item.kind for item in items})]
+            for name, rate, record in records:
+                for kind in kinds if len(kinds) > 2 else ["all"]:
+                    here = np.array([kind in ("all", item.kind) for item in items])
+                    rows.append({"task": task, "kind": kind} | self._row(name, rate, record, items, here, full, none))
+        return rows
+
+    def oracle_rows(self) -> list[dict]:
+        """Search on the first `oracle_items` items of each task with questions, one file each, beside its start."""
+        rows = []
+        for task, items in self.tasks.items():
+            every = max(1, len(items) // self.args.oracle_items)
+            places = list(range(0, len(items), every))[: self.args.oracle_items]
+            full, none = (np.array(self._record(task, name, 1.0)["bits"])[places] for name in ("full", "none"))
+            chosen = [items[place] for place in places]
+            for rate in self.args.rates:
+                found = [self._searched(task, place, items[place], rate) for place in places]
+                start, best = (np.array([record[name] for record in found]) for name in ("start_bits", "bits"))
+                rows.append({"task": task, "rate": rate, "items": len(places), "seconds_per_item": self.args.oracle_seconds,
+                             "start": _or_none(retention(start, full, none)), "oracle": _or_none(retention(best, full, none)),
+                             "interval": str(retention_interval(best, full, none, [i.group for i in chosen], self.args.seed))})  # fmt: skip
+        return rows
+
+    def _searched(self, task: str, place: int, item: ReadingItem, rate: float) -> dict:
+        path = self.folder / "oracle" / task / f"{place}-{rate:g}.json"
+        identity = f"{self._identity(task)} {self.args.oracle_seconds:g}"
+        if path.is_file() and (record := json.loads(path.read_text(encoding="utf-8")))["identity"] == identity:
+            return record
+        path.parent.mkdir(parents=True, exist_ok=True)
+        budget = max(1, int(rate * self.reader.counts([item.passage])[0] + 1e-9))
+        ranks = hand_made_score(self.context, item.passage, split_words(item.passage))
+        _, start_bits = search_best_words(self.reader, item, budget, ranks, 0.0)
+        output, bits = search_best_words(self.reader, item, budget, ranks, self.args.oracle_seconds, self.args.seed)
+        record = {"identity": identity, "output": output, "bits": bits, "start_bits": start_bits}
+        write_json(path, record)
+        print(f"oracle {task} {place} {rate:g}: {start_bits:.1f} to {bits:.1f} bits", flush=True)
+        return record
+
+    def cost(self) -> dict:
+        """Whole requests with the last compressor that needs no question, on passages of the first task in a row."""
+        compressor = [compressor for compressor in self.compressors if not compressor.asks][-1]
+        text = "\n\n".join(dict.fromkeys(item.passage for items in self.tasks.values() for item in items))
+        lengths = [n for n in self.args.cost_prompt_tokens if n <= self.reader.counts([text])[0]]
+        rows = cost_rows(self.reader, compressor, text, lengths, self.args.rates, _NEW_TOKENS) if lengths else []
+        return {"compressor": compressor.name, "new_tokens": _NEW_TOKENS, "device": str(self.reader.model.device), "rows": rows,
+                "break_even": {f"{rate:g}": break_even_tokens(rows, rate) for rate in self.args.rates if rows}}  # fmt: skip
+
+    def _record(self, task: str, name: str, rate: float) -> dict:
+        return json.loads(self._path(task, name, rate).read_text(encoding="utf-8"))
+
+    def _row(self, name, rate, record, items, here, full, none) -> dict:
+        places = np.flatnonzero(here)
+        bits, groups = np.array(record["bits"]), [items[i].group for i in places]
+        seed = self.args.seed
+        words: Counter = Counter()
+        for text, output in {(items[i].passage, record["outputs"][i]) for i in places}:
+            words.update(kept_words(text, output))
+        right = [record["right"][i] for i in places if record.get("right", [None] * len(items))[i] is not None]
+        original = sum(record["original_tokens"][i] for i in places)
+        return {
+            "compressor": name,
+            "rate": rate,
+            "retention": _or_none(retention(bits[here], full[here], none[here])),
+            "interval": retention_interval(bits[here], full[here], none[here], groups, seed),
+            "bits": float(bits[here].mean()),
+            "achieved_rate": sum(record["tokens"][i] for i in places) / max(original, 1),
+            "items": len(places),
+            "passages": len(set(groups)),
+            "accuracy": float(np.mean(right)) if right else None,
+            "microseconds_per_token": 1e6 * record["seconds"] / record["compressed_tokens"] if "seconds" in record else None,
+            **{f"{what}_kept": words[f"{what}_kept"] / words[what] if words[what] else None
+               for what in ("numbers", "names", "negations")},
+            "invented_words": words["invented"] / max(len(set(groups)), 1),
+        }  # fmt: skip
+
+
+def _or_none(value: float) -> float | None:
+    """JSON has no nan."""
+    return None if np.isnan(value) else value
+
+
+def respaced(text: str) -> str:
+    """The same words with sentences on lines of their own: how far bits move without any loss of content."""
+    return re.sub(r"(?<=[.!?;:]) +", "\n", text)
+
+
+def run_reader_benchmark(args: ReaderArguments) -> list[dict]:
+    """The whole benchmark: measure what is missing, then results, oracle, cost and report in the run's folder."""
+    run = ReaderBenchmark(args)
+    run.load()
+    run.measure()
+    rows = run.rows()
+    write_json(run.folder / RESULTS, {"reader": args.reader_name_or_path, "seed": args.seed, "rows": rows})
+    if args.oracle_items:
+        write_json(run.folder / ORACLE, run.oracle_rows())
+    if args.cost_prompt_tokens and run.compressors:
+        write_json(run.folder / COST, run.cost())
+    for path in write_report(run.folder):
+        print(path)
+    return rows

@@ -1,0 +1,148 @@
+"""From the rows of a reader benchmark to a Markdown report and plots. Nothing is computed here, only read and drawn."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+
+RESULTS, COST, ORACLE, REPORT = "reader_results.json", "cost.json", "oracle.json", "report.md"
+_EXAMPLES = 3
+
+
+def write_report(folder: str | Path) -> list[Path]:
+    """Report and plots from the JSON files of a run; returns what was written."""
+    folder = Path(folder)
+    results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    rows, tasks = results["rows"], list(dict.fromkeys(row["task"] for row in results["rows"]))
+    lines = [f"# What {results['reader']} can still do", "",
+             "retention = (bits without - bits with the short passage) / (bits without - bits with the full one), from totals; "
+             "in brackets 95 % of 2,000 draws of passages. Rates are of the reader's tokens of the output.", ""]  # fmt: skip
+    written = []
+    for task in tasks:
+        of_task = [row for row in rows if row["task"] == task and row["kind"] == "all"]
+        lines += [
+            f"## {task}",
+            "",
+            f"{of_task[0]['items']} items of {of_task[0]['passages']} passages.",
+            "",
+            *_table(of_task),
+            "",
+        ]
+        kinds = sorted({row["kind"] for row in rows if row["task"] == task} - {"all"})
+        if kinds:
+            lines += ["By kind, retention:", "", *_by_kind([row for row in rows if row["task"] == task], kinds), ""]
+        for path, key, label in ((folder / f"retention_{task}.png", None, None),
+                                 (folder / f"cost_{task}.png", "microseconds_per_token", "microseconds per token")):  # fmt: skip
+            if _draw(path, of_task, task, key, label):
+                written.append(path)
+                lines += [f"![{task}]({path.name})", ""]
+    if (folder / ORACLE).is_file():
+        lines += ["## Oracle", "", "Best words found by search with the reader itself, which sees the answer.", "",
+                  *_plain(json.loads((folder / ORACLE).read_text(encoding="utf-8"))), ""]  # fmt: skip
+    if (folder / COST).is_file():
+        cost = json.loads((folder / COST).read_text(encoding="utf-8"))
+        lines += ["## Cost of a whole request", "", f"Compressor {cost['compressor']}, {cost['new_tokens']} new tokens, "
+                  f"{cost['device']}.", "", *_plain(cost["rows"]), "",
+                  "Compressing pays from so many prompt tokens on: "
+                  + ", ".join(f"{rate}: {'not seen' if n is None else f'{n:.0f}'}" for rate, n in cost["break_even"].items()), ""]  # fmt: skip
+    lines += ["## Examples", "", *_examples(folder, results)]
+    path = folder / REPORT
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return [path, *written]
+
+
+def _table(rows: Sequence[dict]) -> list[str]:
+    lines = ["| compressor | rate | retention | achieved | accuracy | numbers | names | negations | invented | us/token |",
+             "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for row in sorted(rows, key=lambda row: (row["rate"], -_number(row["retention"]))):
+        low_high = "" if row["interval"] is None else " [{:.2f}, {:.2f}]".format(*row["interval"])
+        cells = [
+            row["compressor"],
+            f"{row['rate']:g}",
+            f"{_cell(row['retention'])}{low_high}",
+            f"{row['achieved_rate']:.3f}",
+        ]
+        cells += [
+            _cell(row[name]) for name in ("accuracy", "numbers_kept", "names_kept", "negations_kept", "invented_words")
+        ]
+        cells.append("–" if row["microseconds_per_token"] is None else f"{row['microseconds_per_token']:.0f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _by_kind(rows: Sequence[dict], kinds: Sequence[str]) -> list[str]:
+    lines = [f"| compressor | rate | {' | '.join(kinds)} |", "|---|---|" + "---|" * len(kinds)]
+    cells = {(row["compressor"], row["rate"], row["kind"]): row["retention"] for row in rows}
+    for name, rate in sorted({(row["compressor"], row["rate"]) for row in rows}, key=lambda key: (key[1], key[0])):
+        lines.append(
+            f"| {name} | {rate:g} | " + " | ".join(_cell(cells.get((name, rate, kind))) for kind in kinds) + " |"
+        )
+    return lines
+
+
+def _plain(rows: Sequence[dict]) -> list[str]:
+    names = list(rows[0])
+    lines = [f"| {' | '.join(name.replace('_', ' ') for name in names)} |", "|" + "---|" * len(names)]
+    return lines + ["| " + " | ".join(_cell(row[name]) for name in names) + " |" for row in rows]
+
+
+def _examples(folder: Path, results: dict) -> list[str]:
+    lines = []
+    for task in dict.fromkeys(row["task"] for row in results["rows"]):
+        for path in sorted((folder / "items" / task).glob("*-0.5.json")):
+            record = json.loads(path.read_text(encoding="utf-8"))
+            lines += [f"**{task}, {record['compressor']} at 0.5**", ""]
+            for output, bits in list(zip(record["outputs"], record["bits"]))[:_EXAMPLES]:
+                lines += ["> " + output.replace("\n", "\n> "), ">", f"> ({bits:.1f} bits)", ""]
+    return lines
+
+
+def _cell(value) -> str:
+    if value is None or value != value:
+        return "–"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _number(value: float | None) -> float:
+    return float("-inf") if value is None else value
+
+
+def _draw(path: Path, rows: Sequence[dict], task: str, key: str | None, label: str | None) -> bool:
+    """Retention against rate (without a key) or against a column; False if there is nothing to draw or no matplotlib."""
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        return False
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(dict.fromkeys(row["compressor"] for row in rows if row["rate"] < 1))
+    names.sort(key=lambda name: -max(_number(row["retention"]) for row in rows if row["compressor"] == name))
+    if not names:
+        return False
+    figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
+    colours = pyplot.get_cmap("tab20").colors
+    for place, name in enumerate(names):
+        points = sorted(
+            (row for row in rows if row["compressor"] == name and row["retention"] is not None),
+            key=lambda row: row["rate"],
+        )
+        x = [row["achieved_rate"] if key is None else row[key] for row in points]
+        y = [row["retention"] for row in points]
+        spans = [row["interval"] or (row["retention"],) * 2 for row in points]
+        errors = [
+            [value - low for value, (low, _) in zip(y, spans)],
+            [high - value for value, (_, high) in zip(y, spans)],
+        ]
+        axes.errorbar(x, y, yerr=errors, label=name, color=colours[place % 20], marker="os^D"[place % 4], markersize=4,
+                      linewidth=1, elinewidth=0.6, capsize=2, linestyle="-" if place < 20 else "--")  # fmt: skip
+    axes.set_xlabel("achieved rate, reader's tokens" if key is None else label)
+    axes.set_ylabel("retention")
+    axes.set_title(f"{task}: what the reader can still do")
+    axes.grid(alpha=0.25)
+    if key is not None:
+        axes.set_xscale("log")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7, frameon=False)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return True

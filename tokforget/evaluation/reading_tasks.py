@@ -1,0 +1,179 @@
+"""
+What a reader is asked about a text: questions with answers, lookups in any text, and later use of what came before.
+
+Every task is a list of [`ReadingItem`]: a passage that is compressed, what stands around it in the prompt, and a target
+whose bits are counted. Full, compressed and missing passage differ in nothing else.
+"""
+
+import gzip
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from tokforget.evaluation.lookups import find_lookups
+from tokforget.evaluation.questions import Question, load_questions
+from tokforget.evaluation.reader import Reader
+from tokforget.evaluation.word_counts import WordCounts
+
+
+# Two worked examples before every question, so that a small reader knows the form of an answer.
+_EXAMPLES = (
+    "Passage: The bridge over the Arve was built in 1874 by the engineer Louis Favre, and rebuilt after the flood of 1902.\n"
+    "Question: Who built the bridge?\nAnswer: Louis Favre\n\n"
+    "Passage: Tea reached the island in the 17th century. Most of it is grown in the north, where 4,200 families live from it.\n"
+    "Question: How many families live from tea?\nAnswer: 4,200\n\n"
+)
+_LATER_TOKENS = 96
+# A token is of later use if the passage makes it cheaper by more than so many bits.
+_LATER_GAIN = 1.0
+
+
+@dataclass(frozen=True)
+class ReadingItem:
+    """
+    Args:
+        passage (`str`): What is compressed.
+        group (`str`): Items of one passage share it; intervals are drawn over groups.
+        kind (`str`): Kind of text, for tables.
+        before (`str`), after (`str`): The prompt around the passage.
+        target (`str`): What the reader has to say; its bits are counted.
+        question (`str`, *optional*): What a question-aware compressor is told.
+        options (`tuple[str]`): Of a multiple choice, `target` among them.
+        counted (`tuple[int]`): Tokens of the target that count; all without.
+    """
+
+    passage: str
+    group: str
+    kind: str
+    before: str
+    after: str
+    target: str
+    question: str | None = None
+    options: tuple[str, ...] = ()
+    counted: tuple[int, ...] = field(default=(), repr=False)
+
+    def prompt(self, passage: str) -> str:
+        """The prompt with another passage in the passage's place."""
+        return f"{self.before}{passage}{self.after}"
+
+
+def question_items(questions: Sequence[Question], num_items: int, kind: str = "questions") -> list[ReadingItem]:
+    """
+    Every n-th question, so that `num_items` of them are spread over the whole file. The first accepted answer is the target.
+    """
+    if not questions:
+        raise ValueError("There is no question; nothing can be measured.")
+    chosen = [
+        questions[i] for i in np.unique(np.linspace(0, len(questions) - 1, min(num_items, len(questions))).astype(int))
+    ]
+    return [
+        ReadingItem(
+            passage=question.context,
+            group=question.context,
+            kind=kind,
+            before=f"{_EXAMPLES}Passage: ",
+            after=f"\nQuestion: {question.question.strip()}\nAnswer:",
+            target=f" {question.answers[0].strip()}",
+            question=question.question.strip(),
+            options=tuple(f" {option.strip()}" for option in question.options),
+        )
+        for question in chosen
+    ]
+
+
+def load_question_items(path: str, num_items: int) -> list[ReadingItem]:
+    """SQuAD-form JSON, yes-no and multiple-choice rows, LongBench prompts, rows with context, question and answer."""
+    return question_items(load_questions(path), num_items, Path(path).stem)
+
+
+def lookup_items(
+    passages: Sequence[tuple[str, str]], counts: WordCounts, lookups_per_text: int, seed: int
+) -> list[ReadingItem]:
+    """
+    Lookups in passages `(kind, text)`: the reader is shown the passage, then the words before a span, and has to go on with
+    the span. The words before it are the question of a question-aware compressor.
+    """
+    items = []
+    for kind, text in passages:
+        generator = random.Random(f"{seed} {text}")
+        for lookup in find_lookups(text, counts, lookups_per_text, generator):
+            items.append(
+                ReadingItem(
+                    passage=text, group=text, kind=kind, before="", after=f"\n\n... {lookup.cue}",
+                    target=f" {lookup.answer}", question=lookup.cue,
+                )
+            )  # fmt: skip
+    return items
+
+
+def later_use_items(passages: Sequence[tuple[str, str]], reader: Reader) -> list[ReadingItem]:
+    """
+    The first two thirds of each passage are compressed; of what follows, the tokens count whose bits fall by more than one
+    when the first part is shown in full. Texts without such tokens are left out.
+    """
+    items = []
+    for kind, text in passages:
+        at = text.rfind(" ", 0, 2 * len(text) // 3)
+        if at < 1:
+            continue
+        ids = reader.tokenizer(text[at:], add_special_tokens=False, return_offsets_mapping=True)
+        end = ids["offset_mapping"][:_LATER_TOKENS][-1][1]
+        items.append(ReadingItem(text[:at], text, kind, "", "", text[at : at + end]))
+    full = reader.token_bits([item.prompt(item.passage) for item in items], [item.target for item in items])
+    none = reader.token_bits([item.prompt("") for item in items], [item.target for item in items])
+    counted = [tuple(np.flatnonzero(without - shown > _LATER_GAIN).tolist()) for without, shown in zip(none, full)]
+    return [
+        ReadingItem(item.passage, item.group, item.kind, "", "", item.target, counted=places)
+        for item, places in zip(items, counted)
+        if places
+    ]
+
+
+def read_corpus(folder: str | Path, split: str, kinds: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
+    """
+    Documents `(kind, text)` of a folder of `.jsonl` or `.jsonl.gz` files with the fields `text` and `source`; the kind is
+    the field `kind`, else the file's name. A tenth of the sources each is `validation` and `test`: parts of one text share
+    the source before `#`, and never stand on both sides.
+
+    Raises:
+        `ValueError`: If the folder holds no such file, or a row lacks a field.
+    """
+    files = sorted(path for path in Path(folder).glob("*.jsonl*") if path.name.endswith((".jsonl", ".jsonl.gz")))
+    files = [path for path in files if not kinds or path.name.split(".")[0] in kinds]
+    if not files:
+        raise ValueError(f"{folder} holds no .jsonl or .jsonl.gz file{' of these kinds' if kinds else ''}.")
+    for path in files:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                row = json.loads(line)
+                if not isinstance(row.get("text"), str) or not isinstance(row.get("source"), str):
+                    raise ValueError(
+                        f"{path}, line {number}: needed are `text` and `source`, there are {sorted(row)}."
+                    )
+                if split_of_source(row["source"]) == split:
+                    yield row.get("kind", path.name.split(".")[0]), row["text"]
+
+
+def split_of_source(source: str) -> str:
+    """`train`, `validation` or `test`, by the source before `#`, alike on every machine."""
+    draw = random.Random(source.split("#")[0]).random()
+    return "test" if draw < 0.1 else "validation" if draw < 0.2 else "train"
+
+
+def draw_passages(
+    documents: Iterator[tuple[str, str]], per_kind: int, num_characters: int, seed: int
+) -> list[tuple[str, str]]:
+    """One stretch `(kind, text)` of about `num_characters` of each of the first `per_kind` documents, cut between words."""
+    found: dict[str, list[str]] = {}
+    for kind, text in documents:
+        texts = found.setdefault(kind, [])
+        if len(texts) < per_kind and len(text) >= num_characters // 2:
+            start = random.Random(f"{seed} {text}").randrange(max(1, len(text) - num_characters))
+            start = 0 if start == 0 else max(text.find(" ", start), text.find("\n", start)) + 1
+            end = text.rfind(" ", start, start + num_characters)
+            texts.append(text[start : end if 0 < end < len(text) - 1 else None].strip())
+    return [(kind, text) for kind in sorted(found) for text in found[kind] if text]

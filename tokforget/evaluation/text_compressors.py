@@ -1,0 +1,469 @@
+"""
+Compressors of strings under one seam, `(text, budget, question) -> text`, the budget in a reader's tokens: controls, cheap
+scores, scores of a language model, and whatever a user brings.
+
+Most of them rank units of a text (tokens, words, sentences) and keep the best that fit; [`fill`] holds the budget for all of
+them alike, by counting the output string.
+"""
+
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from importlib import import_module
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from tokforget.compression.compressor import Compressor
+from tokforget.evaluation.reader import Reader
+from tokforget.evaluation.word_counts import WordCounts, bare_word, split_words
+
+
+Spans = Sequence[tuple[int, int]]
+# A word is stepped over where a sentence ends or a line breaks.
+_SENTENCE = re.compile(r"[^\n]*?(?:[.!?…][\"')\]”’]*(?=\s|$)|\n|$)\s*", re.DOTALL)
+# Shares that the LLMLingua form keeps of each segment, in words.
+_SEGMENT_WORDS = 64
+_FAR = 5
+# Of the layers of a model, those whose attention is read: from a third to five sixths of its depth.
+_LAYERS = (1 / 3, 5 / 6)
+_ATTENTION_WEIGHT = 0.3
+
+
+class TextCompressor(Protocol):
+    """
+    Anything that makes a text shorter. `budget` counts tokens of the reader; a result above it is an error of the compressor.
+    `asks` tells whether `question` is looked at.
+    """
+
+    name: str
+    asks: bool
+
+    def __call__(self, text: str, budget: int, question: str | None = None) -> str: ...
+
+
+@dataclass
+class CompressorContext:
+    """What compressors are built from: the reader whose tokens are counted and whose passes are used, counts, and a seed."""
+
+    reader: Reader
+    counts: WordCounts
+    seed: int = 0
+    model_name_or_path: str | None = None
+
+    @cached_property
+    def policy(self) -> Compressor:
+        return Compressor.from_pretrained(self.model_name_or_path)
+
+
+# -- the budget --------------------------------------------------------------------------------------------------------
+def joined(text: str, spans: Spans, keep: np.ndarray) -> str:
+    """The kept spans of a text in order, without white space at either end."""
+    return "".join(text[start:end] for (start, end), kept in zip(spans, keep) if kept).strip()
+
+
+def fill(text: str, spans: Spans, ranks: np.ndarray, budget: int, count: Callable[[str], int]) -> str:
+    """
+    The longest output that the budget holds: as many spans as fit, by rank, then smaller ones of the next in line.
+
+    Args:
+        text (`str`): The text; `spans` are places in it, in order.
+        ranks (`np.ndarray` of shape `(num_spans,)`): Higher is kept first; ties go to the earlier span.
+        budget (`int`): Most tokens of the output string, as `count` counts them.
+        count (`Callable`): Tokens of a string.
+
+    Returns:
+        `str`: Empty if not even one span fits.
+    """
+    order = np.argsort(-np.asarray(ranks, dtype=np.float64), kind="stable")
+
+    def best(number: int) -> np.ndarray:
+        keep = np.zeros(len(spans), dtype=bool)
+        keep[order[:number]] = True
+        return keep
+
+    low, high = 0, len(spans) + 1  # `low` spans fit, `high` do not
+    while high - low > 1:
+        middle = (low + high) // 2
+        if count(joined(text, spans, best(middle))) <= budget:
+            low = middle
+        else:
+            high = middle
+    keep, misses = best(low), 0
+    for place in order[low:]:
+        if misses == 8:
+            break
+        keep[place] = True
+        if count(joined(text, spans, keep)) > budget:
+            keep[place] = False
+            misses += 1
+    return joined(text, spans, keep)
+
+
+@dataclass
+class RankedCompressor:
+    """
+    Keeps the highest ranked units of a text.
+
+    Args:
+        name (`str`): As in tables.
+        rank (`Callable`): `(text, question) -> (spans, ranks)`.
+        reader (`Reader`): Whose tokens the budget counts.
+        asks (`bool`): Whether `rank` looks at the question.
+    """
+
+    name: str
+    rank: Callable[[str, str | None], tuple[Spans, np.ndarray]]
+    reader: Reader
+    asks: bool = False
+
+    def __call__(self, text: str, budget: int, question: str | None = None) -> str:
+        if not text.strip():
+            return ""
+        spans, ranks = self.rank(text, question)
+        return fill(text, spans, ranks, budget, lambda output: self.reader.counts([output])[0])
+
+
+# -- units -------------------------------------------------------------------------------------------------------------
+def split_sentences(text: str) -> list[tuple[int, int]]:
+    """Places of the sentences of a text, lines at most, each with the white space behind it."""
+    return [match.span() for match in _SENTENCE.finditer(text) if match.end() > match.start()]
+
+
+def split_tokens(text: str, reader: Reader) -> list[tuple[int, int]]:
+    """Places of the reader's tokens; the parts of one character are one unit."""
+    spans: list[tuple[int, int]] = []
+    offsets = reader.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    for start, end in offsets["offset_mapping"]:
+        if spans and start < spans[-1][1]:
+            spans[-1] = (spans[-1][0], max(end, spans[-1][1]))
+        else:
+            spans.append((start, end))
+    return spans
+
+
+def over_units(spans: Spans, token_spans: Spans, values: np.ndarray, pool: Callable) -> np.ndarray:
+    """Token values `(num_tokens,)` to one value per unit, by `pool` (max, mean, sum); a unit without tokens has 0."""
+    middles = np.array([(start + end - 1) / 2 for start, end in token_spans])
+    unit = np.searchsorted(np.array([end for _, end in spans]), middles, side="right")
+    return np.array([pool(values[unit == i]) if (unit == i).any() else 0.0 for i in range(len(spans))])
+
+
+# -- controls ----------------------------------------------------------------------------------------------------------
+def _random(context: CompressorContext, split, text: str, _question) -> tuple[Spans, np.ndarray]:
+    spans = split(text)
+    generator = random.Random(f"{context.seed} {text}")
+    return spans, np.array([generator.random() for _ in spans])
+
+
+def _head(text: str, _question) -> tuple[Spans, np.ndarray]:
+    spans = split_words(text)
+    return spans, -np.arange(len(spans), dtype=float)
+
+
+def _tail(text: str, _question) -> tuple[Spans, np.ndarray]:
+    spans = split_words(text)
+    return spans, np.arange(len(spans), dtype=float)
+
+
+def _head_tail(text: str, _question) -> tuple[Spans, np.ndarray]:
+    spans = split_words(text)
+    places = np.arange(len(spans), dtype=float)
+    return spans, -np.minimum(places, len(spans) - 1 - places)
+
+
+# -- counts ------------------------------------------------------------------------------------------------------------
+def word_idf(context: CompressorContext, text: str, spans: Spans) -> np.ndarray:
+    """Inverse document frequency of each word, nats. Source: Spärck Jones 1972."""
+    return np.array([context.counts.idf(text[a:b]) for a, b in spans])
+
+
+def _idf_words(context: CompressorContext, text: str, _question) -> tuple[Spans, np.ndarray]:
+    spans = split_words(text)
+    return spans, word_idf(context, text, spans)
+
+
+def _stop_words(context: CompressorContext, text: str, _question) -> tuple[Spans, np.ndarray]:
+    """Function words last, the others by IDF."""
+    spans = split_words(text)
+    stops = np.array([context.counts.is_stop_word(text[a:b]) for a, b in spans])
+    return spans, word_idf(context, text, spans) - 100.0 * stops
+
+
+def hand_made_score(context: CompressorContext, text: str, spans: Spans) -> np.ndarray:
+    """Stop words last, words with digits or capitals within a sentence first, the others by IDF; about 0 to 3."""
+    idf = word_idf(context, text, spans) / context.counts.highest_idf
+    scores = np.zeros(len(spans))
+    begins = True
+    for place, (start, end) in enumerate(spans):
+        word = text[start:end].strip()
+        begins = begins or "\n" in text[start : end - len(word)]
+        first = word.lstrip("\"'“‘([{")[:1]
+        marked = (
+            any(c.isdigit() for c in word) or any(c.isupper() for c in word[1:]) or (first.isupper() and not begins)
+        )
+        scores[place] = idf[place] + marked - context.counts.is_stop_word(word)
+        begins = word.rstrip("\"'”’)]}")[-1:] in ".!?"
+    return scores
+
+
+def _hand_made(context: CompressorContext, text: str, _question) -> tuple[Spans, np.ndarray]:
+    spans = split_words(text)
+    return spans, hand_made_score(context, text, spans)
+
+
+# -- a language model's pass -------------------------------------------------------------------------------------------
+def self_information(context: CompressorContext, text: str, before: str = "") -> np.ndarray:
+    """Bits of each token given those before it, and given `before`; `(num_tokens,)`. Source: Li et al. 2023, 2310.06201."""
+    return context.reader.token_bits([before], [text])[0]
+
+
+def _self_information(context: CompressorContext, unit: str, text: str, _question) -> tuple[Spans, np.ndarray]:
+    tokens = _raw_tokens(text, context.reader)
+    bits = self_information(context, text)
+    if unit == "sentence":
+        spans = split_sentences(text)
+        return spans, over_units(spans, tokens, bits, np.mean)
+    spans = split_tokens(text, context.reader) if unit == "token" else split_words(text)
+    return spans, over_units(spans, tokens, bits, np.max)
+
+
+def _raw_tokens(text: str, reader: Reader) -> list[tuple[int, int]]:
+    offsets = reader.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    return offsets["offset_mapping"]
+
+
+def attention_received(context: CompressorContext, text: str) -> np.ndarray:
+    """
+    Attention that each token receives from tokens more than five further on, mean over heads, later tokens and the middle
+    layers; `(num_tokens,)`, each divided by what equal attention would give.
+    """
+    reader = context.reader
+    ids = [reader.start, *reader.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]]
+    model = reader.model
+    used = model.config._attn_implementation
+    model.set_attn_implementation("eager")  # the only one that hands its weights out
+    try:
+        with torch.no_grad():
+            layers = model(
+                torch.tensor([ids], device=model.device), output_attentions=True, use_cache=False
+            ).attentions
+    finally:
+        model.set_attn_implementation(used)
+    first, last = (round(share * len(layers)) for share in _LAYERS)
+    weights = torch.stack([layer[0].float().mean(0) for layer in layers[first : max(last, first + 1)]]).mean(0).cpu()
+    later = torch.ones_like(weights).tril(-_FAR - 1)
+    fair = later / torch.arange(1, len(ids) + 1)[:, None]
+    received = (weights * later).sum(0) / fair.sum(0).clamp(min=1e-6)
+    return received[1:].numpy()
+
+
+def _hand_made_attention(context: CompressorContext, text: str, _question) -> tuple[Spans, np.ndarray]:
+    spans = split_words(text)
+    received = over_units(spans, _raw_tokens(text, context.reader), attention_received(context, text), np.max)
+    spread = received.std() or 1.0
+    return spans, hand_made_score(context, text, spans) + _ATTENTION_WEIGHT * (received - received.mean()) / spread
+
+
+@dataclass
+class IterativePruning:
+    """
+    Segments one after another: each is scored by the bits of its words after what was kept of those before.
+
+    Source: Jiang et al. 2023, "LLMLingua", 2310.05736, section 3.2. Differs: whole words, equal shares for all segments, and
+    the reader's own language model.
+    """
+
+    context: CompressorContext
+    name: str = "iterative_pruning"
+    asks: bool = False
+
+    def __call__(self, text: str, budget: int, question: str | None = None) -> str:
+        reader, spans = self.context.reader, split_words(text)
+        if not spans:
+            return ""
+        total, kept, ranks = reader.counts([text])[0], "", np.zeros(len(spans))
+        for first in range(0, len(spans), _SEGMENT_WORDS):
+            part = spans[first : first + _SEGMENT_WORDS]
+            segment = text[part[0][0] : part[-1][1]]
+            local = [(a - part[0][0], b - part[0][0]) for a, b in part]
+            bits = self_information(self.context, segment, kept)
+            scores = over_units(local, _raw_tokens(segment, reader), bits, np.max)
+            # The rank within the segment decides, so that every segment keeps the same share.
+            ranks[first : first + len(part)] = np.argsort(np.argsort(scores, kind="stable"), kind="stable") / len(part)
+            share = budget * reader.counts([segment])[0] // max(total, 1)
+            kept += " " + fill(segment, local, scores, share, lambda output: reader.counts([output])[0])
+        return fill(text, spans, ranks, budget, lambda output: reader.counts([output])[0])
+
+
+def _phrases(context: CompressorContext, text: str, _question) -> tuple[Spans, np.ndarray]:
+    """
+    Mean self-information of phrases. Source: Li et al. 2023, "Selective Context", 2310.06201. Differs: a phrase is a run of
+    words up to a stop word or punctuation, with the stop words before it, where the source asks a parser for noun phrases.
+    """
+    phrases: list[list[int]] = []
+    begins, has_content = True, False
+    for start, end in split_words(text):
+        stop = context.counts.is_stop_word(text[start:end])
+        if begins or (has_content and stop):
+            phrases.append([start, end])
+            has_content = False
+        else:
+            phrases[-1][1] = end
+        has_content |= not stop
+        begins = text[end - 1] in ".,;:!?)"
+    spans = [tuple(phrase) for phrase in phrases]
+    return spans, over_units(spans, _raw_tokens(text, context.reader), self_information(context, text), np.mean)
+
+
+# -- with a question ---------------------------------------------------------------------------------------------------
+def _stems(text: str) -> list[str]:
+    """Bare words, cut to six letters: a stem good enough to match plural and tense."""
+    return [bare_word(word)[:6] for word in text.split() if bare_word(word)]
+
+
+def _overlap_sentences(context: CompressorContext, text: str, question: str | None) -> tuple[Spans, np.ndarray]:
+    """Sentences by the summed IDF of the question's words in them; ties to the earlier one."""
+    spans = split_sentences(text)
+    wanted = {
+        bare_word(w)[:6]: context.counts.idf(w) for w in (question or "").split() if not context.counts.is_stop_word(w)
+    }
+    return spans, np.array([sum(wanted.get(stem, 0.0) for stem in set(_stems(text[a:b]))) for a, b in spans])
+
+
+def _bm25_sentences(context: CompressorContext, text: str, question: str | None) -> tuple[Spans, np.ndarray]:
+    """Sentences by BM25, its counts over the sentences of the text. Source: Robertson et al. 1995; the library bm25s."""
+    try:
+        import bm25s
+    except ModuleNotFoundError as error:
+        raise ValueError("`bm25_sentences` needs the library bm25s: `pip install tokforget[readers]`.") from error
+    spans = split_sentences(text)
+    corpus, query = [_stems(text[a:b]) or ["-"] for a, b in spans], _stems(question or "") or ["-"]
+    index = bm25s.BM25()
+    index.index(corpus, show_progress=False)
+    known = [word for word in query if word in index.vocab_dict]
+    return spans, np.array(index.get_scores(known) if known else np.zeros(len(spans)), dtype=float)
+
+
+def _question_perplexity(context: CompressorContext, text: str, question: str | None) -> tuple[Spans, np.ndarray]:
+    """
+    How many bits the question saves on each word. Source: Jiang et al. 2023, "LongLLMLingua", 2310.06839, contrastive
+    perplexity. Differs: whole words, no document level, the reader's own language model.
+    """
+    spans = split_words(text)
+    saved = self_information(context, text) - self_information(context, text, f"Question: {question or ''}\nPassage: ")
+    return spans, over_units(spans, _raw_tokens(text, context.reader), saved, np.sum)
+
+
+# -- the policy, and anything else -------------------------------------------------------------------------------------
+@dataclass
+class PolicyCompressor:
+    """The compressor of a trained model. It counts its own tokens; its rate is searched until the reader's count fits."""
+
+    name: str
+    context: CompressorContext
+    options: dict
+    asks: bool = False
+
+    def __call__(self, text: str, budget: int, question: str | None = None) -> str:
+        reader, best = self.context.reader, ""
+        if not text.strip():
+            return ""
+        low, high, rate = 0.0, 1.0, min(1.0, budget / max(reader.counts([text])[0], 1))
+        for _ in range(9):
+            output = self.context.policy.compress(text, rate=rate, **self.options).text if rate < 1 else text
+            count = reader.counts([output])[0]
+            if count <= budget:
+                low = rate
+                if count >= reader.counts([best])[0]:
+                    best = output
+            else:
+                high = rate
+            if count == budget or high - low < 1e-3:
+                break
+            guess = rate * budget / max(count, 1)
+            rate = guess if low < guess < high else (low + high) / 2
+        return best
+
+
+@dataclass
+class ForeignCompressor:
+    """A callable `text, budget -> text` (or `text, budget, question -> text`, if it has an attribute `asks`) by import path."""
+
+    name: str
+    function: Callable[..., str]
+
+    @property
+    def asks(self) -> bool:
+        return bool(getattr(self.function, "asks", False))
+
+    def __call__(self, text: str, budget: int, question: str | None = None) -> str:
+        output = self.function(text, budget, question) if self.asks else self.function(text, budget)
+        if not isinstance(output, str):
+            raise TypeError(f"The compressor {self.name} returned {type(output).__name__}; a string is needed.")
+        return output
+
+
+def _ranked(name: str, rank: Callable, asks: bool = False) -> Callable[[CompressorContext], TextCompressor]:
+    return lambda context: RankedCompressor(name, partial(rank, context), context.reader, asks)
+
+
+def _plain(name: str, rank: Callable) -> Callable[[CompressorContext], TextCompressor]:
+    return lambda context: RankedCompressor(name, rank, context.reader)
+
+
+TEXT_COMPRESSORS: dict[str, Callable[[CompressorContext], TextCompressor]] = {
+    "random_tokens": lambda c: RankedCompressor("random_tokens", partial(_random, c, partial(split_tokens, reader=c.reader)), c.reader),
+    "random_words": lambda c: RankedCompressor("random_words", partial(_random, c, split_words), c.reader),
+    "random_sentences": lambda c: RankedCompressor("random_sentences", partial(_random, c, split_sentences), c.reader),
+    "head": _plain("head", _head),
+    "tail": _plain("tail", _tail),
+    "head_tail": _plain("head_tail", _head_tail),
+    "stop_words": _ranked("stop_words", _stop_words),
+    "idf_words": _ranked("idf_words", _idf_words),
+    "self_information_tokens": lambda c: RankedCompressor("self_information_tokens", partial(_self_information, c, "token"), c.reader),
+    "self_information_words": lambda c: RankedCompressor("self_information_words", partial(_self_information, c, "word"), c.reader),
+    "self_information_sentences": lambda c: RankedCompressor("self_information_sentences", partial(_self_information, c, "sentence"), c.reader),
+    "hand_made": _ranked("hand_made", _hand_made),
+    "hand_made_attention": _ranked("hand_made_attention", _hand_made_attention),
+    "iterative_pruning": IterativePruning,
+    "phrases": _ranked("phrases", _phrases),
+    "policy_tokens": lambda c: PolicyCompressor("policy_tokens", c, {"unit": "token"}),
+    "policy_words": lambda c: PolicyCompressor("policy_words", c, {"unit": "word"}),
+    "overlap_sentences": _ranked("overlap_sentences", _overlap_sentences, asks=True),
+    "bm25_sentences": _ranked("bm25_sentences", _bm25_sentences, asks=True),
+    "question_perplexity": _ranked("question_perplexity", _question_perplexity, asks=True),
+}  # fmt: skip
+
+
+def text_compressors(names: Sequence[str], context: CompressorContext) -> list[TextCompressor]:
+    """
+    Compressors by name, or by import path (`my_package.module:function`).
+
+    Raises:
+        `ValueError`: If a name is unknown or an import path leads nowhere.
+    """
+    found: list[TextCompressor] = []
+    for name in names:
+        if name in TEXT_COMPRESSORS:
+            found.append(TEXT_COMPRESSORS[name](context))
+            continue
+        module, colon, attribute = name.partition(":")
+        if not colon:
+            raise ValueError(
+                f"Unknown compressor {name!r}; there are {', '.join(TEXT_COMPRESSORS)}, and import paths such as "
+                "`my_package.module:function`."
+            )
+        try:
+            function = getattr(import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"The compressor {name!r} could not be imported: {error}") from error
+        found.append(ForeignCompressor(attribute, function))
+    doubled = [name for name, times in Counter(compressor.name for compressor in found).items() if times > 1]
+    if doubled:
+        raise ValueError(f"Compressors need different names; {', '.join(doubled)} came more than once.")
+    return found
