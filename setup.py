@@ -43,6 +43,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
+    classifiers=[f"Programming Language :: Python :: {version}" for version in ("3.11", "3.12", "3.13")],
     packages=[*find_packages(include=["tokforget*"]), *(f"tokforget.{name}" for name in BESIDE)],
     package_dir={f"tokforget.{name}": name for name in BESIDE},
     package_data={

@@ -6,7 +6,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).parent
 # Calls that fail when what they are given is not as it should be.
-CHECKS = {"raises", "warns", "assert_close"}
+CHECKS = {"raises", "warns", "assert_close", "assert_allclose"}
 
 
 def can_fail(function: ast.FunctionDef, checks: set[str]) -> bool:

@@ -16,6 +16,7 @@ from tests.support.recipes import Called, call
 from tokforget.cli.recipes import run_recipe
 from tokforget.data.arguments import DataArguments, PreparationArguments
 from tokforget.evaluation.arguments import EvaluationArguments
+from tokforget.evaluation.reader_arguments import ReaderArguments
 from tokforget.models.arguments import ModelArguments, ReconstructorArguments
 from tokforget.models.forget_model import ForgetModel
 from tokforget.models.starting_models import load_by_arguments
@@ -35,9 +36,12 @@ TYPES = {
     "reconstructor_gpu.yaml": RECONSTRUCTOR,
     "evaluation.yaml": EVALUATION,
     "evaluation_quick.yaml": EVALUATION,
+    "reader_benchmark.yaml": (ReaderArguments,),
     "leaderboard.yaml": (LeaderboardArguments,),
     "leaderboard_gpu.yaml": (LeaderboardArguments,),
 }
+# What a run file leaves to its user.
+ASKED_FOR = {"reader_benchmark.yaml": ["--corpus", "my_texts"]}
 HARDWARE = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 
 
@@ -45,7 +49,7 @@ HARDWARE = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 def test_every_run_file_parses(run):
     types = TYPES.get(run.name, JOINT)
     hardware = ["--use_cpu"] if types in (JOINT, RECONSTRUCTOR) else []
-    groups = parse_arguments(types, ["--config", str(run), *hardware])
+    groups = parse_arguments(types, ["--config", str(run), *hardware, *ASKED_FOR.get(run.name, [])])
     keys = yaml.safe_load(run.read_text())
     for key, value in keys.items():
         found = next(getattr(group, key) for group in groups if hasattr(group, key))
@@ -66,7 +70,8 @@ def test_hardware_files_say_where_and_nothing_else(hardware):
 QUICK = [
     "--config", "quick_test", "--max_steps", "4", "--warm_start_steps", "4", "--warm_start_texts", "16", "--eval_steps", "2",
     "--save_steps", "2", "--max_eval_texts", "4", "--max_test_texts", "6", "--logging_steps", "2", "--batch_size", "4",
-    "--reward_type", "simple", "--sampled_texts", "5", "--max_length", "48", "--min_length", "16", "--window", "24",
+    "--reward_type", "simple", "--sampled_texts", "5", "--reconstructor_text_fraction", "0.25",
+    "--max_length", "48", "--min_length", "16", "--window", "24",
 ]  # fmt: skip
 
 
@@ -148,7 +153,7 @@ def test_another_run_learns_from_its_warm_start_data_and_goes_on_from_its_policy
         "--max_steps",
         "1",
     )
-    assert again.returncode == 2 and "are of other texts than this run's" in again.stderr, again.stderr[-3000:]
+    assert again.returncode == 2 and "of other texts than this run's" in again.stderr, again.stderr[-3000:]
     again = call("train", *words, "--policy_name_or_path", out / "warm_start", "--warm_start_steps", "0", "--max_steps", "1",
                 "--policy_learning_rate", "0", "--output_dir", tmp_path / "on")  # fmt: skip
     assert again.returncode == 0, again.stderr[-3000:]

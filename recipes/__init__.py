@@ -1,0 +1,1 @@
+"""The scripts one launches; `tokforget.recipes` once installed."""
