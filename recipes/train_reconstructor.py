@@ -53,9 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     with faults_in_one_line():
         trainer.train(resume_from_checkpoint=checkpoint)
         rows += measure_stage(trainer, held_out, "after")
-        trainer.save_model(
-            args.output_dir, _internal_call=True
-        )  # with `push_to_hub` sent below, with its measurements
+        trainer.save_model(args.output_dir, _internal_call=True)  # with `push_to_hub` sent by `finish`
     facts = {"dataset": data_args.dataset_name, "layout": model_args.layout, "data_fingerprint": data["fingerprint"]}
     write_results(trainer, {"reconstructor": rows, "texts": len(held_out), "split": split, **facts})
     print_stages(rows, console)

@@ -87,7 +87,7 @@ def test_warm_start_data_are_read_as_they_were_written_and_refused_on_other_text
     stored = load_warm_start_data(str(tmp_path / "warm_start_data"), training)
     assert stored["input_ids"] == [*training, sampled]
     assert all(torch.equal(torch.tensor(row), own) for row, own in zip(stored["bits"], bits))
-    with pytest.raises(ValueError, match="is on other texts than this run's"):
+    with pytest.raises(ValueError, match="are of other texts than this run's"):
         load_warm_start_data(str(tmp_path / "warm_start_data"), training[::-1])
     with pytest.raises(ValueError, match="holds no warm-start data"):
         load_warm_start_data(str(tmp_path / "gone"), training)

@@ -195,7 +195,7 @@ def test_a_small_leaderboard_from_scratch_and_one_seed_more(tmp_path, base_folde
     joint = {key: value for key, value in training.items() if key != "reconstructor_name_or_path"}
     out = tmp_path / "board"
     words = [
-        "--output_dir", out, "--ablations", '{"bits_alone": {"share_warm_start": true, "reward_weights": [2]}}',
+        "--output_dir", out, "--ablations", '{"bits_alone": {"share_warm_start": true, "reward_weights": [2, 1]}}',
         "--ablation_seeds", "0",
         "--common", json.dumps({"dataset_name": str(tmp_path / "texts.jsonl"), "max_length": 24, "min_length": 8}),
         "--reconstructor", json.dumps(training | {"max_test_texts": 2}),

@@ -38,6 +38,7 @@ RECIPES = {
     "train": Recipe("train.py", "Train a policy, compare it with the baselines, save the model.", "launcher"),
     "evaluate": Recipe("evaluate.py", "Compare models with every baseline, write a report.", "launcher"),
     "baselines": Recipe("run_baselines.py", "Compare the baselines alone.", "launcher"),
+    "readers": Recipe("reader_benchmark.py", "Measure what a reader can do with compressed text.", "nobody"),
     "leaderboard": Recipe("leaderboard.py", "Train and compare over several seeds, in one table.", "recipe"),
     "push": Recipe("push_to_hub.py", "Send a model or prepared data to the Hub.", "nobody"),
 }

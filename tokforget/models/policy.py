@@ -158,6 +158,11 @@ class KeepMaskPolicy(nn.Module):
         nn.init.zeros_(self.to_logit.weight)
         nn.init.zeros_(self.to_logit.bias)
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether it has learnt any ranking; a fresh policy has none, since its last layer is zero."""
+        return bool(self.to_logit.weight.detach().any())
+
     def trunk(
         self, input_ids: torch.Tensor, valid: torch.Tensor, rate: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:

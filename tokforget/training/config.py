@@ -116,7 +116,9 @@ class ForgetConfig(BaseForgetConfig):
     # In `output_dir`: the policy as the joint loop found it, and what it had learnt from.
     warm_start_dir: ClassVar[str] = "warm_start"
     warm_start_data_dir: ClassVar[str] = "warm_start_data"
-    steps_by_default: ClassVar[int] = 240
+    # What a run does of which the length is not given.
+    default_max_steps: ClassVar[int] = 240
+    default_warm_start_steps: ClassVar[int] = 1000
 
     # Host defaults that differ here
     num_train_epochs: float | None = field(
@@ -152,10 +154,11 @@ class ForgetConfig(BaseForgetConfig):
     )
 
     # Warm start
-    warm_start_steps: int = field(
-        default=1000,
+    warm_start_steps: int | None = field(
+        default=None,
         metadata={
-            "help": "Steps of fitting the policy's ranking to the target's bits before the joint loop; 0 for none."
+            "help": "Steps of fitting the policy's ranking to the target's bits before the joint loop; 0 for none. 1000 by "
+            "default, and 0 for a policy that has been trained before, whose ranking it would replace."
         },
     )
     warm_start_target: str = field(
@@ -228,7 +231,7 @@ class ForgetConfig(BaseForgetConfig):
         WeightedRewards(self.reward_funcs, self.reward_weights)  # a reward that does not exist is an error now
         if self.num_train_epochs is None:
             self.num_train_epochs = BaseForgetConfig.num_train_epochs
-            self.max_steps = self.max_steps if self.max_steps > 0 else self.steps_by_default
+            self.max_steps = self.max_steps if self.max_steps > 0 else self.default_max_steps
         self.learning_rate = self.reconstructor_learning_rate
         super().__post_init__()
         check_at_least(self, "num_masks", 2)
@@ -238,8 +241,9 @@ class ForgetConfig(BaseForgetConfig):
             )
         if self.sampled_texts is None:
             self.sampled_texts = 0 if self.warm_start_data_path is not None else _SAMPLED_TEXTS
-        for name in ("sampled_texts", "warm_start_steps"):
-            check_at_least(self, name, 0)
+        check_at_least(self, "sampled_texts", 0)
+        if self.warm_start_steps is not None:
+            check_at_least(self, "warm_start_steps", 0)
         if not 0 < self.warm_start_logit_scale < math.inf:
             raise ValueError(
                 f"`warm_start_logit_scale` must be positive and finite, got {self.warm_start_logit_scale}."

@@ -142,6 +142,9 @@ class ForgetTrainer(BaseForgetTrainer):
         self._record_sampled(len(blocks) - num_own)
         if model.policy.ngrams is not None:
             model.policy.ngrams.fit(blocks["input_ids"])
+        if args.warm_start_steps is None:
+            args.warm_start_steps = 0 if model.policy.is_trained else args.default_warm_start_steps
+            self.run_record["warm_start_steps"] = args.warm_start_steps
         if args.warm_start_steps and not resumed:
             self._start_from_ranking(blocks["input_ids"], bits)
         self._is_prepared = True
@@ -201,9 +204,8 @@ class ForgetTrainer(BaseForgetTrainer):
         return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16)
 
     def _record_sampled(self, number: int) -> None:
-        data = self.run_record.get(
-            "data"
-        )  # of a recipe; the arguments that are recorded alone say how many were asked for
+        # Only a recipe records its data; from Python the arguments alone say how many texts were asked for.
+        data = self.run_record.get("data")
         if data and number:
             self.run_record["data"] = data | {"blocks": data["blocks"] | {"sampled": number}}
 
