@@ -162,7 +162,8 @@ def test_a_signal_to_the_launcher_ends_the_run_with_a_checkpoint(tmp_path, token
     run = shell(
         "train", "--accelerate_config", "cpu", "--config", "quick_test", "--reconstructor_path", "base", "--max_steps", "5000",
         "--warm_start_steps", "0", "--sampled_texts", "0", "--save_steps", "2", "--eval_strategy", "no",
-        "--load_best_model_at_end", "false", "--batch_size", "4", "--reward_funcs", "simple", "--output_dir", "out",
+        "--load_best_model_at_end", "false", "--batch_size", "4", "--reward_funcs", "simple", "--max_length", "32",
+        "--min_length", "8", "--window", "8", "--output_dir", "out",
         cwd=tmp_path,
     )  # fmt: skip
     until = time.monotonic() + 300

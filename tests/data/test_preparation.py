@@ -297,7 +297,7 @@ def test_every_reason_to_drop_has_words():
         (["--dataset_name", "missing.jsonl"], "'missing.jsonl': no such file or folder"),
         (["--dataset_name", "nobody/nothing"], "'nobody/nothing' (configuration None) is no local path and could not be"),
         (["--dataset_name", "embedded", "--val_split", "dev"], "`val_split` 'dev' is neither a split of the source"),
-        (["--dataset_name", "embedded", "--max_length", "9"], "`min_length` (16) exceeds `max_length` (9)"),
+        (["--dataset_name", "embedded", "--max_length", "9"], "`min_length` (32) exceeds `max_length` (9)"),
         (["--dataset_name", "embedded", "--duplicate_threshold", "0"], "must lie in (0, 1], got 0.0"),
         (["--dataset_name", "embedded", "--num_proc", "0"], "`num_proc` must be at least 1, got 0"),
         (["--dataset_name", "embedded", "--max_sequence", "3"], "unknown key `max_sequence`"),

@@ -21,6 +21,7 @@ from tokforget.training.checkpoints import check_output_dir, checkpoint_to_resum
 from tokforget.training.config import ForgetConfig
 from tokforget.training.faults import CheckpointError, NotFiniteError, RunInterrupted, SaveError, faults_in_one_line
 from tokforget.training.forget_trainer import ForgetTrainer
+from tokforget.training.resumable_trainer import NumberedTexts
 from tokforget.training.rewards import WeightedRewards
 
 
@@ -318,23 +319,17 @@ def test_a_folder_that_cannot_be(tmp_path, capsys):
     assert stop.value.code == 2 and "cannot be written: Not a directory." in capsys.readouterr().err
 
 
-class DyingTexts(torch.utils.data.Dataset):
-    """A training set whose worker is killed at the seventh text."""
+def test_a_data_loader_worker_that_dies_ends_the_run(base_folder, tokenizer, tmp_path, monkeypatch):
+    """Killed at the seventh text."""
+    read = NumberedTexts.__getitem__
 
-    def __len__(self) -> int:
-        return 48
-
-    def __getitem__(self, place: int) -> dict:
-        info = torch.utils.data.get_worker_info()
-        if info is not None and place == 7:
+    def read_or_die(self, place: int) -> dict:
+        if torch.utils.data.get_worker_info() is not None and place == 7:
             os.kill(os.getpid(), signal.SIGKILL)
-        return {"input_ids": [5, 6, 7, 8]}
+        return read(self, place)
 
-
-def test_a_data_loader_worker_that_dies_ends_the_run(base_folder, tokenizer, tmp_path):
-    trainer = make_trainer(
-        base_folder, tokenizer, tmp_path, train=DyingTexts(), max_steps=12, dataloader_num_workers=1
-    )
+    monkeypatch.setattr(NumberedTexts, "__getitem__", read_or_die)
+    trainer = make_trainer(base_folder, tokenizer, tmp_path, max_steps=60, dataloader_num_workers=1)
     with pytest.raises(RuntimeError, match="DataLoader worker .* is killed by signal: Killed"):
         trainer.train()
 

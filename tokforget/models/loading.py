@@ -1,6 +1,9 @@
 """Causal language models, adapters and tokenizers from a folder or the Hub: safetensors alone, checked before they are read."""
 
 import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -76,7 +79,16 @@ def add_adapter(base_model: PreTrainedModel, rank: int, alpha: int) -> PeftModel
     config = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear")
     # GPT-2's Conv1D stores its weights transposed.
     config.fan_in_fan_out = any(type(module).__name__ == "Conv1D" for module in base_model.modules())
-    return get_peft_model(base_model, config)
+    with _renamed_for_peft():
+        return get_peft_model(base_model, config)
+
+
+@contextmanager
+def _renamed_for_peft() -> Iterator[None]:
+    """Without the warning of Transformers 5.24 that PEFT asks for an attribute by its older name: no user could mend it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def is_adapter(path: str) -> bool:
@@ -93,7 +105,8 @@ def load_adapter(path: str, base_model: PreTrainedModel | None = None, is_traina
         config = PeftConfig.from_pretrained(path)
         if base_model is None:
             base_model = load_base_model(config.base_model_name_or_path, config.revision)
-        model = PeftModel.from_pretrained(base_model, path, is_trainable=is_trainable, use_safetensors=True)
+        with _renamed_for_peft():
+            model = PeftModel.from_pretrained(base_model, path, is_trainable=is_trainable, use_safetensors=True)
     except Exception as error:  # as for a base model
         raise ValueError(f"The adapter {path} could not be loaded: {' '.join(str(error).split())[:500]}") from error
     # PEFT loads what fits and draws the rest.
