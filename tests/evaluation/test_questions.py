@@ -20,8 +20,8 @@ from tokforget.evaluation.questions import (
     normalise_answer,
     read_all,
 )
-from tokforget.evaluation.words import encode
 from tokforget.masking import keep_count
+from tokforget.readers.words import encode
 
 
 @pytest.fixture(scope="module")

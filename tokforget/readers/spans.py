@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tokforget.evaluation.word_counts import WordCounts, bare_word, split_words
+from tokforget.readers.word_counts import WordCounts, bare_word, split_words
 
 
 # Words shown before a span; fewer where the text begins.
