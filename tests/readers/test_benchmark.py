@@ -189,7 +189,7 @@ def breaks_the_budget(text: str, budget: int) -> str:
 
 
 def test_any_callable_by_its_import_path(context):
-    (compressor,) = text_compressors(["tests.evaluation.test_reader_benchmark:a_user_compressor"], context)
+    (compressor,) = text_compressors(["tests.readers.test_benchmark:a_user_compressor"], context)
     assert compressor(TEXT, 5) == TEXT[:3] and not compressor.asks
     with pytest.raises(ValueError, match="Unknown compressor 'llmlingua'; there are random_tokens"):
         text_compressors(["llmlingua"], context)
@@ -337,7 +337,7 @@ def test_a_compressor_above_its_budget_ends_the_run(tmp_path, long_reader):
     args = arguments(
         tmp_path,
         long_reader,
-        compressors=["tests.evaluation.test_reader_benchmark:breaks_the_budget"],
+        compressors=["tests.readers.test_benchmark:breaks_the_budget"],
         texts_per_kind=0,
     )
     with pytest.raises(ValueError, match="breaks_the_budget returned .* tokens where .* were allowed"):
