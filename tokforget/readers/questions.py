@@ -35,7 +35,8 @@ def load_questions(path: str, split: str = "validation") -> list[Question]:
     Understood are SQuAD's nested form (`data / paragraphs / qas`), its flat one (`context`, `question`, `answers`),
     yes-no questions (`passage` or `context`, `question`, a boolean `answer`), multiple choice (`options` or `choices` with
     `answer` as place, letter or text), LongBench (`context`, `input`, `answers`), and whole prompts (`query`, `prompt` or
-    `origin_prompt`, with `gold`), whose last `Question:` or `Query:` divides context from question.
+    `origin_prompt`, with `gold`), whose last `Question:` or `Query:` divides context from question, and chats (`messages` of
+    `role` and `content`, with `question` and `answer` or ending in them).
 
     Raises:
         `FileNotFoundError`, `ValueError`: Naming what was tried, or the record that fits none of these forms.
@@ -76,7 +77,7 @@ def load_questions(path: str, split: str = "validation") -> list[Question]:
 
 
 def _question_of(record: dict, path: str, at: int) -> Question:
-    record = _divided(record)
+    record = _divided(_transcript(record, path, at))
     context = next((record[key] for key in ("context", "passage", "article", "document") if key in record), None)
     question = next((record[key] for key in ("question", "input", "query") if record.get(key)), None)
     answer = record.get("answers", record.get("answer"))
@@ -98,6 +99,28 @@ def _question_of(record: dict, path: str, at: int) -> Question:
     answers = [answer] if isinstance(answer, str) else answer
     texts = [item["text"] if isinstance(item, dict) else str(item) for item in answers]
     return Question(context, question, tuple(dict.fromkeys(text for text in texts if text.strip())))
+
+
+def _transcript(record: dict, path: str, at: int) -> dict:
+    """
+    A record of `messages` as context, question and answer; any other record as it is. Question and answer may have their own
+    fields; without, the last message of the user and the assistant's after it are meant, and the messages before are the context.
+    """
+    messages = record.get("messages")
+    if messages is None:
+        return record
+    if not all(isinstance(m, dict) and isinstance(m.get("content"), str) and "role" in m for m in messages):
+        raise ValueError(f"Record {at} of {path}: every message needs a `role` and a `content` that is a string.")
+    if not record.get("question"):
+        if len(messages) < 3 or [m["role"] for m in messages[-2:]] != ["user", "assistant"]:
+            raise ValueError(
+                f"Record {at} of {path}: without `question` and `answer` a transcript must end with the user's question and "
+                f"the assistant's answer, after one message at least; the roles are {[m['role'] for m in messages]}."
+            )
+        *messages, asked, answered = messages
+        record = {"question": asked["content"], "answer": answered["content"]}
+    context = "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+    return record | {"context": context}
 
 
 def _divided(record: dict) -> dict:

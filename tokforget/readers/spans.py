@@ -35,6 +35,16 @@ class Lookup:
     answer: str
     cue: str
 
+    @property
+    def suffix(self) -> str:
+        """What follows the text in the prompt."""
+        return f"\n\n... {self.cue}"
+
+    @property
+    def target(self) -> str:
+        """What a reader then has to say; with [`suffix`] a pair for [`Reader.span_bits`]."""
+        return f" {self.answer}"
+
 
 def find_lookups(text: str, counts: WordCounts, num_lookups: int, generator: random.Random) -> list[Lookup]:
     """

@@ -103,8 +103,8 @@ def lookup_items(
         for lookup in find_lookups(text, counts, lookups_per_text, generator):
             items.append(
                 ReadingItem(
-                    passage=text, group=text, kind=kind, before="", after=f"\n\n... {lookup.cue}",
-                    target=f" {lookup.answer}", question=lookup.cue,
+                    passage=text, group=text, kind=kind, before="", after=lookup.suffix,
+                    target=lookup.target, question=lookup.cue,
                 )
             )  # fmt: skip
     return items
