@@ -14,15 +14,15 @@ import os
 # tokforget sends nothing on its own, its host's ping included.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-from tokforget.evaluation.reader_arguments import ReaderArguments
 from tokforget.parsing import parse_arguments, refuse
+from tokforget.readers.arguments import ReaderArguments
 
 
 def main(argv: list[str] | None = None) -> None:
     (args,) = parse_arguments((ReaderArguments,), argv, __doc__)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
 
-    from tokforget.evaluation.reader_benchmark import run_reader_benchmark
+    from tokforget.readers.benchmark import run_reader_benchmark
 
     try:
         run_reader_benchmark(args)

@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tokforget.evaluation.reader import continuation_nll, load_reader, load_tokenizer
-from tokforget.evaluation.words import decode, encode
+from tokforget.readers.language_model import continuation_nll, load_reader, load_tokenizer
+from tokforget.readers.words import decode, encode
 from tokforget.training.episodes import EpisodeBatch
 
 

@@ -16,11 +16,11 @@ from tests.support.recipes import Called, call
 from tokforget.cli.recipes import run_recipe
 from tokforget.data.arguments import DataArguments, PreparationArguments
 from tokforget.evaluation.arguments import EvaluationArguments
-from tokforget.evaluation.reader_arguments import ReaderArguments
 from tokforget.models.arguments import ModelArguments, ReconstructorArguments
 from tokforget.models.forget_model import ForgetModel
 from tokforget.models.starting_models import load_by_arguments
 from tokforget.parsing import parse_arguments
+from tokforget.readers.arguments import ReaderArguments
 from tokforget.training.config import ForgetConfig, ReconstructorConfig
 
 

@@ -16,12 +16,12 @@ from tokforget.evaluation.questions import (
     answer_f1,
     compress_contexts,
     exact_match,
-    load_questions,
     normalise_answer,
     read_all,
 )
-from tokforget.evaluation.words import encode
 from tokforget.masking import keep_count
+from tokforget.readers.questions import load_questions
+from tokforget.readers.words import encode
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,10 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from tests.conftest import make_gpt2
 from tokforget import scoring
-from tokforget.evaluation.reader import continuation_nll
-from tokforget.evaluation.words import (
+from tokforget.metrics import metric_path
+from tokforget.models.measuring import summarise
+from tokforget.readers.language_model import continuation_nll
+from tokforget.readers.words import (
     aligned,
     count_restored_words,
     decode_with_spans,
@@ -30,8 +32,6 @@ from tokforget.evaluation.words import (
     lost_by_text,
     rouge_scores,
 )
-from tokforget.metrics import metric_path
-from tokforget.models.measuring import summarise
 
 
 ROOT = Path(__file__).parents[2]
@@ -344,11 +344,11 @@ def test_reader_retention_by_hand(load):
     assert metric.compute(bits_compressed=bits["bits_full"], **bits)["reader_retention"] == 1.0
     assert metric.compute(bits_compressed=bits["bits_none"], **bits)["reader_retention"] == 0.0
     worthless = metric.compute(bits_full=[5.0], bits_compressed=[4.0], bits_none=[5.0])
-    assert worthless["reader_retention"] is None and worthless["interval"] is None
+    assert worthless["reader_retention"] is None and worthless["interval_low"] is None
 
 
 def test_reader_retention_reads_prompts_itself(load, tokenizer, base_folder):
-    from tokforget.evaluation.reader import Reader
+    from tokforget.readers.language_model import Reader
 
     full, none, target = "the cat sat on the mat\nthe cat sat on", "\nthe cat sat on", " the mat"
     result = load("reader_retention").compute(

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tokforget.evaluation.reader import continuation_nll
 from tokforget.evaluation.statistics import ratio_interval
-from tokforget.evaluation.words import encode
+from tokforget.readers.language_model import continuation_nll
+from tokforget.readers.words import encode
 from tokforget.scoring import context_retention
 
 

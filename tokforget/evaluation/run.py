@@ -21,7 +21,6 @@ from tokforget.evaluation.baselines import ScorerContext, baselines
 from tokforget.evaluation.comparison import KEEP_ALL, Comparison, judge, print_table, rows_of
 from tokforget.evaluation.continuations import Continuations
 from tokforget.evaluation.questions import Reading, compress_contexts, load_questions, read_all
-from tokforget.evaluation.reader import load_reader, load_tokenizer
 from tokforget.evaluation.report import (
     BASELINE_RESULTS,
     DOWNSTREAM,
@@ -35,12 +34,13 @@ from tokforget.evaluation.report import (
 from tokforget.evaluation.scorers import Policy, Scorer
 from tokforget.evaluation.speed import break_even, load_target, measure_speed
 from tokforget.evaluation.text_quality import TextQuality
-from tokforget.evaluation.words import decode
 from tokforget.files import write_json
 from tokforget.launch import check_evaluation
 from tokforget.models.forget_model import ForgetModel
 from tokforget.models.reconstructor import Reconstructor
 from tokforget.models.reconstructor_folder import load_reconstructor
+from tokforget.readers.language_model import load_reader, load_tokenizer
+from tokforget.readers.words import decode
 from tokforget.scoring import mask_bits
 
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tokforget.evaluation.comparison import Batch, Comparison
 from tokforget.evaluation.vocabulary import WORD_CLASSES, Vocabulary
-from tokforget.evaluation.words import (
+from tokforget.readers.words import (
     RestoredWords,
     count_restored_words,
     decode,

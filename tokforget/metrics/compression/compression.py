@@ -1,9 +1,9 @@
 """How much smaller a compression made texts: by its keep masks, and by its strings counted anew."""
 
 from tokforget import scoring
-from tokforget.evaluation import reader
-from tokforget.evaluation import words as text_scoring
 from tokforget.metrics import columns
+from tokforget.readers import language_model
+from tokforget.readers import words as text_scoring
 
 
 class Compression(columns.ColumnMetric):
@@ -22,7 +22,7 @@ class Compression(columns.ColumnMetric):
         if compressed is not None and references is not None:
             if tokenizer is None:
                 raise ValueError("Strings are counted in tokens: pass `tokenizer` (a name, folder or object).")
-            tokenizer = reader.load_tokenizer(tokenizer)
+            tokenizer = language_model.load_tokenizer(tokenizer)
             kept, tokens = (sum(map(len, text_scoring.encode(t, tokenizer))) for t in (compressed, references))
             counts = scoring.rate_and_ratio(kept, tokens) | {"kept_tokens": kept, "tokens": tokens}
             result |= {f"reencoded_{name}": value for name, value in counts.items()}

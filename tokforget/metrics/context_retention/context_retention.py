@@ -1,8 +1,8 @@
 """How much of what a context tells a language model about its continuation a compressed context still tells."""
 
 from tokforget import scoring
-from tokforget.evaluation import reader
 from tokforget.metrics import columns
+from tokforget.readers import language_model
 
 
 _NLL = ["nll_full", "nll_compressed", "nll_none", "num_continuation_tokens"]
@@ -47,7 +47,7 @@ def _read(cases, continuation, model, tokenizer, batch_size) -> tuple[list[list[
         raise ValueError("To read texts, pass `model` (a name, folder or object); or give the bits themselves.")
     if tokenizer is None and not isinstance(model, str):
         raise ValueError("Pass the `tokenizer` of the model object too.")
-    tokenizer = reader.load_tokenizer(model if tokenizer is None else tokenizer)
-    model = reader.load_reader(model)
-    scores = [reader.continuation_nll(model, tokenizer, texts, continuation, batch_size) for texts in cases]
+    tokenizer = language_model.load_tokenizer(model if tokenizer is None else tokenizer)
+    model = language_model.load_reader(model)
+    scores = [language_model.continuation_nll(model, tokenizer, texts, continuation, batch_size) for texts in cases]
     return [score.nll.tolist() for score in scores], scores[0].num_tokens.tolist()

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from tokforget.evaluation import reader, reader_benchmark, words
 from tokforget.metrics import columns
+from tokforget.readers import benchmark, language_model, words
 
 
 _BITS = ["bits_full", "bits_compressed", "bits_none"]
@@ -34,7 +34,7 @@ class ReaderRetention(columns.ColumnMetric):
                 raise ValueError(f"Give either {_BITS} or {_TEXTS}, not both.")
             if model is None:
                 raise ValueError("To read prompts, pass `model` (a name, a folder, or a `Reader`); or give the bits.")
-            reads = model if isinstance(model, reader.Reader) else reader.Reader.from_pretrained(model)
+            reads = model if isinstance(model, language_model.Reader) else language_model.Reader.from_pretrained(model)
             full, compressed, none = (reads.bits(texts, target) for texts in prompts)
         elif None not in (bits_full, bits_compressed, bits_none):
             full, compressed, none = (np.array(bits) for bits in (bits_full, bits_compressed, bits_none))
@@ -43,11 +43,12 @@ class ReaderRetention(columns.ColumnMetric):
         for bits in (full, compressed, none):
             columns.check_bits(bits)
         groups = passage or [str(place) for place in range(len(full))]
-        interval = reader_benchmark.retention_interval(compressed, full, none, groups, seed)
-        value = reader_benchmark.retention(compressed, full, none)
+        interval = benchmark.retention_interval(compressed, full, none, groups, seed)
+        value = benchmark.retention(compressed, full, none)
         return {
             "reader_retention": None if np.isnan(value) else value,
-            "interval": None if interval is None else list(interval),
+            "interval_low": None if interval is None else interval[0],
+            "interval_high": None if interval is None else interval[1],
             "bits_full": words.mean(full),
             "bits_compressed": words.mean(compressed),
             "bits_none": words.mean(none),

@@ -6,9 +6,9 @@ from itertools import chain
 import torch
 
 from tokforget import scoring
-from tokforget.evaluation import reader
-from tokforget.evaluation import words as text_scoring
 from tokforget.metrics import columns
+from tokforget.readers import language_model
+from tokforget.readers import words as text_scoring
 
 
 class Restoration(columns.ColumnMetric):
@@ -41,7 +41,7 @@ class Restoration(columns.ColumnMetric):
             )
             result |= _exact_tokens(restored_ids, input_ids, keep_mask)
         if by_ids and tokenizer is not None:
-            words = _words_of_ids(restored_ids, input_ids, keep_mask, reader.load_tokenizer(tokenizer))
+            words = _words_of_ids(restored_ids, input_ids, keep_mask, language_model.load_tokenizer(tokenizer))
         elif by_strings:
             words = _words_of_strings(predictions, references, compressed)
         return result if words is None else result | words.shares() | asdict(words)

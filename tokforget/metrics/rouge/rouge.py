@@ -2,8 +2,8 @@
 
 from datasets import Features, List
 
-from tokforget.evaluation import words as text_scoring
 from tokforget.metrics import columns
+from tokforget.readers import words as text_scoring
 
 
 _STATISTICS = ("fmeasure", "precision", "recall")

@@ -4,10 +4,10 @@ import time
 
 import numpy as np
 
-from tokforget.evaluation.reader import Reader
-from tokforget.evaluation.reading_tasks import ReadingItem
-from tokforget.evaluation.text_compressors import fill
-from tokforget.evaluation.word_counts import split_words
+from tokforget.readers.language_model import Reader
+from tokforget.readers.tasks import ReadingItem
+from tokforget.readers.text_compressors import fill
+from tokforget.readers.word_counts import split_words
 
 
 # Proposals that the reader reads in one batch.

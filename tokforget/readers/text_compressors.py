@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from tokforget.compression.compressor import Compressor
-from tokforget.evaluation.reader import Reader
-from tokforget.evaluation.word_counts import WordCounts, bare_word, split_words
+from tokforget.readers.language_model import Reader
+from tokforget.readers.word_counts import WordCounts, bare_word, split_words
 
 
 Spans = Sequence[tuple[int, int]]

@@ -5,8 +5,8 @@ import time
 import numpy as np
 import torch
 
-from tokforget.evaluation.reader import Reader
-from tokforget.evaluation.text_compressors import TextCompressor
+from tokforget.readers.language_model import Reader
+from tokforget.readers.text_compressors import TextCompressor
 
 
 def request_seconds(reader: Reader, prompt: str, new_tokens: int, repeats: int = 3) -> tuple[float, float, int]:

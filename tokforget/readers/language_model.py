@@ -2,6 +2,7 @@
 The language model that reads a compressed text: untouched, and never told that or where tokens were dropped.
 """
 
+import inspect
 import math
 import platform
 from collections.abc import Sequence
@@ -14,9 +15,9 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tokforget.evaluation.words import encode
 from tokforget.launch import emulates_bf16
 from tokforget.models import loading
+from tokforget.readers.words import encode
 
 
 @dataclass
@@ -150,18 +151,85 @@ class Reader:
         prompt_ids, target_ids = encode(prompts, self.tokenizer), encode(targets, self.tokenizer)
         rows = [[self.start, *prompt, *target] for prompt, target in zip(prompt_ids, target_ids)]
         _check_rows(self.model, rows, target_ids)
-        batches: list[list[int]] = []
-        for i in sorted(range(len(rows)), key=lambda i: -len(rows[i])):
-            # Rows come from the longest to the shortest: the first of a batch says how wide it is.
-            if batches and (len(batches[-1]) + 1) * len(rows[batches[-1][0]]) <= self.batch_tokens:
-                batches[-1].append(i)
-            else:
-                batches.append([i])
+        batches = _batches_by_length([len(row) for row in rows], self.batch_tokens)
         return _score_batches(self.model, rows, [len(ids) for ids in target_ids], batches, progress)
 
     def bits(self, prompts: Sequence[str], targets: Sequence[str], progress: str | None = None) -> np.ndarray:
         """Bits of each whole target after its prompt `(num_texts,)`, float64; see [`Reader.token_bits`]."""
         return np.array([of_target.sum() for of_target in self.token_bits(prompts, targets, progress)])
+
+    def span_bits(
+        self,
+        lookups: Sequence[tuple[str, Sequence[tuple[str, str]]]],
+        share_context: bool = True,
+        progress: str | None = None,
+    ) -> list[np.ndarray]:
+        """
+        Bits of several targets after one context each: the context is read once, however many are asked of it.
+
+        Context, suffix and target are tokenised apart, so that the suffixes and targets of a text are the same tokens after
+        whatever a compressor made of it. The suffixes of a context do not see each other.
+
+        Args:
+            lookups (`Sequence` of `(context, [(suffix, target), ...])`):
+                What the reader is shown, which may be empty; then pairs of what follows it in the prompt, which may be
+                empty too, and of the string whose bits are counted.
+            share_context (`bool`):
+                Whether a context is read once, where the model allows it ([`Reader.shares_contexts`]); without, a row for each pair.
+            progress (`str`, *optional*): Text of a progress bar; none is shown without.
+
+        Returns:
+            `list[np.ndarray]`: One for each context, float64 of shape `(num_pairs,)`, in bits `-log2 p(target)`.
+
+        Raises:
+            `ValueError`: If a target is empty, or context, suffix and target do not fit the model: they are not cut.
+        """
+        context_ids = encode([context for context, _ in lookups], self.tokenizer)
+        pairs = [pair for _, asked in lookups for pair in asked]
+        suffix_ids = encode([suffix for suffix, _ in pairs], self.tokenizer) if pairs else []
+        target_ids = encode([target for _, target in pairs], self.tokenizer) if pairs else []
+        owner = [i for i, (_, asked) in enumerate(lookups) for _ in asked]
+        prompts = [[self.start, *context_ids[i], *suffix] for i, suffix in zip(owner, suffix_ids)]
+        rows = [[*prompt, *target] for prompt, target in zip(prompts, target_ids)]
+        _check_rows(self.model, rows, target_ids)
+        lengths = [len(ids) for ids in target_ids]
+        if not (share_context and self.shares_contexts):
+            by_length = _batches_by_length([len(row) for row in rows], self.batch_tokens)
+            by_pair = _score_batches(self.model, rows, lengths, by_length, progress)
+        else:
+            branches: list[list[int]] = [[] for _ in lookups]
+            for pair, i in enumerate(owner):
+                branches[i].append(pair)
+            trees = [i for i in range(len(lookups)) if branches[i]]
+            widths = [
+                1 + len(context_ids[i]) + sum(len(suffix_ids[p]) + lengths[p] for p in branches[i]) for i in trees
+            ]
+            by_pair = [np.zeros(0)] * len(pairs)
+            for batch in tqdm(_batches_by_length(widths, self.batch_tokens), desc=progress, disable=progress is None):
+                asked = [p for at in batch for p in branches[trees[at]]]
+                stems = [[self.start, *context_ids[trees[at]]] for at in batch]
+                leaves = [[(suffix_ids[p], target_ids[p]) for p in branches[trees[at]]] for at in batch]
+                found = _score_trees(self.model, stems, leaves)
+                for p, of_pair in zip(asked, found.split([lengths[p] for p in asked])):
+                    by_pair[p] = of_pair.numpy()
+        sums = [float(of_pair.sum()) for of_pair in by_pair]
+        found_bits, first = [], 0
+        for _, asked_of in lookups:
+            found_bits.append(np.array(sums[first : first + len(asked_of)], dtype=np.float64))
+            first += len(asked_of)
+        return found_bits
+
+    @property
+    def shares_contexts(self) -> bool:
+        """
+        Whether the model takes places and an attention mask of its caller's: full attention only, computed by PyTorch. What
+        has windows, recurrent layers or other kernels reads a row for each lookup instead.
+        """
+        config = self.model.config.get_text_config()
+        full = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+        takes_places = "position_ids" in inspect.signature(self.model.forward).parameters
+        by_torch = config._attn_implementation in ("sdpa", "eager")
+        return full and takes_places and by_torch and getattr(config, "sliding_window", None) is None
 
 
 def computes_in_bf16(device: torch.device) -> bool:
@@ -169,6 +237,18 @@ def computes_in_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     return device.type == "cpu" and platform.machine() == "x86_64" and not emulates_bf16()
+
+
+def _batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Places of rows, the longest first, in batches of at most `batch_tokens` with padding; a longer row stands alone."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        # Rows come from the longest to the shortest: the first of a batch says how wide it is.
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= batch_tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
 
 
 def _score_batches(
@@ -233,3 +313,49 @@ def _score_rows(model: PreTrainedModel, rows: list[list[int]], lengths: list[int
     finally:
         handle.remove()
     return F.cross_entropy(logits, target.to(logits.device), reduction="none").double().cpu() / math.log(2)
+
+
+@torch.no_grad()
+def _score_trees(
+    model: PreTrainedModel, stems: list[list[int]], leaves: list[list[tuple[list[int], list[int]]]]
+) -> torch.Tensor:
+    """
+    Bits of the target of every leaf `(suffix, target)` of every stem, one leaf after another. A stem and its leaves are one row:
+    a leaf's places go on from the stem's end, and it attends to the stem and to itself.
+    """
+    rows, places, owners, row_of, column, targets = [], [], [], [], [], []
+    for at, (stem, of_stem) in enumerate(zip(stems, leaves)):
+        row, place, owner = list(stem), list(range(len(stem))), [0] * len(stem)
+        for number, (suffix, target) in enumerate(of_stem, 1):
+            first = len(row)
+            read = [*suffix, *target[:-1]]
+            row += read
+            place += range(len(stem), len(stem) + len(read))
+            owner += [number] * len(read)
+            # The token before the target predicts its first one; without a suffix that is the stem's last.
+            before = [first + len(suffix) - 1] if suffix else [len(stem) - 1]
+            column += before + list(range(first + len(suffix), first + len(read)))
+            row_of += [at] * len(target)
+            targets += target
+        rows.append(row)
+        places.append(place)
+        owners.append(owner)
+    width = max(len(row) for row in rows)
+    input_ids = torch.tensor([row + [row[0]] * (width - len(row)) for row in rows])  # (B, W)
+    position_ids = torch.tensor([place + [0] * (width - len(place)) for place in places])
+    # Padding is a leaf of its own, so that it attends to something and nothing attends to it.
+    owner_of = torch.tensor([owner + [-1] * (width - len(owner)) for owner in owners])
+    causal = torch.ones(width, width, dtype=torch.bool).tril()
+    seen = causal & ((owner_of[:, None, :] == 0) | (owner_of[:, None, :] == owner_of[:, :, None]))  # (B, W, W)
+    mask = torch.zeros(seen.shape, dtype=model.dtype).masked_fill(~seen, torch.finfo(model.dtype).min)[:, None]
+    where = (torch.tensor(row_of), torch.tensor(column))
+    handle = model.get_output_embeddings().register_forward_pre_hook(lambda _, hidden: (hidden[0][where][None],))
+    try:
+        shown = {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": mask}
+        logits = (
+            model(**{k: v.to(model.device) for k, v in shown.items()}, use_cache=False).logits[0].float()
+        )  # (N, V)
+    finally:
+        handle.remove()
+    target_ids = torch.tensor(targets, device=logits.device)
+    return F.cross_entropy(logits, target_ids, reduction="none").double().cpu() / math.log(2)

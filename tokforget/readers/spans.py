@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tokforget.evaluation.word_counts import WordCounts, bare_word, split_words
+from tokforget.readers.word_counts import WordCounts, bare_word, split_words
 
 
 # Words shown before a span; fewer where the text begins.
@@ -34,6 +34,16 @@ class Lookup:
     end: int
     answer: str
     cue: str
+
+    @property
+    def suffix(self) -> str:
+        """What follows the text in the prompt."""
+        return f"\n\n... {self.cue}"
+
+    @property
+    def target(self) -> str:
+        """What a reader then has to say; with [`suffix`] a pair for [`Reader.span_bits`]."""
+        return f" {self.answer}"
 
 
 def find_lookups(text: str, counts: WordCounts, num_lookups: int, generator: random.Random) -> list[Lookup]:

@@ -9,12 +9,10 @@ import pytest
 import torch
 
 from tests.conftest import make_gpt2
-from tokforget.evaluation import reader_benchmark
-from tokforget.evaluation.lookups import find_lookups
 from tokforget.evaluation.questions import Question
-from tokforget.evaluation.reader import Reader
-from tokforget.evaluation.reader_arguments import ReaderArguments
-from tokforget.evaluation.reader_benchmark import (
+from tokforget.readers import benchmark as reader_benchmark
+from tokforget.readers.arguments import ReaderArguments
+from tokforget.readers.benchmark import (
     ReaderBenchmark,
     difference_interval,
     kept_words,
@@ -23,8 +21,11 @@ from tokforget.evaluation.reader_benchmark import (
     run_reader_benchmark,
     target_bits,
 )
-from tokforget.evaluation.reader_oracle import search_best_words
-from tokforget.evaluation.reading_tasks import (
+from tokforget.readers.cost import break_even_tokens
+from tokforget.readers.language_model import Reader
+from tokforget.readers.oracle import search_best_words
+from tokforget.readers.spans import find_lookups
+from tokforget.readers.tasks import (
     ReadingItem,
     draw_passages,
     later_use_items,
@@ -33,15 +34,14 @@ from tokforget.evaluation.reading_tasks import (
     read_corpus,
     split_of_source,
 )
-from tokforget.evaluation.request_cost import break_even_tokens
-from tokforget.evaluation.text_compressors import (
+from tokforget.readers.text_compressors import (
     TEXT_COMPRESSORS,
     CompressorContext,
     fill,
     split_sentences,
     text_compressors,
 )
-from tokforget.evaluation.word_counts import WordCounts, bare_word, split_words
+from tokforget.readers.word_counts import WordCounts, bare_word, split_words
 
 
 TEXT = (
@@ -189,7 +189,7 @@ def breaks_the_budget(text: str, budget: int) -> str:
 
 
 def test_any_callable_by_its_import_path(context):
-    (compressor,) = text_compressors(["tests.evaluation.test_reader_benchmark:a_user_compressor"], context)
+    (compressor,) = text_compressors(["tests.readers.test_benchmark:a_user_compressor"], context)
     assert compressor(TEXT, 5) == TEXT[:3] and not compressor.asks
     with pytest.raises(ValueError, match="Unknown compressor 'llmlingua'; there are random_tokens"):
         text_compressors(["llmlingua"], context)
@@ -337,7 +337,7 @@ def test_a_compressor_above_its_budget_ends_the_run(tmp_path, long_reader):
     args = arguments(
         tmp_path,
         long_reader,
-        compressors=["tests.evaluation.test_reader_benchmark:breaks_the_budget"],
+        compressors=["tests.readers.test_benchmark:breaks_the_budget"],
         texts_per_kind=0,
     )
     with pytest.raises(ValueError, match="breaks_the_budget returned .* tokens where .* were allowed"):

@@ -19,11 +19,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tokforget.evaluation.reader import Reader
-from tokforget.evaluation.reader_arguments import ReaderArguments
-from tokforget.evaluation.reader_oracle import search_best_words
-from tokforget.evaluation.reader_report import COST, ORACLE, RESULTS, write_report
-from tokforget.evaluation.reading_tasks import (
+from tokforget.files import write_json
+from tokforget.readers.arguments import ReaderArguments
+from tokforget.readers.cost import break_even_tokens, cost_rows
+from tokforget.readers.language_model import Reader
+from tokforget.readers.oracle import search_best_words
+from tokforget.readers.report import COST, ORACLE, RESULTS, write_report
+from tokforget.readers.tasks import (
     ReadingItem,
     draw_passages,
     later_use_items,
@@ -31,11 +33,9 @@ from tokforget.evaluation.reading_tasks import (
     lookup_items,
     read_corpus,
 )
-from tokforget.evaluation.request_cost import break_even_tokens, cost_rows
-from tokforget.evaluation.text_compressors import CompressorContext, TextCompressor, hand_made_score, text_compressors
-from tokforget.evaluation.word_counts import WordCounts, split_words
-from tokforget.evaluation.words import find_names, find_words, is_number
-from tokforget.files import write_json
+from tokforget.readers.text_compressors import CompressorContext, TextCompressor, hand_made_score, text_compressors
+from tokforget.readers.word_counts import WordCounts, split_words
+from tokforget.readers.words import find_names, find_words, is_number
 
 
 CONTROLS = ("full", "none", "full_twice")

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tokforget.evaluation.lookups import find_lookups
-from tokforget.evaluation.questions import Question, load_questions
-from tokforget.evaluation.reader import Reader
-from tokforget.evaluation.word_counts import WordCounts
+from tokforget.readers.language_model import Reader
+from tokforget.readers.questions import Question, load_questions
+from tokforget.readers.spans import find_lookups
+from tokforget.readers.word_counts import WordCounts
 
 
 # Two worked examples before every question, so that a small reader knows the form of an answer.
@@ -103,8 +103,8 @@ def lookup_items(
         for lookup in find_lookups(text, counts, lookups_per_text, generator):
             items.append(
                 ReadingItem(
-                    passage=text, group=text, kind=kind, before="", after=f"\n\n... {lookup.cue}",
-                    target=f" {lookup.answer}", question=lookup.cue,
+                    passage=text, group=text, kind=kind, before="", after=lookup.suffix,
+                    target=lookup.target, question=lookup.cue,
                 )
             )  # fmt: skip
     return items
