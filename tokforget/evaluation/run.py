@@ -20,7 +20,7 @@ from tokforget.evaluation.arguments import EvaluationArguments
 from tokforget.evaluation.baselines import ScorerContext, baselines
 from tokforget.evaluation.comparison import KEEP_ALL, Comparison, judge, print_table, rows_of
 from tokforget.evaluation.continuations import Continuations
-from tokforget.evaluation.questions import Reading, compress_contexts, load_questions, read_all
+from tokforget.evaluation.questions import Reading, compress_contexts, read_all
 from tokforget.evaluation.report import (
     BASELINE_RESULTS,
     DOWNSTREAM,
@@ -40,6 +40,7 @@ from tokforget.models.forget_model import ForgetModel
 from tokforget.models.reconstructor import Reconstructor
 from tokforget.models.reconstructor_folder import load_reconstructor
 from tokforget.readers.language_model import load_reader, load_tokenizer
+from tokforget.readers.questions import load_questions
 from tokforget.readers.words import decode
 from tokforget.scoring import mask_bits
 
