@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import make_gpt2
+from tokforget.evaluation import reader as evaluation_reader
 from tokforget.evaluation import reader_benchmark
 from tokforget.evaluation.lookups import find_lookups
 from tokforget.evaluation.questions import Question
@@ -118,6 +119,51 @@ def test_bits_are_those_of_a_plain_forward(reader, tokenizer):
         logits = reader.model(torch.tensor([[reader.start, *ids, *wanted]])).logits[0].log_softmax(-1)
     expected = [-logits[len(ids) + i, token].item() / np.log(2) for i, token in enumerate(wanted)]
     np.testing.assert_allclose(reader.token_bits([prompt], [target])[0], expected, rtol=1e-5)
+
+
+ASKED = [[(" on the", " mat"), ("", " ran to the red house"), (" we saw", " 12 birds")], [], [(" all day", " long")]]
+
+
+def test_a_shared_context_is_read_once_and_changes_nothing(reader, tokenizer, monkeypatch):
+    contexts = [TEXT, "the dog", ""]
+    monkeypatch.setattr(evaluation_reader, "_score_rows", None)  # nothing is read one by one
+    reader = Reader(reader.model, tokenizer)
+    reader.__dict__["_reads_trees"] = True
+    found = reader.shared_token_bits(contexts, ASKED)
+    monkeypatch.undo()
+    assert [len(of_context) for of_context in found] == [3, 0, 1]
+    for context, asked, of_context in zip(contexts, ASKED, found):
+        for (suffix, target), bits in zip(asked, of_context):
+            ids = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in (context, suffix, target)]
+            with torch.no_grad():
+                row = torch.tensor([[reader.start, *ids[0], *ids[1], *ids[2]]])
+                logits = reader.model(row).logits[0].log_softmax(-1)
+            at = len(ids[0]) + len(ids[1])
+            expected = [-logits[at + i, token].item() / np.log(2) for i, token in enumerate(ids[2])]
+            np.testing.assert_allclose(bits, expected, rtol=1e-4)
+    alone = Reader(reader.model, tokenizer, batch_tokens=1).shared_bits(contexts[::-1], ASKED[::-1])[::-1]
+    for a, b in zip(found, alone):
+        np.testing.assert_allclose([bits.sum() for bits in a], b, rtol=1e-5)
+
+
+def test_a_model_that_heeds_no_tree_reads_one_by_one(reader, tokenizer, monkeypatch):
+    assert reader._reads_trees
+    blind = Reader(reader.model, tokenizer)
+    wrong = evaluation_reader._score_trees
+    monkeypatch.setattr(evaluation_reader, "_score_trees", lambda *args: wrong(*args) + 1.0)
+    assert not blind._reads_trees
+    found, expected = blind.shared_bits([TEXT, "", "a"], ASKED), reader.bits([TEXT + " on the"], [" mat"])
+    assert found[0][0] == pytest.approx(expected[0], abs=1e-3) and [len(bits) for bits in found] == [3, 0, 1]
+
+
+def test_what_cannot_be_asked_of_a_shared_context(reader):
+    assert reader.shared_bits([], []) == []
+    with pytest.raises(ValueError, match="2 contexts and 1 lists of what is asked"):
+        reader.shared_bits(["a", "b"], [[("", " c")]])
+    with pytest.raises(ValueError, match="is empty: there is nothing to predict"):
+        reader.shared_bits(["a"], [[(" b", "")]])
+    with pytest.raises(ValueError, match="does not fit"):
+        reader.shared_bits(["the cat"], [[("", " sat on the mat" * 600)]])  # an answer longer than the context
 
 
 def test_what_does_not_fit_is_an_error_and_not_cut(reader):

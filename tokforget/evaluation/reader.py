@@ -6,6 +6,7 @@ import math
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -150,18 +151,86 @@ class Reader:
         prompt_ids, target_ids = encode(prompts, self.tokenizer), encode(targets, self.tokenizer)
         rows = [[self.start, *prompt, *target] for prompt, target in zip(prompt_ids, target_ids)]
         _check_rows(self.model, rows, target_ids)
-        batches: list[list[int]] = []
-        for i in sorted(range(len(rows)), key=lambda i: -len(rows[i])):
-            # Rows come from the longest to the shortest: the first of a batch says how wide it is.
-            if batches and (len(batches[-1]) + 1) * len(rows[batches[-1][0]]) <= self.batch_tokens:
-                batches[-1].append(i)
-            else:
-                batches.append([i])
+        batches = _batches_by_length([len(row) for row in rows], self.batch_tokens)
         return _score_batches(self.model, rows, [len(ids) for ids in target_ids], batches, progress)
 
     def bits(self, prompts: Sequence[str], targets: Sequence[str], progress: str | None = None) -> np.ndarray:
         """Bits of each whole target after its prompt `(num_texts,)`, float64; see [`Reader.token_bits`]."""
         return np.array([of_target.sum() for of_target in self.token_bits(prompts, targets, progress)])
+
+    def shared_token_bits(
+        self, contexts: Sequence[str], asked: Sequence[Sequence[tuple[str, str]]], progress: str | None = None
+    ) -> list[list[np.ndarray]]:
+        """
+        Bits of every token of many targets after few contexts, each context read once however much is asked of it: what
+        rewards and lookups need. A context, what follows it and a target are tokenised apart.
+
+        Args:
+            contexts (`Sequence[str]`): What targets share; may be empty strings.
+            asked (`Sequence` of `Sequence[tuple[str, str]]`): For each context pairs of suffix and target. A target is
+                predicted after its context and its own suffix, and sees no other pair.
+            progress (`str`, *optional*): Text of a progress bar.
+
+        Returns:
+            `list[list[np.ndarray]]`: For each context and pair `(num_target_tokens,)` float64, bits.
+
+        Raises:
+            `ValueError`: If there are not as many lists as contexts, a target is empty, or a context with a suffix and its
+            target does not fit the model's positions.
+        """
+        if len(contexts) != len(asked):
+            raise ValueError(f"There are {len(contexts)} contexts and {len(asked)} lists of what is asked, not as many.")
+        pairs = [pair for of_context in asked for pair in of_context]
+        suffix_ids = iter(encode([suffix for suffix, _ in pairs], self.tokenizer))
+        target_ids = iter(encode([target for _, target in pairs], self.tokenizer))
+        trunks = [[self.start, *ids] for ids in encode(list(contexts), self.tokenizer)]
+        branches = [[(next(suffix_ids), next(target_ids)) for _ in of_context] for of_context in asked]
+        flat = [(trunk + suffix, target) for trunk, of in zip(trunks, branches) for suffix, target in of]
+        rows, targets = [prompt + target for prompt, target in flat], [target for _, target in flat]
+        _check_rows(self.model, rows, targets)
+        if self._reads_trees:
+            lengths = [
+                len(trunk) + sum(len(suffix) + len(target) for suffix, target in of) for trunk, of in zip(trunks, branches)
+            ]
+            bits = [np.zeros(0)] * len(pairs)
+            first = np.cumsum([0, *map(len, branches)])
+            asked_of = [i for i, of in enumerate(branches) if of]
+            batches = _batches_by_length([lengths[i] for i in asked_of], self.batch_tokens)
+            for batch in tqdm(batches, desc=progress, disable=progress is None):
+                chosen = [asked_of[i] for i in batch]
+                found = _score_trees(self.model, [trunks[i] for i in chosen], [branches[i] for i in chosen])
+                places = [place for i in chosen for place in range(first[i], first[i + 1])]
+                for place, of_target in zip(places, found.split([len(targets[place]) for place in places])):
+                    bits[place] = of_target.numpy()
+        else:
+            batches = _batches_by_length([len(row) for row in rows], self.batch_tokens)
+            bits = _score_batches(self.model, rows, [len(target) for target in targets], batches, progress)
+        every = iter(bits)
+        return [[next(every) for _ in of_context] for of_context in asked]
+
+    def shared_bits(
+        self, contexts: Sequence[str], asked: Sequence[Sequence[tuple[str, str]]], progress: str | None = None
+    ) -> list[np.ndarray]:
+        """Bits of each whole target, `(num_pairs,)` float64 for each context; see [`Reader.shared_token_bits`]."""
+        found = self.shared_token_bits(contexts, asked, progress)
+        return [np.array([of_target.sum() for of_target in of_context]) for of_context in found]
+
+    @cached_property
+    def _reads_trees(self) -> bool:
+        """
+        Whether the model heeds an attention mask per pair of places, and places given from outside; tried once on a few
+        tokens. One that carries a state, or reads places off the mask, does not; its targets are then read one by one.
+        """
+        ids = list(range(min(12, self.model.config.get_text_config().vocab_size)))
+        trunk, branches = [self.start, *ids[:5]], [(ids[5:8], ids[:2]), (ids[8:9], ids[2:5])]
+        try:
+            found = _score_trees(self.model, [trunk], [branches])
+        except (TypeError, ValueError, RuntimeError, IndexError):
+            return False
+        rows = [trunk + suffix + target for suffix, target in branches]
+        alone = _score_rows(self.model, rows, [len(target) for _, target in branches])
+        # Half of a bit is far above bfloat16's rounding of logits, and far below a wrong context for most weights.
+        return bool((found - alone).abs().max() < (1e-2 if self.model.dtype == torch.float32 else 0.5))
 
 
 def computes_in_bf16(device: torch.device) -> bool:
@@ -169,6 +238,18 @@ def computes_in_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     return device.type == "cpu" and platform.machine() == "x86_64" and not emulates_bf16()
+
+
+def _batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Places of rows of like lengths, the longest first, at most `batch_tokens` of a batch with its padding."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        # Rows come from the longest to the shortest: the first of a batch says how wide it is.
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= batch_tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
 
 
 def _score_batches(
@@ -223,13 +304,64 @@ def _score_rows(model: PreTrainedModel, rows: list[list[int]], lengths: list[int
     column = torch.tensor([c for row, n in zip(rows, lengths) for c in range(len(row) - 1 - n, len(row) - 1)])
     target = torch.tensor([token_id for row, n in zip(rows, lengths) for token_id in row[-n:]])
 
+    shown = {"input_ids": input_ids, "attention_mask": attention_mask}
+    return _bits_at(model, shown, row_of, column, target)
+
+
+@torch.no_grad()
+def _score_trees(
+    model: PreTrainedModel, trunks: list[list[int]], branches: list[list[tuple[list[int], list[int]]]]
+) -> torch.Tensor:
+    """
+    Bits of the targets of each tree, one after another. A tree is a trunk and, behind it in one row, branches of suffix and
+    target that see the trunk and themselves; each branch counts its places from the trunk's end.
+    """
+    rows, places, owners, row_of, column, wanted = [], [], [], [], [], []
+    for number, (trunk, of_trunk) in enumerate(zip(trunks, branches)):
+        row, place, owner = list(trunk), list(range(len(trunk))), [0] * len(trunk)
+        for branch, (suffix, target) in enumerate(of_trunk, 1):
+            read = [*suffix, *target[:-1]]  # the last token is predicted, not read
+            begin = len(row) + len(suffix) - 1
+            # The first token of a target without a suffix is predicted where the trunk ends.
+            seen_from = [begin + i if suffix or i else len(trunk) - 1 for i in range(len(target))]
+            row += read
+            place += range(len(trunk), len(trunk) + len(read))
+            owner += [branch] * len(read)
+            row_of += [number] * len(target)
+            column += seen_from
+            wanted += target
+        rows.append(row)
+        places.append(place)
+        owners.append(owner)
+    width = max(map(len, rows))
+    input_ids, position_ids, owner = (
+        torch.tensor([line + [fill] * (width - len(line)) for line in lines])
+        for lines, fill in ((rows, trunks[0][0]), (places, 0), (owners, -1))
+    )
+    # Seen is what stands before, of the trunk or of the same branch. Padding sees padding, and nobody sees it.
+    seen = ((owner[:, None, :] == 0) & (owner[:, :, None] >= 0)) | (owner[:, None, :] == owner[:, :, None])
+    seen &= torch.ones(width, width, dtype=torch.bool).tril()
+    hidden = torch.finfo(model.dtype).min
+    mask = torch.zeros(seen.shape, dtype=model.dtype).masked_fill(~seen, hidden)[:, None]  # (B, 1, T, T)
+    shown = {"input_ids": input_ids, "attention_mask": mask, "position_ids": position_ids}
+    return _bits_at(model, shown, torch.tensor(row_of), torch.tensor(column), torch.tensor(wanted))
+
+
+def _bits_at(
+    model: PreTrainedModel,
+    shown: dict[str, torch.Tensor],
+    row_of: torch.Tensor,
+    column: torch.Tensor,
+    target: torch.Tensor,
+) -> torch.Tensor:
+    """Bits of `target` `(N,)` as predicted at places `(row_of, column)`, `(N,)` float64 on the CPU."""
     # The output head runs on the continuation alone: over a long context it would be most of the memory.
     handle = model.get_output_embeddings().register_forward_pre_hook(
         lambda _, hidden: (hidden[0][row_of, column][None],)
     )
     try:
-        shown = {"input_ids": input_ids.to(model.device), "attention_mask": attention_mask.to(model.device)}
-        logits = model(**shown, use_cache=False).logits[0].float()  # (N, V)
+        on_device = {name: tensor.to(model.device) for name, tensor in shown.items()}
+        logits = model(**on_device, use_cache=False).logits[0].float()  # (N, V)
     finally:
         handle.remove()
     return F.cross_entropy(logits, target.to(logits.device), reduction="none").double().cpu() / math.log(2)

@@ -47,19 +47,31 @@ _NEW_TOKENS = 32
 
 
 def target_bits(reader: Reader, items: Sequence[ReadingItem], passages: Sequence[str], progress: str | None = None):
-    """Bits of each item's target with another passage in the passage's place `(num_items,)`, float64."""
-    prompts = [item.prompt(passage) for item, passage in zip(items, passages, strict=True)]
-    bits = reader.token_bits(prompts, [item.target for item in items], progress)
-    return np.array([b[list(item.counted)].sum() if item.counted else b.sum() for item, b in zip(items, bits)])
+    """
+    Bits of each item's target with another passage in the passage's place `(num_items,)`, float64. Items that share a
+    context, as the lookups of a text do, are read together, the context once.
+    """
+    contexts: dict[str, list[int]] = {}
+    for place, (item, passage) in enumerate(zip(items, passages, strict=True)):
+        contexts.setdefault(item.before + passage, []).append(place)
+    asked = [[(items[place].after, items[place].target) for place in places] for places in contexts.values()]
+    bits = np.zeros(len(items))
+    for places, found in zip(contexts.values(), reader.shared_token_bits(list(contexts), asked, progress)):
+        for place, of_target in zip(places, found):
+            counted = items[place].counted
+            bits[place] = (of_target[list(counted)] if counted else of_target).sum()
+    return bits
 
 
 def right_options(reader: Reader, items: Sequence[ReadingItem], passages: Sequence[str]) -> np.ndarray:
     """Whether the right option is the likeliest per token `(num_items,)`; nan for an item without options."""
     right = np.full(len(items), np.nan)
-    for place, (item, passage) in enumerate(zip(items, passages)):
-        if item.options:
-            bits = [b.mean() for b in reader.token_bits([item.prompt(passage)] * len(item.options), item.options)]
-            right[place] = item.options[int(np.argmin(bits))] == item.target
+    places = [place for place, item in enumerate(items) if item.options]
+    contexts = [items[place].before + passages[place] for place in places]
+    asked = [[(items[place].after, option) for option in items[place].options] for place in places]
+    for place, found in zip(places, reader.shared_token_bits(contexts, asked)):
+        likeliest = int(np.argmin([of_option.mean() for of_option in found]))
+        right[place] = items[place].options[likeliest] == items[place].target
     return right
 
 
