@@ -55,7 +55,8 @@ def load_questions(path: str, split: str = "validation") -> list[Question]:
 
     Understood are SQuAD's nested form (`data / paragraphs / qas`), its flat one (`context`, `question`, `answers`),
     yes-no questions (`passage` or `context`, `question`, a boolean `answer`), multiple choice (`options` or `choices` with
-    `answer` as place, letter or text), LongBench (`context`, `input`, `answers`), and whole prompts (`query`, `prompt` or
+    `answer` as place, letter or text), LongBench (`context`, `input`, `answers`), chats (`messages` of `role` and `content`, with
+    `question` and `answer`, or else ending in a question and its answer), and whole prompts (`query`, `prompt` or
     `origin_prompt`, with `gold`), whose last `Question:` or `Query:` divides context from question.
 
     Raises:
@@ -97,7 +98,7 @@ def load_questions(path: str, split: str = "validation") -> list[Question]:
 
 
 def _question_of(record: dict, path: str, at: int) -> Question:
-    record = _divided(record)
+    record = _of_chat(_divided(record), path, at)
     context = next((record[key] for key in ("context", "passage", "article", "document") if key in record), None)
     question = next((record[key] for key in ("question", "input", "query") if record.get(key)), None)
     answer = record.get("answers", record.get("answer"))
@@ -131,6 +132,34 @@ def _divided(record: dict) -> dict:
         return record
     context, question = found["context"].strip().removeprefix("Passage:").strip(), found["question"].strip()
     return {"context": context, "question": question, "answer": record["gold"], "options": record.get("choices")}
+
+
+def _of_chat(record: dict, path: str, at: int) -> dict:
+    """
+    A record with `messages` as one with context, question and answer; any other as it is. Without `answer`, the last message
+    is the answer; without `question`, the last message that is left is the question.
+    """
+    messages = record.get("messages")
+    if messages is None:
+        return record
+    try:
+        said = [(message["role"], _content(message["content"])) for message in messages]
+        rest = {key: value for key, value in record.items() if key != "messages"}
+        if not {"answer", "answers"} & rest.keys():
+            rest["answer"] = said.pop()[1]
+        if "question" not in rest:
+            rest["question"] = said.pop()[1]
+    except (TypeError, KeyError, IndexError) as error:
+        raise ValueError(
+            f"Record {at} of {path}: `messages` must be a list of `role` and `content`, with a question and an answer at its "
+            "end unless `question` and `answer` stand beside it."
+        ) from error
+    return rest | {"context": "\n".join(f"{role}: {content}" for role, content in said)}
+
+
+def _content(content: str | list[dict]) -> str:
+    """The text of a message; of one in parts, that of its parts of text."""
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content if "text" in part)
 
 
 def _chosen(options: list[str], answer, record: dict, path: str, at: int) -> str:

@@ -51,6 +51,10 @@ class ReaderArguments:
     texts_per_kind: int = field(default=20, metadata={"help": "Passages per kind; 0 leaves lookup and later use out."})
     passage_characters: int = field(default=1000, metadata={"help": "Length of a passage of the corpus."})
     lookups_per_text: int = field(default=6, metadata={"help": "Lookups asked of each passage."})
+    lookup_draws: int = field(
+        default=1,
+        metadata={"help": "Draws of lookups, each a task of its own; the report tells how far their orders of compressors agree."},
+    )
     count_texts: int = field(default=200, metadata={"help": "Training texts per kind whose words are counted."})
     counts_path: str | None = field(
         default=None, metadata={"help": "Word counts of another run, instead of a corpus."}
@@ -82,7 +86,7 @@ class ReaderArguments:
     use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU where there is a GPU."})
 
     def __post_init__(self):
-        for name, least in (("max_questions", 1), ("texts_per_kind", 0), ("passage_characters", 100), ("lookups_per_text", 1),
+        for name, least in (("max_questions", 1), ("texts_per_kind", 0), ("passage_characters", 100), ("lookups_per_text", 1), ("lookup_draws", 1),
                             ("count_texts", 1), ("oracle_items", 0), ("batch_tokens", 1)):  # fmt: skip
             check_at_least(self, name, least)
         if not self.rates:

@@ -32,9 +32,10 @@ from tokforget.evaluation.reading_tasks import (
     read_corpus,
 )
 from tokforget.evaluation.request_cost import break_even_tokens, cost_rows
+from tokforget.evaluation.statistics import rank_correlation
 from tokforget.evaluation.text_compressors import CompressorContext, TextCompressor, hand_made_score, text_compressors
 from tokforget.evaluation.word_counts import WordCounts, split_words
-from tokforget.evaluation.words import find_names, find_words, is_number
+from tokforget.evaluation.words import find_names, find_strings, find_words, is_number
 from tokforget.files import write_json
 
 
@@ -42,8 +43,12 @@ CONTROLS = ("full", "none", "full_twice")
 _NEGATIONS = frozenset(
     ["not", "no", "never", "nor", "none", "without", "neither", "cannot", "unless", "except", "hardly"]
 )
+_KEPT = ("numbers", "names", "strings", "negations")
 _DRAWS = 2000
 _NEW_TOKENS = 32
+# Passages whose compressing is timed, of each compressor and rate: as if nothing were known of them.
+_TIMED = 16
+_REFERENCE = "random_words"
 
 
 def target_bits(reader: Reader, items: Sequence[ReadingItem], passages: Sequence[str], progress: str | None = None):
@@ -116,8 +121,8 @@ def _by_group(values: np.ndarray, groups: Sequence[str]) -> np.ndarray:
 
 def kept_words(original: str, compressed: str) -> dict[str, int]:
     """
-    Numbers, names and negations of a text, how many of each the compressed text still has, and words in it that the
-    original lacks (`invented`): a number or name that was never there is a false statement.
+    Numbers, names, negations and quoted strings of a text, how many of each the compressed text still has, whole, and words in
+    it that the original lacks (`invented`): a number or name that was never there is a false statement.
     """
     words, output = find_words(original), Counter(word for word, _, _ in find_words(compressed))
     kinds = {
@@ -127,6 +132,8 @@ def kept_words(original: str, compressed: str) -> dict[str, int]:
     }
     counts = {name: wanted.total() for name, wanted in kinds.items()}
     counts |= {f"{name}_kept": (wanted & output).total() for name, wanted in kinds.items()}
+    strings = Counter(find_strings(original))
+    counts |= {"strings": strings.total(), "strings_kept": sum(min(n, compressed.count(s)) for s, n in strings.items())}
     return counts | {"invented": (output - Counter(word for word, _, _ in words)).total()}
 
 
@@ -155,7 +162,9 @@ class ReaderBenchmark:
         if args.corpus is not None and args.texts_per_kind:
             documents = read_corpus(args.corpus, "test", args.kinds)
             passages = draw_passages(documents, args.texts_per_kind, args.passage_characters, args.seed)
-            self._add("lookup", lookup_items(passages, self.counts, args.lookups_per_text, args.seed))
+            for draw in range(args.lookup_draws):
+                items = lookup_items(passages, self.counts, args.lookups_per_text, args.seed + draw)
+                self._add(f"lookup_{draw + 1}" if draw else "lookup", items)
             later = later_use_items(passages, self.reader)
             if later:
                 self._add("later_use", later)
@@ -236,15 +245,21 @@ class ReaderBenchmark:
 
     def _compressed(self, items: list[ReadingItem], compressor: TextCompressor, rate: float) -> dict:
         done: dict[tuple[str, str | None], str] = {}
-        seconds = 0.0
+        seconds, timed_tokens = 0.0, 0
         for item in items:
             key = item.passage, item.question if compressor.asks else None
             if key in done:
                 continue
-            budget = max(1, int(rate * self.reader.counts([item.passage])[0] + 1e-9))
-            start = time.perf_counter()
-            output = compressor(item.passage, budget, key[1])
-            seconds += time.perf_counter() - start
+            original = self.reader.counts([item.passage])[0]
+            budget = max(1, int(rate * original + 1e-9))
+            if len(done) < _TIMED:
+                with self.context.nothing_remembered():
+                    start = time.perf_counter()
+                    output = compressor(item.passage, budget, key[1])
+                    seconds += time.perf_counter() - start
+                timed_tokens += original
+            else:
+                output = compressor(item.passage, budget, key[1])
             if self.reader.counts([output])[0] > budget:
                 raise ValueError(
                     f"The compressor {compressor.name} returned {self.reader.counts([output])[0]} tokens where {budget} were "
@@ -252,8 +267,7 @@ class ReaderBenchmark:
                 )
             done[key] = output
         outputs = [done[item.passage, item.question if compressor.asks else None] for item in items]
-        tokens = sum(self.reader.counts([passage for passage, _ in done]))
-        return self._read(items, outputs) | {"seconds": seconds, "compressed_tokens": tokens}
+        return self._read(items, outputs) | {"seconds": seconds, "compressed_tokens": timed_tokens}
 
     def _read(self, items: list[ReadingItem], passages: list[str]) -> dict:
         record = {"bits": target_bits(self.reader, items, passages).round(4).tolist()}
@@ -278,8 +292,17 @@ class ReaderBenchmark:
             for name, rate, record in records:
                 for kind in kinds if len(kinds) > 2 else ["all"]:
                     here = np.array([kind in ("all", item.kind) for item in items])
-                    rows.append({"task": task, "kind": kind} | self._row(name, rate, record, items, here, full, none))
-        return rows
+                    row = {"task": task, "kind": kind} | self._row(name, rate, record, items, here, full, none)
+                    other = next((r for n, at, r in records if (n, at) == (_REFERENCE, rate) and name != _REFERENCE), None)
+                    if other is not None and row["retention"] is not None:
+                        groups = [items[i].group for i in np.flatnonzero(here)]
+                        ours, theirs = np.array(record["bits"])[here], np.array(other["bits"])[here]
+                        row["ahead"] = row["retention"] - retention(theirs, full[here], none[here])
+                        row["ahead_interval"] = difference_interval(
+                            ours, theirs, full[here], none[here], groups, self.args.seed
+                        )
+                    rows.append(row)
+        return [row | {"reference_there": _reference_there(rows, row)} for row in rows]
 
     def oracle_rows(self) -> list[dict]:
         """Search on the first `oracle_items` items of each task with questions, one file each, beside its start."""
@@ -343,11 +366,44 @@ class ReaderBenchmark:
             "items": len(places),
             "passages": len(set(groups)),
             "accuracy": float(np.mean(right)) if right else None,
-            "microseconds_per_token": 1e6 * record["seconds"] / record["compressed_tokens"] if "seconds" in record else None,
+            "microseconds_per_token": 1e6 * record["seconds"] / max(record["compressed_tokens"], 1) if "seconds" in record else None,
             **{f"{what}_kept": words[f"{what}_kept"] / words[what] if words[what] else None
-               for what in ("numbers", "names", "negations")},
+               for what in _KEPT},
             "invented_words": words["invented"] / max(len(set(groups)), 1),
         }  # fmt: skip
+
+
+def _reference_there(rows: Sequence[dict], row: dict) -> float | None:
+    """Retention of random words at the rate that a row achieved, on the line between the rates measured; `None` without."""
+    points = {r["achieved_rate"]: r["retention"] for r in rows
+              if (r["task"], r["kind"], r["compressor"]) == (row["task"], row["kind"], _REFERENCE)}  # fmt: skip
+    if not points or None in points.values():
+        return None
+    points = sorted({0.0: 0.0, **points, 1.0: 1.0}.items())
+    return float(np.interp(row["achieved_rate"], *zip(*points)))
+
+
+def task_agreement(rows: Sequence[dict]) -> list[dict]:
+    """
+    For each rate and pair of tasks, how far their orders of compressors agree: Spearman's correlation of retentions over the
+    compressors that both have, at least three.
+    """
+    found: list[dict] = []
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    for rate in sorted({row["rate"] for row in rows if row["rate"] < 1}):
+        of_task = {
+            task: {row["compressor"]: row["retention"] for row in rows
+                   if (row["task"], row["kind"], row["rate"]) == (task, "all", rate) and row["retention"] is not None}
+            for task in tasks
+        }  # fmt: skip
+        for place, task in enumerate(tasks):
+            for other in tasks[place + 1 :]:
+                both = sorted(of_task[task].keys() & of_task[other].keys())
+                if len(both) > 2:
+                    values = (np.array([of_task[name][compressor] for compressor in both]) for name in (task, other))
+                    found.append({"rate": rate, "task": task, "other": other, "compressors": len(both),
+                                  "rank_correlation": _or_none(rank_correlation(*values))})  # fmt: skip
+    return found
 
 
 def _or_none(value: float) -> float | None:
@@ -366,7 +422,7 @@ def run_reader_benchmark(args: ReaderArguments) -> list[dict]:
     run.load()
     run.measure()
     rows = run.rows()
-    write_json(run.folder / RESULTS, {"reader": args.reader_name_or_path, "seed": args.seed, "rows": rows})
+    write_json(run.folder / RESULTS, {"reader": args.reader_name_or_path, "seed": args.seed, "rows": rows, "agreement": task_agreement(rows)})
     if args.oracle_items:
         write_json(run.folder / ORACLE, run.oracle_rows())
     if args.cost_prompt_tokens and run.compressors:

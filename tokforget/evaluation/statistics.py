@@ -20,3 +20,16 @@ def ratio_interval(values: np.ndarray, weights: np.ndarray, seed: int) -> tuple[
     picks = np.random.default_rng(seed).integers(len(values), size=(2000, len(values)))
     totals = weights[picks].sum(1)
     return bootstrap_interval(values, weights, seed) if (totals > 0).mean() > 0.975 else None
+
+
+def rank_correlation(values: np.ndarray, others: np.ndarray) -> float:
+    """Spearman's correlation of two orders `(num_items,)`; equal values share their mean rank; nan if all of a side are equal."""
+    ranks, other_ranks = (_ranks(np.asarray(side, dtype=np.float64)) for side in (values, others))
+    if np.ptp(ranks) == 0 or np.ptp(other_ranks) == 0:
+        return float("nan")
+    return float(np.corrcoef(ranks, other_ranks)[0, 1])
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, place, times = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(times) - (times - 1) / 2)[place]

@@ -9,8 +9,9 @@ them alike, by counting the output string.
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib import import_module
 from typing import Protocol
@@ -48,16 +49,34 @@ class TextCompressor(Protocol):
 
 @dataclass
 class CompressorContext:
-    """What compressors are built from: the reader whose tokens are counted and whose passes are used, counts, and a seed."""
+    """
+    What compressors are built from: the reader whose tokens are counted and whose passes are used, counts, and a seed. What a
+    pass over a text found is remembered for all that ask for it.
+    """
 
     reader: Reader
     counts: WordCounts
     seed: int = 0
     model_name_or_path: str | None = None
+    passes: dict[tuple[str, ...], np.ndarray] = field(default_factory=dict, repr=False)
 
     @cached_property
     def policy(self) -> Compressor:
         return Compressor.from_pretrained(self.model_name_or_path)
+
+    def remembered(self, key: tuple[str, ...], compute: Callable[[], np.ndarray]) -> np.ndarray:
+        if key not in self.passes:
+            self.passes[key] = compute()
+        return self.passes[key]
+
+    @contextmanager
+    def nothing_remembered(self) -> Iterator[None]:
+        """A time taken within is that of a text seen for the first time."""
+        before, self.passes = self.passes, {}
+        try:
+            yield
+        finally:
+            self.passes = before | self.passes
 
 
 # -- the budget --------------------------------------------------------------------------------------------------------
@@ -188,7 +207,7 @@ def _idf_words(context: CompressorContext, text: str, _question) -> tuple[Spans,
 
 
 def _stop_words(context: CompressorContext, text: str, _question) -> tuple[Spans, np.ndarray]:
-    """Function words last, the others by IDF."""
+    """Function words last, the others by IDF. Source: Luhn 1958, "The automatic creation of literature abstracts"."""
     spans = split_words(text)
     stops = np.array([context.counts.is_stop_word(text[a:b]) for a, b in spans])
     return spans, word_idf(context, text, spans) - 100.0 * stops
@@ -219,7 +238,7 @@ def _hand_made(context: CompressorContext, text: str, _question) -> tuple[Spans,
 # -- a language model's pass -------------------------------------------------------------------------------------------
 def self_information(context: CompressorContext, text: str, before: str = "") -> np.ndarray:
     """Bits of each token given those before it, and given `before`; `(num_tokens,)`. Source: Li et al. 2023, 2310.06201."""
-    return context.reader.token_bits([before], [text])[0]
+    return context.remembered(("bits", before, text), lambda: context.reader.token_bits([before], [text])[0])
 
 
 def _self_information(context: CompressorContext, unit: str, text: str, _question) -> tuple[Spans, np.ndarray]:
@@ -237,12 +256,11 @@ def _raw_tokens(text: str, reader: Reader) -> list[tuple[int, int]]:
     return offsets["offset_mapping"]
 
 
-def attention_received(context: CompressorContext, text: str) -> np.ndarray:
+def attention_received(reader: Reader, text: str) -> np.ndarray:
     """
     Attention that each token receives from tokens more than five further on, mean over heads, later tokens and the middle
     layers; `(num_tokens,)`, each divided by what equal attention would give.
     """
-    reader = context.reader
     ids = [reader.start, *reader.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]]
     model = reader.model
     used = model.config._attn_implementation
@@ -264,7 +282,8 @@ def attention_received(context: CompressorContext, text: str) -> np.ndarray:
 
 def _hand_made_attention(context: CompressorContext, text: str, _question) -> tuple[Spans, np.ndarray]:
     spans = split_words(text)
-    received = over_units(spans, _raw_tokens(text, context.reader), attention_received(context, text), np.max)
+    attention = context.remembered(("attention", text), lambda: attention_received(context.reader, text))
+    received = over_units(spans, _raw_tokens(text, context.reader), attention, np.max)
     spread = received.std() or 1.0
     return spans, hand_made_score(context, text, spans) + _ATTENTION_WEIGHT * (received - received.mean()) / spread
 
@@ -291,7 +310,7 @@ class IterativePruning:
             part = spans[first : first + _SEGMENT_WORDS]
             segment = text[part[0][0] : part[-1][1]]
             local = [(a - part[0][0], b - part[0][0]) for a, b in part]
-            bits = self_information(self.context, segment, kept)
+            bits = reader.token_bits([kept], [segment])[0]
             scores = over_units(local, _raw_tokens(segment, reader), bits, np.max)
             # The rank within the segment decides, so that every segment keeps the same share.
             ranks[first : first + len(part)] = np.argsort(np.argsort(scores, kind="stable"), kind="stable") / len(part)
