@@ -319,7 +319,7 @@ def test_what_is_kept_and_what_is_invented():
 def test_the_oracle_does_not_get_worse(reader, context):
     item = ReadingItem(TEXT, "a", "prose", "", "\n\n... rebuilt in", " 1931")
     budget = reader.counts([TEXT])[0] // 2
-    start = np.zeros(len(split_words(TEXT)))
+    start = [np.zeros(len(split_words(TEXT)))]
     _, before = search_best_words(reader, item, budget, start, 0.0)
     output, after = search_best_words(reader, item, budget, start, 0.5)
     assert after <= before and reader.counts([output])[0] <= budget

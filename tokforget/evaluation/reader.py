@@ -134,7 +134,16 @@ class Reader:
 
     def counts(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text as it stands."""
-        return [len(ids) for ids in encode(texts, self.tokenizer)]
+        return [len(ids) for ids in self.token_ids(texts)]
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text as it stands: no begin token, nothing cut."""
+        return encode(texts, self.tokenizer)
+
+    def token_places(self, text: str) -> list[tuple[int, int]]:
+        """Where in the text each of its tokens begins and ends; the parts of one character share its place."""
+        options = {"add_special_tokens": False, "split_special_tokens": True, "return_offsets_mapping": True, "verbose": False}
+        return self.tokenizer(text, **options)["offset_mapping"]
 
     def token_bits(
         self, prompts: Sequence[str], targets: Sequence[str], progress: str | None = None

@@ -21,7 +21,7 @@ import torch
 
 from tokforget.evaluation.reader import Reader
 from tokforget.evaluation.reader_arguments import ReaderArguments
-from tokforget.evaluation.reader_oracle import search_best_words
+from tokforget.evaluation.reader_oracle import gate_ranks, search_best_words
 from tokforget.evaluation.reader_report import COST, ORACLE, RESULTS, write_report
 from tokforget.evaluation.reading_tasks import (
     ReadingItem,
@@ -33,7 +33,7 @@ from tokforget.evaluation.reading_tasks import (
 )
 from tokforget.evaluation.request_cost import break_even_tokens, cost_rows
 from tokforget.evaluation.statistics import rank_correlation
-from tokforget.evaluation.text_compressors import CompressorContext, TextCompressor, hand_made_score, text_compressors
+from tokforget.evaluation.text_compressors import CompressorContext, TextCompressor, hand_made_score, overlap_ranks, text_compressors
 from tokforget.evaluation.word_counts import WordCounts, split_words
 from tokforget.evaluation.words import find_names, find_strings, find_words, is_number
 from tokforget.files import write_json
@@ -305,19 +305,21 @@ class ReaderBenchmark:
         return [row | {"reference_there": _reference_there(rows, row)} for row in rows]
 
     def oracle_rows(self) -> list[dict]:
-        """Search on the first `oracle_items` items of each task with questions, one file each, beside its start."""
+        """Search on `oracle_items` items spread over each task, one file each, beside the hand-made score and the best start."""
         rows = []
         for task, items in self.tasks.items():
-            every = max(1, len(items) // self.args.oracle_items)
-            places = list(range(0, len(items), every))[: self.args.oracle_items]
+            with_words = [place for place, item in enumerate(items) if item.passage.strip()]
+            every = max(1, len(with_words) // self.args.oracle_items)
+            places = with_words[::every][: self.args.oracle_items]
             full, none = (np.array(self._record(task, name, 1.0)["bits"])[places] for name in ("full", "none"))
             chosen = [items[place] for place in places]
             for rate in self.args.rates:
                 found = [self._searched(task, place, items[place], rate) for place in places]
-                start, best = (np.array([record[name] for record in found]) for name in ("start_bits", "bits"))
+                bits = {name: np.array([record[f"{name}_bits"] for record in found]) for name in ("hand_made", "start", "oracle")}
+                interval = retention_interval(bits["oracle"], full, none, [i.group for i in chosen], self.args.seed)
                 rows.append({"task": task, "rate": rate, "items": len(places), "seconds_per_item": self.args.oracle_seconds,
-                             "start": _or_none(retention(start, full, none)), "oracle": _or_none(retention(best, full, none)),
-                             "interval": str(retention_interval(best, full, none, [i.group for i in chosen], self.args.seed))})  # fmt: skip
+                             **{name: _or_none(retention(of_items, full, none)) for name, of_items in bits.items()},
+                             "interval": interval and [round(end, 3) for end in interval]})  # fmt: skip
         return rows
 
     def _searched(self, task: str, place: int, item: ReadingItem, rate: float) -> dict:
@@ -327,13 +329,23 @@ class ReaderBenchmark:
             return record
         path.parent.mkdir(parents=True, exist_ok=True)
         budget = max(1, int(rate * self.reader.counts([item.passage])[0] + 1e-9))
-        ranks = hand_made_score(self.context, item.passage, split_words(item.passage))
-        _, start_bits = search_best_words(self.reader, item, budget, ranks, 0.0)
-        output, bits = search_best_words(self.reader, item, budget, ranks, self.args.oracle_seconds, self.args.seed)
-        record = {"identity": identity, "output": output, "bits": bits, "start_bits": start_bits}
+        starts = self._oracle_starts(item)
+        _, hand_made_bits = search_best_words(self.reader, item, budget, starts[:1], 0.0)
+        _, start_bits = search_best_words(self.reader, item, budget, starts, 0.0)
+        output, bits = search_best_words(self.reader, item, budget, starts, self.args.oracle_seconds, self.args.seed)
+        record = {"identity": identity, "output": output, "oracle_bits": bits, "start_bits": start_bits, "hand_made_bits": hand_made_bits}
         write_json(path, record)
         print(f"oracle {task} {place} {rate:g}: {start_bits:.1f} to {bits:.1f} bits", flush=True)
         return record
+
+    def _oracle_starts(self, item: ReadingItem) -> list[np.ndarray]:
+        """The hand-made score, the head, sentences near the question, and what a gate's gradient finds by the answer."""
+        spans = split_words(item.passage)
+        hand_made = hand_made_score(self.context, item.passage, spans)
+        sentences, overlap = overlap_ranks(self.context, item.passage, item.question)
+        sentence = np.searchsorted([end for _, end in sentences], [(a + b - 1) / 2 for a, b in spans], side="right")
+        near = overlap[np.minimum(sentence, len(overlap) - 1)]
+        return [hand_made, -np.arange(len(spans)), near + 0.01 * hand_made, gate_ranks(self.reader, item)]
 
     def cost(self) -> dict:
         """Whole requests with the last compressor that needs no question, on passages of the first task in a row."""

@@ -156,8 +156,7 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
 def split_tokens(text: str, reader: Reader) -> list[tuple[int, int]]:
     """Places of the reader's tokens; the parts of one character are one unit."""
     spans: list[tuple[int, int]] = []
-    offsets = reader.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-    for start, end in offsets["offset_mapping"]:
+    for start, end in reader.token_places(text):
         if spans and start < spans[-1][1]:
             spans[-1] = (spans[-1][0], max(end, spans[-1][1]))
         else:
@@ -242,7 +241,7 @@ def self_information(context: CompressorContext, text: str, before: str = "") ->
 
 
 def _self_information(context: CompressorContext, unit: str, text: str, _question) -> tuple[Spans, np.ndarray]:
-    tokens = _raw_tokens(text, context.reader)
+    tokens = context.reader.token_places(text)
     bits = self_information(context, text)
     if unit == "sentence":
         spans = split_sentences(text)
@@ -251,17 +250,12 @@ def _self_information(context: CompressorContext, unit: str, text: str, _questio
     return spans, over_units(spans, tokens, bits, np.max)
 
 
-def _raw_tokens(text: str, reader: Reader) -> list[tuple[int, int]]:
-    offsets = reader.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-    return offsets["offset_mapping"]
-
-
 def attention_received(reader: Reader, text: str) -> np.ndarray:
     """
     Attention that each token receives from tokens more than five further on, mean over heads, later tokens and the middle
     layers; `(num_tokens,)`, each divided by what equal attention would give.
     """
-    ids = [reader.start, *reader.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]]
+    ids = [reader.start, *reader.token_ids([text])[0]]
     model = reader.model
     used = model.config._attn_implementation
     model.set_attn_implementation("eager")  # the only one that hands its weights out
@@ -283,7 +277,7 @@ def attention_received(reader: Reader, text: str) -> np.ndarray:
 def _hand_made_attention(context: CompressorContext, text: str, _question) -> tuple[Spans, np.ndarray]:
     spans = split_words(text)
     attention = context.remembered(("attention", text), lambda: attention_received(context.reader, text))
-    received = over_units(spans, _raw_tokens(text, context.reader), attention, np.max)
+    received = over_units(spans, context.reader.token_places(text), attention, np.max)
     spread = received.std() or 1.0
     return spans, hand_made_score(context, text, spans) + _ATTENTION_WEIGHT * (received - received.mean()) / spread
 
@@ -311,7 +305,7 @@ class IterativePruning:
             segment = text[part[0][0] : part[-1][1]]
             local = [(a - part[0][0], b - part[0][0]) for a, b in part]
             bits = reader.token_bits([kept], [segment])[0]
-            scores = over_units(local, _raw_tokens(segment, reader), bits, np.max)
+            scores = over_units(local, reader.token_places(segment), bits, np.max)
             # The rank within the segment decides, so that every segment keeps the same share.
             ranks[first : first + len(part)] = np.argsort(np.argsort(scores, kind="stable"), kind="stable") / len(part)
             share = budget * reader.counts([segment])[0] // max(total, 1)
@@ -336,7 +330,7 @@ def _phrases(context: CompressorContext, text: str, _question) -> tuple[Spans, n
         has_content |= not stop
         begins = text[end - 1] in ".,;:!?)"
     spans = [tuple(phrase) for phrase in phrases]
-    return spans, over_units(spans, _raw_tokens(text, context.reader), self_information(context, text), np.mean)
+    return spans, over_units(spans, context.reader.token_places(text), self_information(context, text), np.mean)
 
 
 # -- with a question ---------------------------------------------------------------------------------------------------
@@ -345,7 +339,7 @@ def _stems(text: str) -> list[str]:
     return [bare_word(word)[:6] for word in text.split() if bare_word(word)]
 
 
-def _overlap_sentences(context: CompressorContext, text: str, question: str | None) -> tuple[Spans, np.ndarray]:
+def overlap_ranks(context: CompressorContext, text: str, question: str | None) -> tuple[Spans, np.ndarray]:
     """Sentences by the summed IDF of the question's words in them; ties to the earlier one."""
     spans = split_sentences(text)
     wanted = {
@@ -375,7 +369,7 @@ def _question_perplexity(context: CompressorContext, text: str, question: str | 
     """
     spans = split_words(text)
     saved = self_information(context, text) - self_information(context, text, f"Question: {question or ''}\nPassage: ")
-    return spans, over_units(spans, _raw_tokens(text, context.reader), saved, np.sum)
+    return spans, over_units(spans, context.reader.token_places(text), saved, np.sum)
 
 
 # -- the policy, and anything else -------------------------------------------------------------------------------------
@@ -453,7 +447,7 @@ TEXT_COMPRESSORS: dict[str, Callable[[CompressorContext], TextCompressor]] = {
     "phrases": _ranked("phrases", _phrases),
     "policy_tokens": lambda c: PolicyCompressor("policy_tokens", c, {"unit": "token"}),
     "policy_words": lambda c: PolicyCompressor("policy_words", c, {"unit": "word"}),
-    "overlap_sentences": _ranked("overlap_sentences", _overlap_sentences, asks=True),
+    "overlap_sentences": _ranked("overlap_sentences", overlap_ranks, asks=True),
     "bm25_sentences": _ranked("bm25_sentences", _bm25_sentences, asks=True),
     "question_perplexity": _ranked("question_perplexity", _question_perplexity, asks=True),
 }  # fmt: skip
