@@ -56,6 +56,14 @@ PROMPT = {
 }  # fmt: skip
 SAVED = {"origin_prompt": "Long text.\n\nQuestion: Who won?\nAnswer:", "prediction": "Bob", "gold": ["Anna", "she"]}
 
+CHAT = [
+    {"role": "user", "content": "I am Ada."},
+    {"role": "assistant", "content": [{"type": "text", "text": "Hello Ada."}, {"type": "image"}]},
+    {"role": "user", "content": "Who am I?"},
+    {"role": "assistant", "content": "Ada"},
+]
+SAID = "user: I am Ada.\nassistant: Hello Ada."
+
 
 @pytest.mark.parametrize(
     "content, expected",
@@ -70,6 +78,12 @@ SAVED = {"origin_prompt": "Long text.\n\nQuestion: Who won?\nAnswer:", "predicti
         ([PROMPT], [Question("It rained.\nAll day.", "Did it rain?", ("yes",), ("no", "yes"))]),
         ({"0": SAVED}, [Question("Long text.", "Who won?", ("Anna", "she"))]),
         ([LONGBENCH], [Question("long", "Which?", ("one", "1"))]),
+        ([{"messages": CHAT}], [Question(SAID, "Who am I?", ("Ada",))]),
+        ([{"messages": CHAT[:3], "answer": "Ada"}], [Question(SAID, "Who am I?", ("Ada",))]),
+        (
+            [{"messages": CHAT[:2], "question": "Who?", "answers": ["Ada", "A."]}],
+            [Question(SAID, "Who?", ("Ada", "A."))],
+        ),
     ],
 )
 def test_questions_of_every_form(content, expected, tmp_path):
@@ -91,6 +105,11 @@ def test_questions_line_by_line(tmp_path):
             [{"question": "q", "answer": "a"}],
             r"Record 0 of .* has the keys \['answer', 'question'\]; needed are a context",
         ),
+        (
+            [{"messages": CHAT[:1]}],
+            r"Record 0 of .*: `messages` must be a list of `role` and `content`, with a question",
+        ),
+        ([{"messages": "hello"}], "`messages` must be a list"),
         ([CHOICE | {"answer": 5}], r"the answer 5 names none of the options \['sun', 'rain'\]"),
         ([LONGBENCH | {"answers": []}], "holds no question with an answer"),
     ],

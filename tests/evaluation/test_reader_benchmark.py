@@ -21,10 +21,12 @@ from tokforget.evaluation.reader_benchmark import (
     kept_words,
     retention,
     retention_interval,
+    right_options,
     run_reader_benchmark,
     target_bits,
+    task_agreement,
 )
-from tokforget.evaluation.reader_oracle import search_best_words
+from tokforget.evaluation.reader_oracle import gate_ranks, search_best_words
 from tokforget.evaluation.reading_tasks import (
     ReadingItem,
     draw_passages,
@@ -35,6 +37,7 @@ from tokforget.evaluation.reading_tasks import (
     split_of_source,
 )
 from tokforget.evaluation.request_cost import break_even_tokens
+from tokforget.evaluation.statistics import rank_correlation
 from tokforget.evaluation.text_compressors import (
     TEXT_COMPRESSORS,
     CompressorContext,
@@ -43,6 +46,7 @@ from tokforget.evaluation.text_compressors import (
     text_compressors,
 )
 from tokforget.evaluation.word_counts import WordCounts, bare_word, split_words
+from tokforget.evaluation.words import find_strings
 
 
 TEXT = (
@@ -97,6 +101,39 @@ def test_full_is_one_and_none_is_zero_exactly(reader):
     assert (full == again).all()
 
 
+def test_an_empty_passage_is_worth_nothing_and_no_error(reader, context):
+    items = question_items([Question("", "Who?", ("Anna",)), Question(TEXT, "Who?", ("Anna",))], 2)
+    full, none = (target_bits(reader, items, passages) for passages in (["", TEXT], ["", ""]))
+    assert full[0] == pytest.approx(none[0], abs=1e-4) and full[1] != none[1]
+    assert np.isnan(retention(full[:1], full[:1], full[:1]))
+
+
+def test_the_likeliest_option_is_chosen_per_token(reader):
+    questions = [
+        Question(TEXT, "Where?", ("on the mat",), ("on the mat", "x y z !")),
+        Question(TEXT, "Who?", ("Anna",)),
+    ]
+    items = question_items(questions, 2)
+    right = right_options(reader, items, [TEXT, TEXT])
+    means = [reader.token_bits([items[0].prompt(TEXT)], [f" {option}"])[0].mean() for option in questions[0].options]
+    assert right[0] == (means[0] < means[1]) and np.isnan(right[1])
+
+
+def test_orders_of_tasks_by_hand():
+    assert rank_correlation(np.array([1.0, 2.0, 3.0]), np.array([0.1, 0.5, 9.0])) == pytest.approx(1)
+    assert rank_correlation(np.array([1.0, 2.0, 3.0]), np.array([3.0, 2.0, 1.0])) == pytest.approx(-1)
+    # ranks 1.5, 1.5, 3 and 1, 2, 3: covariance 1.5 over the root of 1.5 * 2
+    assert rank_correlation(np.array([1.0, 1.0, 2.0]), np.array([1.0, 2.0, 3.0])) == pytest.approx(1.5 / np.sqrt(3))
+    assert np.isnan(rank_correlation(np.array([1.0, 1.0]), np.array([1.0, 2.0])))
+    rows = [
+        {"task": task, "kind": "all", "rate": 0.5, "compressor": name, "retention": value}
+        for task, values in (("a", (0.1, 0.2, 0.3)), ("b", (0.3, 0.2, 0.1)))
+        for name, value in zip("xyz", values)
+    ]
+    (agreement,) = task_agreement(rows)
+    assert agreement["rank_correlation"] == pytest.approx(-1) and agreement["compressors"] == 3
+
+
 # -- the reader --------------------------------------------------------------------------------------------------------
 def test_order_padding_and_batch_change_nothing(reader, tokenizer):
     prompts, targets = (
@@ -141,6 +178,11 @@ def test_a_shared_context_is_read_once_and_changes_nothing(reader, tokenizer, mo
             at = len(ids[0]) + len(ids[1])
             expected = [-logits[at + i, token].item() / np.log(2) for i, token in enumerate(ids[2])]
             np.testing.assert_allclose(bits, expected, rtol=1e-4)
+    monkeypatch.setattr(evaluation_reader, "_BRANCH_TOKENS", 8)  # as many branches as fit, in as many rows as it takes
+    apart = reader.shared_bits(contexts, ASKED)
+    monkeypatch.undo()
+    for a, b in zip(found, apart):
+        np.testing.assert_allclose([bits.sum() for bits in a], b, rtol=1e-5)
     alone = Reader(reader.model, tokenizer, batch_tokens=1).shared_bits(contexts[::-1], ASKED[::-1])[::-1]
     for a, b in zip(found, alone):
         np.testing.assert_allclose([bits.sum() for bits in a], b, rtol=1e-5)
@@ -191,6 +233,19 @@ def test_no_budget_is_exceeded(name, context):
         if rate == 0.7 and "sentences" not in name:
             assert context.reader.counts([output])[0] >= 0.5 * total  # and it is used
     assert compressor("", 5, None) == ""
+
+
+def test_a_pass_is_remembered_but_never_in_a_time(reader, counts, monkeypatch):
+    context, passes = CompressorContext(reader, counts), []
+    monkeypatch.setattr(reader, "token_bits", lambda *args: passes.append(args) or Reader.token_bits(reader, *args))
+    for name in ("self_information_words", "self_information_tokens", "phrases"):
+        (compressor,) = text_compressors([name], context)
+        outputs = [compressor(TEXT, budget) for budget in (20, 40, 20)]
+        assert outputs[0] == outputs[2]
+    assert len(passes) == 1
+    with context.nothing_remembered():
+        compressor(TEXT, 20)
+    assert len(passes) == 2 and len(context.passes) == 1
 
 
 def test_the_policy_is_searched_until_the_readers_count_fits(context):
@@ -308,6 +363,13 @@ def test_passages_are_cut_between_words():
     assert set(passage.split()) <= set((TEXT * 5).split())
 
 
+def test_strings_are_kept_whole():
+    text = 'Set "read only" and `chunk_size` in “My Book”, and don\'t quote \'x y\'. She said "read only".'
+    assert find_strings(text) == ["read only", "chunk_size", "My Book", "x y", "read only"]
+    counted = kept_words(text, 'Set "read only" chunk_size in My')
+    assert (counted["strings"], counted["strings_kept"]) == (5, 2)
+
+
 def test_what_is_kept_and_what_is_invented():
     counted = kept_words(TEXT, "harbour Nordby 1931 Anna 84 not")
     assert (counted["numbers"], counted["numbers_kept"]) == (3, 1)
@@ -326,6 +388,26 @@ def test_the_oracle_does_not_get_worse(reader, context):
     assert reader.bits([item.prompt(output)], [item.target])[0] == pytest.approx(after, abs=1e-3)
 
 
+def test_a_gate_is_worth_what_scaling_a_word_costs(reader):
+    item = ReadingItem("the cat sat", "a", "prose", "we saw ", " on", " the mat")
+    found = gate_ranks(reader, item)
+    ids = [reader.token_ids([part])[0] for part in ("we saw ", "the cat sat", " on", " the mat")]
+    row = torch.tensor([[reader.start, *(token for part in ids for token in part)]])
+    places = reader.token_places(item.passage)
+    for word, (start, end) in enumerate(split_words(item.passage)):
+        costs = []
+        for gate in (0.99, 1.01):
+            scale = torch.ones(row.shape[1])
+            for at, (a, b) in enumerate(places):
+                if start <= (a + b - 1) / 2 < end:
+                    scale[1 + len(ids[0]) + at] = gate
+            with torch.no_grad():
+                embedded = reader.model.get_input_embeddings()(row) * scale[None, :, None]
+                logits = reader.model(inputs_embeds=embedded).logits[0].log_softmax(-1)
+            costs.append(-sum(logits[row.shape[1] - 1 - len(ids[3]) + i, t].item() for i, t in enumerate(ids[3])))
+        assert found[word] == pytest.approx((costs[0] - costs[1]) / 0.02, abs=2e-3)
+
+
 def test_break_even_lies_on_the_line():
     rows = [{"prompt_tokens": n, "rate": 0.5, "gain": 0.001 * n - 0.2} for n in (100, 300)]
     assert break_even_tokens(rows, 0.5) == pytest.approx(200)
@@ -342,7 +424,7 @@ def arguments(tmp_path, base_folder, **changes) -> ReaderArguments:
     write_corpus(tmp_path / "corpus", [f"{TEXT} Number {n} of the list is here. {TEXT}" for n in range(60)])
     options = {
         "output_dir": str(tmp_path / "out"), "reader_name_or_path": base_folder, "questions": [str(questions)],
-        "corpus": str(tmp_path / "corpus"), "texts_per_kind": 2, "passage_characters": 100, "lookups_per_text": 2,
+        "corpus": str(tmp_path / "corpus"), "texts_per_kind": 2, "passage_characters": 100, "lookups_per_text": 2, "lookup_draws": 2,
         "rates": [0.5], "compressors": ["random_words", "head", "overlap_sentences"], "use_cpu": True,
         "cost_prompt_tokens": [8], "oracle_items": 1, "oracle_seconds": 0.1,
     }  # fmt: skip
@@ -367,6 +449,12 @@ def test_a_run_measures_reports_and_resumes(tmp_path, long_reader, monkeypatch, 
         if name in ("full", "none"):  # None where a random reader is told nothing by the passage
             assert row["retention"] in (1.0, 0.0, None)
     report = (tmp_path / "out/report.md").read_text()
+    assert by_name["questions", "random_words"].get("ahead") is None
+    head, reference = by_name["lookup", "head"], by_name["lookup", "random_words"]
+    if head["retention"] is not None:
+        assert head["ahead"] == pytest.approx(head["retention"] - reference["retention"])
+        assert reference["reference_there"] == pytest.approx(reference["retention"])
+    assert {task for task, _ in by_name} >= {"lookup_2"} and "## Agreement of tasks" in report
     assert "| head | 0.5 |" in report and "## Cost of a whole request" in report and "## Oracle" in report
     assert (tmp_path / "out/retention_questions.png").is_file()
     capsys.readouterr()

@@ -20,6 +20,10 @@ from tokforget.launch import emulates_bf16
 from tokforget.models import loading
 
 
+# Branches of a tree, in tokens: what is seen by whom is a square of a row's tokens, so rows must not grow without end.
+_BRANCH_TOKENS = 1024
+
+
 @dataclass
 class ContinuationScores:
     """
@@ -142,7 +146,12 @@ class Reader:
 
     def token_places(self, text: str) -> list[tuple[int, int]]:
         """Where in the text each of its tokens begins and ends; the parts of one character share its place."""
-        options = {"add_special_tokens": False, "split_special_tokens": True, "return_offsets_mapping": True, "verbose": False}
+        options = {
+            "add_special_tokens": False,
+            "split_special_tokens": True,
+            "return_offsets_mapping": True,
+            "verbose": False,
+        }
         return self.tokenizer(text, **options)["offset_mapping"]
 
     def token_bits(
@@ -188,7 +197,9 @@ class Reader:
             target does not fit the model's positions.
         """
         if len(contexts) != len(asked):
-            raise ValueError(f"There are {len(contexts)} contexts and {len(asked)} lists of what is asked, not as many.")
+            raise ValueError(
+                f"There are {len(contexts)} contexts and {len(asked)} lists of what is asked, not as many."
+            )
         pairs = [pair for of_context in asked for pair in of_context]
         suffix_ids = iter(encode([suffix for suffix, _ in pairs], self.tokenizer))
         target_ids = iter(encode([target for _, target in pairs], self.tokenizer))
@@ -198,19 +209,7 @@ class Reader:
         rows, targets = [prompt + target for prompt, target in flat], [target for _, target in flat]
         _check_rows(self.model, rows, targets)
         if self._reads_trees:
-            lengths = [
-                len(trunk) + sum(len(suffix) + len(target) for suffix, target in of) for trunk, of in zip(trunks, branches)
-            ]
-            bits = [np.zeros(0)] * len(pairs)
-            first = np.cumsum([0, *map(len, branches)])
-            asked_of = [i for i, of in enumerate(branches) if of]
-            batches = _batches_by_length([lengths[i] for i in asked_of], self.batch_tokens)
-            for batch in tqdm(batches, desc=progress, disable=progress is None):
-                chosen = [asked_of[i] for i in batch]
-                found = _score_trees(self.model, [trunks[i] for i in chosen], [branches[i] for i in chosen])
-                places = [place for i in chosen for place in range(first[i], first[i + 1])]
-                for place, of_target in zip(places, found.split([len(targets[place]) for place in places])):
-                    bits[place] = of_target.numpy()
+            bits = self._tree_bits(trunks, branches, progress)
         else:
             batches = _batches_by_length([len(row) for row in rows], self.batch_tokens)
             bits = _score_batches(self.model, rows, [len(target) for target in targets], batches, progress)
@@ -223,6 +222,29 @@ class Reader:
         """Bits of each whole target, `(num_pairs,)` float64 for each context; see [`Reader.shared_token_bits`]."""
         found = self.shared_token_bits(contexts, asked, progress)
         return [np.array([of_target.sum() for of_target in of_context]) for of_context in found]
+
+    def _tree_bits(
+        self, trunks: list[list[int]], branches: list[list[tuple[list[int], list[int]]]], progress: str | None
+    ) -> list[np.ndarray]:
+        """Bits of the targets of all branches, in order; a trunk with very many branches is read more than once."""
+        trees: list[tuple[list[int], list[tuple[list[int], list[int]]]]] = []
+        for trunk, of_trunk in zip(trunks, branches):
+            room = 0
+            for branch in of_trunk:
+                length = len(branch[0]) + len(branch[1])
+                if length > room:
+                    trees.append((trunk, []))
+                    room = max(_BRANCH_TOKENS, length)
+                trees[-1][1].append(branch)
+                room -= length
+        lengths = [len(trunk) + sum(len(a) + len(b) for a, b in of_trunk) for trunk, of_trunk in trees]
+        found: list[list[np.ndarray]] = [[]] * len(trees)
+        for batch in tqdm(_batches_by_length(lengths, self.batch_tokens), desc=progress, disable=progress is None):
+            bits = _score_trees(self.model, [trees[i][0] for i in batch], [trees[i][1] for i in batch])
+            every = iter(bits.split([len(target) for i in batch for _, target in trees[i][1]]))
+            for i in batch:
+                found[i] = [next(every).numpy() for _ in trees[i][1]]
+        return [of_target for of_tree in found for of_target in of_tree]
 
     @cached_property
     def _reads_trees(self) -> bool:

@@ -53,7 +53,9 @@ class ReaderArguments:
     lookups_per_text: int = field(default=6, metadata={"help": "Lookups asked of each passage."})
     lookup_draws: int = field(
         default=1,
-        metadata={"help": "Draws of lookups, each a task of its own; the report tells how far their orders of compressors agree."},
+        metadata={
+            "help": "Draws of lookups, each a task of its own; the report tells how far their orders of compressors agree."
+        },
     )
     count_texts: int = field(default=200, metadata={"help": "Training texts per kind whose words are counted."})
     counts_path: str | None = field(

@@ -33,7 +33,13 @@ from tokforget.evaluation.reading_tasks import (
 )
 from tokforget.evaluation.request_cost import break_even_tokens, cost_rows
 from tokforget.evaluation.statistics import rank_correlation
-from tokforget.evaluation.text_compressors import CompressorContext, TextCompressor, hand_made_score, overlap_ranks, text_compressors
+from tokforget.evaluation.text_compressors import (
+    CompressorContext,
+    TextCompressor,
+    hand_made_score,
+    overlap_ranks,
+    text_compressors,
+)
 from tokforget.evaluation.word_counts import WordCounts, split_words
 from tokforget.evaluation.words import find_names, find_strings, find_words, is_number
 from tokforget.files import write_json
@@ -133,7 +139,10 @@ def kept_words(original: str, compressed: str) -> dict[str, int]:
     counts = {name: wanted.total() for name, wanted in kinds.items()}
     counts |= {f"{name}_kept": (wanted & output).total() for name, wanted in kinds.items()}
     strings = Counter(find_strings(original))
-    counts |= {"strings": strings.total(), "strings_kept": sum(min(n, compressed.count(s)) for s, n in strings.items())}
+    counts |= {
+        "strings": strings.total(),
+        "strings_kept": sum(min(n, compressed.count(s)) for s, n in strings.items()),
+    }
     return counts | {"invented": (output - Counter(word for word, _, _ in words)).total()}
 
 
@@ -293,7 +302,9 @@ class ReaderBenchmark:
                 for kind in kinds if len(kinds) > 2 else ["all"]:
                     here = np.array([kind in ("all", item.kind) for item in items])
                     row = {"task": task, "kind": kind} | self._row(name, rate, record, items, here, full, none)
-                    other = next((r for n, at, r in records if (n, at) == (_REFERENCE, rate) and name != _REFERENCE), None)
+                    other = next(
+                        (r for n, at, r in records if (n, at) == (_REFERENCE, rate) and name != _REFERENCE), None
+                    )
                     if other is not None and row["retention"] is not None:
                         groups = [items[i].group for i in np.flatnonzero(here)]
                         ours, theirs = np.array(record["bits"])[here], np.array(other["bits"])[here]
@@ -315,7 +326,10 @@ class ReaderBenchmark:
             chosen = [items[place] for place in places]
             for rate in self.args.rates:
                 found = [self._searched(task, place, items[place], rate) for place in places]
-                bits = {name: np.array([record[f"{name}_bits"] for record in found]) for name in ("hand_made", "start", "oracle")}
+                bits = {
+                    name: np.array([record[f"{name}_bits"] for record in found])
+                    for name in ("hand_made", "start", "oracle")
+                }
                 interval = retention_interval(bits["oracle"], full, none, [i.group for i in chosen], self.args.seed)
                 rows.append({"task": task, "rate": rate, "items": len(places), "seconds_per_item": self.args.oracle_seconds,
                              **{name: _or_none(retention(of_items, full, none)) for name, of_items in bits.items()},
@@ -333,7 +347,13 @@ class ReaderBenchmark:
         _, hand_made_bits = search_best_words(self.reader, item, budget, starts[:1], 0.0)
         _, start_bits = search_best_words(self.reader, item, budget, starts, 0.0)
         output, bits = search_best_words(self.reader, item, budget, starts, self.args.oracle_seconds, self.args.seed)
-        record = {"identity": identity, "output": output, "oracle_bits": bits, "start_bits": start_bits, "hand_made_bits": hand_made_bits}
+        record = {
+            "identity": identity,
+            "output": output,
+            "oracle_bits": bits,
+            "start_bits": start_bits,
+            "hand_made_bits": hand_made_bits,
+        }
         write_json(path, record)
         print(f"oracle {task} {place} {rate:g}: {start_bits:.1f} to {bits:.1f} bits", flush=True)
         return record
@@ -434,7 +454,10 @@ def run_reader_benchmark(args: ReaderArguments) -> list[dict]:
     run.load()
     run.measure()
     rows = run.rows()
-    write_json(run.folder / RESULTS, {"reader": args.reader_name_or_path, "seed": args.seed, "rows": rows, "agreement": task_agreement(rows)})
+    write_json(
+        run.folder / RESULTS,
+        {"reader": args.reader_name_or_path, "seed": args.seed, "rows": rows, "agreement": task_agreement(rows)},
+    )
     if args.oracle_items:
         write_json(run.folder / ORACLE, run.oracle_rows())
     if args.cost_prompt_tokens and run.compressors:

@@ -1,7 +1,6 @@
 """How far a compressor could go: the best words found by search with the reader itself, which has seen the answer."""
 
 import time
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -67,7 +66,9 @@ def search_best_words(
         return fill(item.passage, spans, scores, budget, lambda text: reader.counts([text])[0])
 
     def bits_of(outputs: list[str]) -> np.ndarray:
-        found = reader.shared_bits([item.before + output for output in outputs], [[(item.after, item.target)]] * len(outputs))
+        found = reader.shared_bits(
+            [item.before + output for output in outputs], [[(item.after, item.target)]] * len(outputs)
+        )
         return np.array([of_output[0] for of_output in found])
 
     orders = [np.argsort(np.argsort(start, kind="stable"), kind="stable").astype(float) for start in starts]

@@ -67,11 +67,14 @@ def _table(rows: Sequence[dict]) -> list[str]:
             f"{row['rate']:g}",
             f"{_cell(row['retention'])}{low_high}",
             f"{row['achieved_rate']:.3f}",
-            "–" if row.get("ahead") is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(row["ahead"], *row["ahead_interval"]),
+            "–"
+            if row.get("ahead") is None
+            else "{:+.2f} [{:+.2f}, {:+.2f}]".format(row["ahead"], *row["ahead_interval"]),
             _cell(row["reference_there"]),
         ]
         cells += [
-            _cell(row[name]) for name in ("accuracy", "numbers_kept", "names_kept", "strings_kept", "negations_kept", "invented_words")
+            _cell(row[name])
+            for name in ("accuracy", "numbers_kept", "names_kept", "strings_kept", "negations_kept", "invented_words")
         ]
         cells.append("–" if row["microseconds_per_token"] is None else f"{row['microseconds_per_token']:.0f}")
         lines.append("| " + " | ".join(cells) + " |")

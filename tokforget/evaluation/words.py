@@ -20,9 +20,7 @@ from transformers import PreTrainedTokenizerBase
 _WORD = re.compile(r"\d+(?:[.,:/]\d+)+|\w+(?:['’-]\w+)*")
 # Between two words, these open a new sentence or quotation, where a capital says nothing. "Mr. Smith" is lost to it.
 _SENTENCE_BREAK = re.compile(r"[.!?…:\n\"“”«»]")
-_STRING = re.compile(
-    r""""([^"\n]{1,200})"|“([^”\n]{1,200})”|`([^`\n]{1,200})`|(?<!\w)'([^'\n]{1,200})'(?!\w)"""
-)
+_STRING = re.compile(r""""([^"\n]{1,200})"|“([^”\n]{1,200})”|`([^`\n]{1,200})`|(?<!\w)'([^'\n]{1,200})'(?!\w)""")
 _PRONOUN = re.compile(r"I(?:['’]\w+)?")
 
 
