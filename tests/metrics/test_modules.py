@@ -344,7 +344,7 @@ def test_reader_retention_by_hand(load):
     assert metric.compute(bits_compressed=bits["bits_full"], **bits)["reader_retention"] == 1.0
     assert metric.compute(bits_compressed=bits["bits_none"], **bits)["reader_retention"] == 0.0
     worthless = metric.compute(bits_full=[5.0], bits_compressed=[4.0], bits_none=[5.0])
-    assert worthless["reader_retention"] is None and worthless["interval"] is None
+    assert worthless["reader_retention"] is None and worthless["retention_low"] is None
 
 
 def test_reader_retention_reads_prompts_itself(load, tokenizer, base_folder):

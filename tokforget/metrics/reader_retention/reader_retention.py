@@ -47,7 +47,8 @@ class ReaderRetention(columns.ColumnMetric):
         value = reader_benchmark.retention(compressed, full, none)
         return {
             "reader_retention": None if np.isnan(value) else value,
-            "interval": None if interval is None else list(interval),
+            "retention_low": None if interval is None else interval[0],
+            "retention_high": None if interval is None else interval[1],
             "bits_full": words.mean(full),
             "bits_compressed": words.mean(compressed),
             "bits_none": words.mean(none),
