@@ -269,6 +269,10 @@ def test_fill_takes_the_best_that_fit():
 def test_units():
     assert split_sentences("One is here. Two\nThree (3.5) is not! ") == [(0, 13), (13, 17), (17, 37)]
     assert "".join(TEXT[a:b] for a, b in split_words(TEXT)) == TEXT
+    minified = '{"name":"Ada","born":1815,"works":["notes"]}'
+    parts = [minified[a:b] for a, b in split_words(minified)]
+    assert parts == ["{", '"name":', '"Ada",', '"born":', "1815,", '"works":[', '"notes"]}']
+    assert [("他は a 猫")[a:b] for a, b in split_words("他は a 猫")] == ["他", "は", " a", " 猫"]
     assert bare_word(" (Lund,") == "lund"
 
 
@@ -353,6 +357,20 @@ def test_sources_stand_on_one_side(tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"text": "no source"}\n')
     with pytest.raises(ValueError, match="bad.jsonl, line 1: needed are `text` and `source`"):
         list(read_corpus(tmp_path, "train"))
+
+
+def test_lookups_go_on_as_the_text_does(counts):
+    text = 'first second third {"id": "a77", "name": "Ada"}\n\nThe next line has Nordby Harbour in it'
+    found = {o.answer: o for seed in range(30) for o in find_lookups(text, counts, 6, random.Random(seed))}
+    assert found['"a77'].cue == 'first second third {"id":' and found['"a77'].spaced
+    assert "Nordby Harbour" in found and not any("\n" in answer for answer in found)
+    (item, *_) = lookup_items([("json", '{"key":"Alpha","other":"B12","and_some_more":"C77"}')], counts, 1, seed=0)
+    assert item.after.startswith("\n\n... {") and not item.target.startswith(" ")
+
+
+def test_what_has_no_spaces_is_cut_all_the_same(counts):
+    drawn = draw_passages(iter([("json", "ab,c" * 100), ("prose", "a b\n" * 100)]), 1, 120, seed=3)
+    assert [len(passage) > 100 for _, passage in drawn] == [True, True]
 
 
 def test_passages_are_cut_between_words():
