@@ -513,6 +513,7 @@ def test_items_that_do_not_fit_are_counted_and_left_out(tmp_path, tokenizer, cap
         ({"rates": []}, "is empty"),
         ({"questions": [], "corpus": None}, "nothing to read"),
         ({"corpus": None}, "Words must be counted on texts that are not measured"),
+        ({"cost_prompt_tokens": [-1]}, "must be lengths"),
         ({"max_questions": 0}, "`max_questions` must be at least 1"),
     ],
 )

@@ -82,7 +82,7 @@ class ReaderArguments:
     oracle_seconds: float = field(default=60.0, metadata={"help": "Time of the search per question and rate."})
     cost_prompt_tokens: list[int] = field(
         default_factory=lambda: [256, 1024],
-        metadata={"help": "Prompt lengths whose whole request is timed; none for none."},
+        metadata={"help": "Prompt lengths in tokens whose whole request is timed; 0 for none."},
     )
     batch_tokens: int = field(default=4096, metadata={"help": "Most tokens of one forward of the reader."})
     use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU where there is a GPU."})
@@ -91,6 +91,9 @@ class ReaderArguments:
         for name, least in (("max_questions", 1), ("texts_per_kind", 0), ("passage_characters", 100), ("lookups_per_text", 1), ("lookup_draws", 1),
                             ("count_texts", 1), ("oracle_items", 0), ("batch_tokens", 1)):  # fmt: skip
             check_at_least(self, name, least)
+        self.cost_prompt_tokens = [length for length in self.cost_prompt_tokens if length]
+        if any(length < 0 for length in self.cost_prompt_tokens):
+            raise ValueError(f"`cost_prompt_tokens` must be lengths, got {self.cost_prompt_tokens}; 0 leaves the cost out.")
         if not self.rates:
             raise ValueError("`rates` is empty; pass at least one rate.")
         for rate in self.rates:
