@@ -93,7 +93,9 @@ class ReaderArguments:
             check_at_least(self, name, least)
         self.cost_prompt_tokens = [length for length in self.cost_prompt_tokens if length]
         if any(length < 0 for length in self.cost_prompt_tokens):
-            raise ValueError(f"`cost_prompt_tokens` must be lengths, got {self.cost_prompt_tokens}; 0 leaves the cost out.")
+            raise ValueError(
+                f"`cost_prompt_tokens` must be lengths, got {self.cost_prompt_tokens}; 0 leaves the cost out."
+            )
         if not self.rates:
             raise ValueError("`rates` is empty; pass at least one rate.")
         for rate in self.rates:

@@ -12,7 +12,8 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -215,17 +216,19 @@ class ReaderBenchmark:
     # -- measuring -----------------------------------------------------------------------------------------------------
     def measure(self) -> None:
         """Every file that is not there yet; progress in one line per file."""
+        works: list[tuple[str, str, float, Callable[[], dict]]] = []
         for task, items in self.tasks.items():
-            for control in CONTROLS:
-                self._once(task, control, 1.0, lambda items=items, control=control: self._control(items, control))
+            works += [(task, control, 1.0, partial(self._control, items, control)) for control in CONTROLS]
             for compressor in self.compressors:
-                if compressor.asks and not any(item.question for item in items):
-                    continue
-                for rate in self.args.rates:
-                    self._once(task, compressor.name, rate,
-                               lambda items=items, c=compressor, rate=rate: self._compressed(items, c, rate))  # fmt: skip
+                if not compressor.asks or any(item.question for item in items):
+                    works += [
+                        (task, compressor.name, rate, partial(self._compressed, items, compressor, rate))
+                        for rate in self.args.rates
+                    ]
+        for number, work in enumerate(works, 1):
+            self._once(*work, progress=f"{number}/{len(works)}")
 
-    def _once(self, task: str, name: str, rate: float, work) -> None:
+    def _once(self, task: str, name: str, rate: float, work: Callable[[], dict], progress: str) -> None:
         path = self._path(task, name, rate)
         identity = self._identity(task)
         if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["identity"] == identity:
@@ -233,7 +236,7 @@ class ReaderBenchmark:
         start = time.perf_counter()
         record = {"task": task, "compressor": name, "rate": rate, "identity": identity, **work()}
         write_json(path, record)
-        print(f"{task:<12} {name:<28} {rate:g}  {time.perf_counter() - start:6.1f} s", flush=True)
+        print(f"{progress:>8}  {task:<12} {name:<28} {rate:g}  {time.perf_counter() - start:6.1f} s", flush=True)
 
     def _path(self, task: str, name: str, rate: float) -> Path:
         folder = self.folder / "items" / task
