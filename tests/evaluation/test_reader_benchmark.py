@@ -400,9 +400,10 @@ def test_the_oracle_does_not_get_worse(reader, context):
     item = ReadingItem(TEXT, "a", "prose", "", "\n\n... rebuilt in", " 1931")
     budget = reader.counts([TEXT])[0] // 2
     start = [np.zeros(len(split_words(TEXT)))]
-    _, before = search_best_words(reader, item, budget, start, 0.0)
-    output, after = search_best_words(reader, item, budget, start, 0.5)
-    assert after <= before and reader.counts([output])[0] <= budget
+    _, before = search_best_words(reader, item, budget, start, 0)
+    output, after = search_best_words(reader, item, budget, start, 6)
+    assert search_best_words(reader, item, budget, start, 6) == (output, after)  # by steps, not by the clock
+    assert after <= before + 1e-4 and reader.counts([output])[0] <= budget
     assert reader.bits([item.prompt(output)], [item.target])[0] == pytest.approx(after, abs=1e-3)
 
 
@@ -444,7 +445,7 @@ def arguments(tmp_path, base_folder, **changes) -> ReaderArguments:
         "output_dir": str(tmp_path / "out"), "reader_name_or_path": base_folder, "questions": [str(questions)],
         "corpus": str(tmp_path / "corpus"), "texts_per_kind": 2, "passage_characters": 100, "lookups_per_text": 2, "lookup_draws": 2,
         "rates": [0.5], "compressors": ["random_words", "head", "overlap_sentences"], "use_cpu": True,
-        "cost_prompt_tokens": [8], "oracle_items": 1, "oracle_seconds": 0.1,
+        "cost_prompt_tokens": [8], "oracle_items": 1, "oracle_steps": 1,
     }  # fmt: skip
     return ReaderArguments(**options | changes)
 

@@ -79,7 +79,9 @@ class ReaderArguments:
     oracle_items: int = field(
         default=0, metadata={"help": "Questions whose best mask is searched with the reader itself."}
     )
-    oracle_seconds: float = field(default=60.0, metadata={"help": "Time of the search per question and rate."})
+    oracle_steps: int = field(
+        default=40, metadata={"help": "Batches of eight proposals that the oracle tries per question and rate."}
+    )
     cost_prompt_tokens: list[int] = field(
         default_factory=lambda: [256, 1024],
         metadata={"help": "Prompt lengths in tokens whose whole request is timed; 0 for none."},
@@ -89,7 +91,7 @@ class ReaderArguments:
 
     def __post_init__(self):
         for name, least in (("max_questions", 1), ("texts_per_kind", 0), ("passage_characters", 100), ("lookups_per_text", 1), ("lookup_draws", 1),
-                            ("count_texts", 1), ("oracle_items", 0), ("batch_tokens", 1)):  # fmt: skip
+                            ("count_texts", 1), ("oracle_items", 0), ("oracle_steps", 0), ("batch_tokens", 1)):  # fmt: skip
             check_at_least(self, name, least)
         self.cost_prompt_tokens = [length for length in self.cost_prompt_tokens if length]
         if any(length < 0 for length in self.cost_prompt_tokens):

@@ -334,22 +334,22 @@ class ReaderBenchmark:
                     for name in ("hand_made", "start", "oracle")
                 }
                 interval = retention_interval(bits["oracle"], full, none, [i.group for i in chosen], self.args.seed)
-                rows.append({"task": task, "rate": rate, "items": len(places), "seconds_per_item": self.args.oracle_seconds,
+                rows.append({"task": task, "rate": rate, "items": len(places), "steps": self.args.oracle_steps,
                              **{name: _or_none(retention(of_items, full, none)) for name, of_items in bits.items()},
                              "interval": interval and [round(end, 3) for end in interval]})  # fmt: skip
         return rows
 
     def _searched(self, task: str, place: int, item: ReadingItem, rate: float) -> dict:
         path = self.folder / "oracle" / task / f"{place}-{rate:g}.json"
-        identity = f"{self._identity(task)} {self.args.oracle_seconds:g}"
+        identity = f"{self._identity(task)} {self.args.oracle_steps}"
         if path.is_file() and (record := json.loads(path.read_text(encoding="utf-8")))["identity"] == identity:
             return record
         path.parent.mkdir(parents=True, exist_ok=True)
         budget = max(1, int(rate * self.reader.counts([item.passage])[0] + 1e-9))
         starts = self._oracle_starts(item)
-        _, hand_made_bits = search_best_words(self.reader, item, budget, starts[:1], 0.0)
-        _, start_bits = search_best_words(self.reader, item, budget, starts, 0.0)
-        output, bits = search_best_words(self.reader, item, budget, starts, self.args.oracle_seconds, self.args.seed)
+        _, hand_made_bits = search_best_words(self.reader, item, budget, starts[:1], 0)
+        _, start_bits = search_best_words(self.reader, item, budget, starts, 0)
+        output, bits = search_best_words(self.reader, item, budget, starts, self.args.oracle_steps, self.args.seed)
         record = {
             "identity": identity,
             "output": output,

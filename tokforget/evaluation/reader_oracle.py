@@ -1,6 +1,5 @@
 """How far a compressor could go: the best words found by search with the reader itself, which has seen the answer."""
 
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,7 +44,7 @@ def gate_ranks(reader: Reader, item: ReadingItem) -> np.ndarray:
 
 
 def search_best_words(
-    reader: Reader, item: ReadingItem, budget: int, starts: Sequence[np.ndarray], seconds: float, seed: int = 0
+    reader: Reader, item: ReadingItem, budget: int, starts: Sequence[np.ndarray], steps: int, seed: int = 0
 ) -> tuple[str, float]:
     """
     Words of a passage that leave its target the fewest bits, by random exchange from the best of several starts: batches of
@@ -54,7 +53,7 @@ def search_best_words(
     Args:
         budget (`int`): Most tokens of the output.
         starts (`Sequence` of `np.ndarray` of shape `(num_words,)`): Ranks to begin with, higher is kept first; one at least.
-        seconds (`float`): Time of the search; 0 for the best start as it is.
+        steps (`int`): Batches of eight proposals; 0 for the best start as it is.
 
     Returns:
         `tuple`: The output, and the bits of the target after it. Not a bound: a longer search finds better.
@@ -66,18 +65,18 @@ def search_best_words(
         return fill(item.passage, spans, scores, budget, lambda text: reader.counts([text])[0])
 
     def bits_of(outputs: list[str]) -> np.ndarray:
-        found = reader.shared_bits(
-            [item.before + output for output in outputs], [[(item.after, item.target)]] * len(outputs)
-        )
-        return np.array([of_output[0] for of_output in found])
+        # The prompt before the passage is read once for all of them. A space at its end goes to the passage, as in one string.
+        shared = item.before.rstrip(" ")
+        lead = item.before[len(shared) :]
+        asked = [(lead + output + item.after, item.target) for output in outputs]
+        return reader.shared_bits([shared], [asked])[0]
 
     orders = [np.argsort(np.argsort(start, kind="stable"), kind="stable").astype(float) for start in starts]
     outputs = [output_of(order) for order in orders]
     bits = bits_of(outputs)
     first = int(np.argmin(bits))
     best, best_bits, ranks = outputs[first], float(bits[first]), orders[first]
-    begun = time.perf_counter()
-    while time.perf_counter() - begun < seconds:
+    for _ in range(steps):
         proposals = []
         for _ in range(_PROPOSALS):
             moved = ranks.copy()
@@ -98,4 +97,6 @@ def search_best_words(
         if bits[winner] < best_bits:
             best, best_bits = outputs[winner], float(bits[winner])
             ranks = np.argsort(np.argsort(proposals[winner], kind="stable"), kind="stable").astype(float)
-    return best, best_bits
+    # As everything else is measured, and another reading than the one it was chosen by.
+    ((final,),) = reader.shared_bits([item.before + best], [[(item.after, item.target)]])
+    return best, float(final)
