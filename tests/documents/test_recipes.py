@@ -37,11 +37,15 @@ TYPES = {
     "evaluation.yaml": EVALUATION,
     "evaluation_quick.yaml": EVALUATION,
     "reader_benchmark.yaml": (ReaderArguments,),
+    "reader_benchmark_quick.yaml": (ReaderArguments,),
     "leaderboard.yaml": (LeaderboardArguments,),
     "leaderboard_gpu.yaml": (LeaderboardArguments,),
 }
 # What a run file leaves to its user.
-ASKED_FOR = {"reader_benchmark.yaml": ["--corpus", "my_texts"]}
+ASKED_FOR = {
+    "reader_benchmark.yaml": ["--corpus", "my_texts"],
+    "reader_benchmark_quick.yaml": ["--corpus", "my_texts"],
+}
 HARDWARE = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.conftest import make_gpt2
-from tokforget.evaluation.questions import Question
 from tokforget.readers import benchmark as reader_benchmark
+from tokforget.readers.agreement import rank_correlation, task_agreement
 from tokforget.readers.arguments import ReaderArguments
 from tokforget.readers.benchmark import (
     ReaderBenchmark,
@@ -18,12 +18,14 @@ from tokforget.readers.benchmark import (
     kept_words,
     retention,
     retention_interval,
+    right_options,
     run_reader_benchmark,
     target_bits,
 )
 from tokforget.readers.cost import break_even_tokens
 from tokforget.readers.language_model import Reader
-from tokforget.readers.oracle import search_best_words
+from tokforget.readers.oracle import gate_ranks, search_best_words
+from tokforget.readers.questions import Question
 from tokforget.readers.spans import find_lookups
 from tokforget.readers.tasks import (
     ReadingItem,
@@ -42,6 +44,7 @@ from tokforget.readers.text_compressors import (
     text_compressors,
 )
 from tokforget.readers.word_counts import WordCounts, bare_word, split_words
+from tokforget.readers.words import find_strings
 
 
 TEXT = (
@@ -96,6 +99,39 @@ def test_full_is_one_and_none_is_zero_exactly(reader):
     assert (full == again).all()
 
 
+def test_an_empty_passage_is_worth_nothing_and_no_error(reader, context):
+    items = question_items([Question("", "Who?", ("Anna",)), Question(TEXT, "Who?", ("Anna",))], 2)
+    full, none = (target_bits(reader, items, passages) for passages in (["", TEXT], ["", ""]))
+    assert full[0] == pytest.approx(none[0], abs=1e-4) and full[1] != none[1]
+    assert np.isnan(retention(full[:1], full[:1], full[:1]))
+
+
+def test_the_likeliest_option_is_chosen_per_token(reader):
+    questions = [
+        Question(TEXT, "Where?", ("on the mat",), ("on the mat", "x y z !")),
+        Question(TEXT, "Who?", ("Anna",)),
+    ]
+    items = question_items(questions, 2)
+    right = right_options(reader, items, [TEXT, TEXT])
+    means = [reader.token_bits([items[0].prompt(TEXT)], [f" {option}"])[0].mean() for option in questions[0].options]
+    assert right[0] == (means[0] < means[1]) and np.isnan(right[1])
+
+
+def test_orders_of_tasks_by_hand():
+    assert rank_correlation(np.array([1.0, 2.0, 3.0]), np.array([0.1, 0.5, 9.0])) == pytest.approx(1)
+    assert rank_correlation(np.array([1.0, 2.0, 3.0]), np.array([3.0, 2.0, 1.0])) == pytest.approx(-1)
+    # ranks 1.5, 1.5, 3 and 1, 2, 3: covariance 1.5 over the root of 1.5 * 2
+    assert rank_correlation(np.array([1.0, 1.0, 2.0]), np.array([1.0, 2.0, 3.0])) == pytest.approx(1.5 / np.sqrt(3))
+    assert np.isnan(rank_correlation(np.array([1.0, 1.0]), np.array([1.0, 2.0])))
+    rows = [
+        {"task": task, "kind": "all", "rate": 0.5, "compressor": name, "retention": value}
+        for task, values in (("a", (0.1, 0.2, 0.3)), ("b", (0.3, 0.2, 0.1)))
+        for name, value in zip("xyz", values)
+    ]
+    (agreement,) = task_agreement(rows)
+    assert agreement["rank_correlation"] == pytest.approx(-1) and agreement["compressors"] == 3
+
+
 # -- the reader --------------------------------------------------------------------------------------------------------
 def test_order_padding_and_batch_change_nothing(reader, tokenizer):
     prompts, targets = (
@@ -123,6 +159,8 @@ def test_bits_are_those_of_a_plain_forward(reader, tokenizer):
 def test_what_does_not_fit_is_an_error_and_not_cut(reader):
     with pytest.raises(ValueError, match="does not fit.*Cut the texts"):
         reader.bits(["the cat " * 600], [" sat"])
+    with pytest.raises(ValueError, match="does not fit"):
+        reader.bits(["the cat"], [" sat on the mat" * 600])  # an answer longer than the context
     with pytest.raises(ValueError, match="is empty: there is nothing to predict"):
         reader.bits(["the cat"], [""])
 
@@ -147,6 +185,19 @@ def test_no_budget_is_exceeded(name, context):
     assert compressor("", 5, None) == ""
 
 
+def test_a_pass_is_remembered_but_never_in_a_time(reader, counts, monkeypatch):
+    context, passes = CompressorContext(reader, counts), []
+    monkeypatch.setattr(reader, "token_bits", lambda *args: passes.append(args) or Reader.token_bits(reader, *args))
+    for name in ("self_information_words", "self_information_tokens", "phrases"):
+        (compressor,) = text_compressors([name], context)
+        outputs = [compressor(TEXT, budget) for budget in (20, 40, 20)]
+        assert outputs[0] == outputs[2]
+    assert len(passes) == 1
+    with context.nothing_remembered():
+        compressor(TEXT, 20)
+    assert len(passes) == 2 and len(context.passes) == 1
+
+
 def test_the_policy_is_searched_until_the_readers_count_fits(context):
     for name in ("policy_tokens", "policy_words"):
         (compressor,) = text_compressors([name], context)
@@ -168,6 +219,10 @@ def test_fill_takes_the_best_that_fit():
 def test_units():
     assert split_sentences("One is here. Two\nThree (3.5) is not! ") == [(0, 13), (13, 17), (17, 37)]
     assert "".join(TEXT[a:b] for a, b in split_words(TEXT)) == TEXT
+    minified = '{"name":"Ada","born":1815,"works":["notes"]}'
+    parts = [minified[a:b] for a, b in split_words(minified)]
+    assert parts == ["{", '"name":', '"Ada",', '"born":', "1815,", '"works":[', '"notes"]}']
+    assert [("他は a 猫")[a:b] for a, b in split_words("他は a 猫")] == ["他", "は", " a", " 猫"]
     assert bare_word(" (Lund,") == "lund"
 
 
@@ -184,6 +239,10 @@ def a_user_compressor(text: str, budget: int) -> str:
     return text[:3]
 
 
+def counts_letters(text: str, budget: int) -> str:
+    return text[:budget]
+
+
 def breaks_the_budget(text: str, budget: int) -> str:
     return text
 
@@ -191,6 +250,11 @@ def breaks_the_budget(text: str, budget: int) -> str:
 def test_any_callable_by_its_import_path(context):
     (compressor,) = text_compressors(["tests.readers.test_benchmark:a_user_compressor"], context)
     assert compressor(TEXT, 5) == TEXT[:3] and not compressor.asks
+    (other,) = text_compressors(["tests.readers.test_benchmark:counts_letters"], context)
+    total = context.reader.counts([TEXT])[0]
+    assert 0.9 * total // 2 <= context.reader.counts([other(TEXT, total // 2)])[0] <= total // 2
+    assert other.calls > 1  # it counts letters, the budget tokens
+    assert other(TEXT, total) == TEXT and other("", 3) == ""
     with pytest.raises(ValueError, match="Unknown compressor 'llmlingua'; there are random_tokens"):
         text_compressors(["llmlingua"], context)
     with pytest.raises(ValueError, match="could not be imported"):
@@ -254,12 +318,33 @@ def test_sources_stand_on_one_side(tmp_path):
         list(read_corpus(tmp_path, "train"))
 
 
+def test_lookups_go_on_as_the_text_does(counts):
+    text = 'first second third {"id": "a77", "name": "Ada"}\n\nThe next line has Nordby Harbour in it'
+    found = {o.answer: o for seed in range(30) for o in find_lookups(text, counts, 6, random.Random(seed))}
+    assert found['"a77'].cue == 'first second third {"id":' and found['"a77'].spaced
+    assert "Nordby Harbour" in found and not any("\n" in answer for answer in found)
+    (item, *_) = lookup_items([("json", '{"key":"Alpha","other":"B12","and_some_more":"C77"}')], counts, 1, seed=0)
+    assert item.after.startswith("\n\n... {") and not item.target.startswith(" ")
+
+
+def test_what_has_no_spaces_is_cut_all_the_same(counts):
+    drawn = draw_passages(iter([("json", "ab,c" * 100), ("prose", "a b\n" * 100)]), 1, 120, seed=3)
+    assert [len(passage) > 100 for _, passage in drawn] == [True, True]
+
+
 def test_passages_are_cut_between_words():
     drawn = draw_passages(iter([("prose", TEXT * 5), ("prose", "short")]), 3, 120, seed=0)
     assert len(drawn) == 1
     kind, passage = drawn[0]
     assert kind == "prose" and passage in TEXT * 5 and len(passage) <= 120
     assert set(passage.split()) <= set((TEXT * 5).split())
+
+
+def test_strings_are_kept_whole():
+    text = 'Set "read only" and `chunk_size` in “My Book”, and don\'t quote \'x y\'. She said "read only".'
+    assert find_strings(text) == ["read only", "chunk_size", "My Book", "x y", "read only"]
+    counted = kept_words(text, 'Set "read only" chunk_size in My')
+    assert (counted["strings"], counted["strings_kept"]) == (5, 2)
 
 
 def test_what_is_kept_and_what_is_invented():
@@ -273,11 +358,32 @@ def test_what_is_kept_and_what_is_invented():
 def test_the_oracle_does_not_get_worse(reader, context):
     item = ReadingItem(TEXT, "a", "prose", "", "\n\n... rebuilt in", " 1931")
     budget = reader.counts([TEXT])[0] // 2
-    start = np.zeros(len(split_words(TEXT)))
-    _, before = search_best_words(reader, item, budget, start, 0.0)
-    output, after = search_best_words(reader, item, budget, start, 0.5)
-    assert after <= before and reader.counts([output])[0] <= budget
+    start = [np.zeros(len(split_words(TEXT)))]
+    _, before = search_best_words(reader, item, budget, start, 0)
+    output, after = search_best_words(reader, item, budget, start, 6)
+    assert search_best_words(reader, item, budget, start, 6) == (output, after)  # by steps, not by the clock
+    assert after <= before + 1e-4 and reader.counts([output])[0] <= budget
     assert reader.bits([item.prompt(output)], [item.target])[0] == pytest.approx(after, abs=1e-3)
+
+
+def test_a_gate_is_worth_what_scaling_a_word_costs(reader):
+    item = ReadingItem("the cat sat", "a", "prose", "we saw ", " on", " the mat")
+    found = gate_ranks(reader, item)
+    ids = [reader.token_ids([part])[0] for part in ("we saw ", "the cat sat", " on", " the mat")]
+    row = torch.tensor([[reader.start, *(token for part in ids for token in part)]])
+    places = reader.token_places(item.passage)
+    for word, (start, end) in enumerate(split_words(item.passage)):
+        costs = []
+        for gate in (0.99, 1.01):
+            scale = torch.ones(row.shape[1])
+            for at, (a, b) in enumerate(places):
+                if start <= (a + b - 1) / 2 < end:
+                    scale[1 + len(ids[0]) + at] = gate
+            with torch.no_grad():
+                embedded = reader.model.get_input_embeddings()(row) * scale[None, :, None]
+                logits = reader.model(inputs_embeds=embedded).logits[0].log_softmax(-1)
+            costs.append(-sum(logits[row.shape[1] - 1 - len(ids[3]) + i, t].item() for i, t in enumerate(ids[3])))
+        assert found[word] == pytest.approx((costs[0] - costs[1]) / 0.02, abs=2e-3)
 
 
 def test_break_even_lies_on_the_line():
@@ -296,9 +402,9 @@ def arguments(tmp_path, base_folder, **changes) -> ReaderArguments:
     write_corpus(tmp_path / "corpus", [f"{TEXT} Number {n} of the list is here. {TEXT}" for n in range(60)])
     options = {
         "output_dir": str(tmp_path / "out"), "reader_name_or_path": base_folder, "questions": [str(questions)],
-        "corpus": str(tmp_path / "corpus"), "texts_per_kind": 2, "passage_characters": 100, "lookups_per_text": 2,
+        "corpus": str(tmp_path / "corpus"), "texts_per_kind": 2, "passage_characters": 100, "lookups_per_text": 2, "lookup_draws": 2,
         "rates": [0.5], "compressors": ["random_words", "head", "overlap_sentences"], "use_cpu": True,
-        "cost_prompt_tokens": [8], "oracle_items": 1, "oracle_seconds": 0.1,
+        "cost_prompt_tokens": [8], "oracle_items": 1, "oracle_steps": 1,
     }  # fmt: skip
     return ReaderArguments(**options | changes)
 
@@ -321,6 +427,13 @@ def test_a_run_measures_reports_and_resumes(tmp_path, long_reader, monkeypatch, 
         if name in ("full", "none"):  # None where a random reader is told nothing by the passage
             assert row["retention"] in (1.0, 0.0, None)
     report = (tmp_path / "out/report.md").read_text()
+    assert by_name["questions", "random_words"].get("ahead") is None
+    head, reference = by_name["lookup", "head"], by_name["lookup", "random_words"]
+    if head["retention"] is not None:
+        assert head["ahead"] == pytest.approx(head["retention"] - reference["retention"])
+        assert reference["reference_there"] == pytest.approx(reference["retention"])
+    assert {task for task, _ in by_name} >= {"lookup_2"} and "## Agreement of tasks" in report
+    assert "### questions 1, at 0.5" in report and "Answer: Anna Lund (" in report
     assert "| head | 0.5 |" in report and "## Cost of a whole request" in report and "## Oracle" in report
     assert (tmp_path / "out/retention_questions.png").is_file()
     capsys.readouterr()
@@ -361,6 +474,7 @@ def test_items_that_do_not_fit_are_counted_and_left_out(tmp_path, tokenizer, cap
         ({"rates": []}, "is empty"),
         ({"questions": [], "corpus": None}, "nothing to read"),
         ({"corpus": None}, "Words must be counted on texts that are not measured"),
+        ({"cost_prompt_tokens": [-1]}, "must be lengths"),
         ({"max_questions": 0}, "`max_questions` must be at least 1"),
     ],
 )

@@ -6,6 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.conftest import make_gpt2
+from tokforget.readers import language_model
 from tokforget.readers.language_model import Reader
 
 
@@ -59,6 +60,22 @@ def test_batch_and_order_change_nothing(reader):
     alone = Reader(reader.model, reader.tokenizer, batch_tokens=1)
     assert close(reader.span_bits(LOOKUPS), alone.span_bits(LOOKUPS))
     assert close(reader.span_bits(LOOKUPS[::-1])[::-1], alone.span_bits(LOOKUPS))
+
+
+def test_many_lookups_of_a_context_are_read_in_several_rows(reader, monkeypatch):
+    whole, widths = reader.span_bits(LOOKUPS), []
+    score = language_model._score_trees
+    monkeypatch.setattr(language_model, "_LEAF_TOKENS", 8)
+    monkeypatch.setattr(language_model, "_score_trees", lambda *args: widths.extend(map(len, args[2])) or score(*args))
+    assert close(reader.span_bits(LOOKUPS), whole)
+    assert sum(widths) == 6 and len(widths) > 3
+
+
+def test_bits_of_tokens_add_up(reader):
+    tokens, sums = reader.span_token_bits(LOOKUPS), reader.span_bits(LOOKUPS)
+    for of_context, bits, (_, asked) in zip(tokens, sums, LOOKUPS):
+        assert [len(of_pair) for of_pair in of_context] == reader.counts([target for _, target in asked])
+        assert np.allclose([of_pair.sum() for of_pair in of_context], bits)
 
 
 def test_one_lookup_does_not_see_another(reader):

@@ -51,6 +51,12 @@ class ReaderArguments:
     texts_per_kind: int = field(default=20, metadata={"help": "Passages per kind; 0 leaves lookup and later use out."})
     passage_characters: int = field(default=1000, metadata={"help": "Length of a passage of the corpus."})
     lookups_per_text: int = field(default=6, metadata={"help": "Lookups asked of each passage."})
+    lookup_draws: int = field(
+        default=1,
+        metadata={
+            "help": "Draws of lookups, each a task of its own; the report tells how far their orders of compressors agree."
+        },
+    )
     count_texts: int = field(default=200, metadata={"help": "Training texts per kind whose words are counted."})
     counts_path: str | None = field(
         default=None, metadata={"help": "Word counts of another run, instead of a corpus."}
@@ -73,18 +79,25 @@ class ReaderArguments:
     oracle_items: int = field(
         default=0, metadata={"help": "Questions whose best mask is searched with the reader itself."}
     )
-    oracle_seconds: float = field(default=60.0, metadata={"help": "Time of the search per question and rate."})
+    oracle_steps: int = field(
+        default=40, metadata={"help": "Batches of eight proposals that the oracle tries per question and rate."}
+    )
     cost_prompt_tokens: list[int] = field(
         default_factory=lambda: [256, 1024],
-        metadata={"help": "Prompt lengths whose whole request is timed; none for none."},
+        metadata={"help": "Prompt lengths in tokens whose whole request is timed; 0 for none."},
     )
     batch_tokens: int = field(default=4096, metadata={"help": "Most tokens of one forward of the reader."})
     use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU where there is a GPU."})
 
     def __post_init__(self):
-        for name, least in (("max_questions", 1), ("texts_per_kind", 0), ("passage_characters", 100), ("lookups_per_text", 1),
-                            ("count_texts", 1), ("oracle_items", 0), ("batch_tokens", 1)):  # fmt: skip
+        for name, least in (("max_questions", 1), ("texts_per_kind", 0), ("passage_characters", 100), ("lookups_per_text", 1), ("lookup_draws", 1),
+                            ("count_texts", 1), ("oracle_items", 0), ("oracle_steps", 0), ("batch_tokens", 1)):  # fmt: skip
             check_at_least(self, name, least)
+        self.cost_prompt_tokens = [length for length in self.cost_prompt_tokens if length]
+        if any(length < 0 for length in self.cost_prompt_tokens):
+            raise ValueError(
+                f"`cost_prompt_tokens` must be lengths, got {self.cost_prompt_tokens}; 0 leaves the cost out."
+            )
         if not self.rates:
             raise ValueError("`rates` is empty; pass at least one rate.")
         for rate in self.rates:

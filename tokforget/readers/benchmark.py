@@ -12,7 +12,8 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -20,10 +21,11 @@ import numpy as np
 import torch
 
 from tokforget.files import write_json
+from tokforget.readers.agreement import task_agreement
 from tokforget.readers.arguments import ReaderArguments
 from tokforget.readers.cost import break_even_tokens, cost_rows
 from tokforget.readers.language_model import Reader
-from tokforget.readers.oracle import search_best_words
+from tokforget.readers.oracle import gate_ranks, search_best_words
 from tokforget.readers.report import COST, ORACLE, RESULTS, write_report
 from tokforget.readers.tasks import (
     ReadingItem,
@@ -33,33 +35,55 @@ from tokforget.readers.tasks import (
     lookup_items,
     read_corpus,
 )
-from tokforget.readers.text_compressors import CompressorContext, TextCompressor, hand_made_score, text_compressors
+from tokforget.readers.text_compressors import (
+    CompressorContext,
+    TextCompressor,
+    hand_made_score,
+    overlap_ranks,
+    text_compressors,
+)
 from tokforget.readers.word_counts import WordCounts, split_words
-from tokforget.readers.words import find_names, find_words, is_number
+from tokforget.readers.words import find_names, find_strings, find_words, is_number
 
 
 CONTROLS = ("full", "none", "full_twice")
 _NEGATIONS = frozenset(
     ["not", "no", "never", "nor", "none", "without", "neither", "cannot", "unless", "except", "hardly"]
 )
+_KEPT = ("numbers", "names", "strings", "negations")
 _DRAWS = 2000
 _NEW_TOKENS = 32
+# Passages whose compressing is timed, of each compressor and rate: as if nothing were known of them.
+_TIMED = 16
+_REFERENCE = "random_words"
 
 
 def target_bits(reader: Reader, items: Sequence[ReadingItem], passages: Sequence[str], progress: str | None = None):
-    """Bits of each item's target with another passage in the passage's place `(num_items,)`, float64."""
-    prompts = [item.prompt(passage) for item, passage in zip(items, passages, strict=True)]
-    bits = reader.token_bits(prompts, [item.target for item in items], progress)
-    return np.array([b[list(item.counted)].sum() if item.counted else b.sum() for item, b in zip(items, bits)])
+    """
+    Bits of each item's target with another passage in the passage's place `(num_items,)`, float64. Items that share a
+    context, as the lookups of a text do, are read together, the context once.
+    """
+    contexts: dict[str, list[int]] = {}
+    for place, (item, passage) in enumerate(zip(items, passages, strict=True)):
+        contexts.setdefault(item.before + passage, []).append(place)
+    asked = [[(items[place].after, items[place].target) for place in places] for places in contexts.values()]
+    bits = np.zeros(len(items))
+    for places, found in zip(contexts.values(), reader.span_token_bits(list(zip(contexts, asked)), progress=progress)):
+        for place, of_target in zip(places, found):
+            counted = items[place].counted
+            bits[place] = (of_target[list(counted)] if counted else of_target).sum()
+    return bits
 
 
 def right_options(reader: Reader, items: Sequence[ReadingItem], passages: Sequence[str]) -> np.ndarray:
     """Whether the right option is the likeliest per token `(num_items,)`; nan for an item without options."""
     right = np.full(len(items), np.nan)
-    for place, (item, passage) in enumerate(zip(items, passages)):
-        if item.options:
-            bits = [b.mean() for b in reader.token_bits([item.prompt(passage)] * len(item.options), item.options)]
-            right[place] = item.options[int(np.argmin(bits))] == item.target
+    places = [place for place, item in enumerate(items) if item.options]
+    contexts = [items[place].before + passages[place] for place in places]
+    asked = [[(items[place].after, option) for option in items[place].options] for place in places]
+    for place, found in zip(places, reader.span_token_bits(list(zip(contexts, asked)))):
+        likeliest = int(np.argmin([of_option.mean() for of_option in found]))
+        right[place] = items[place].options[likeliest] == items[place].target
     return right
 
 
@@ -104,8 +128,8 @@ def _by_group(values: np.ndarray, groups: Sequence[str]) -> np.ndarray:
 
 def kept_words(original: str, compressed: str) -> dict[str, int]:
     """
-    Numbers, names and negations of a text, how many of each the compressed text still has, and words in it that the
-    original lacks (`invented`): a number or name that was never there is a false statement.
+    Numbers, names, negations and quoted strings of a text, how many of each the compressed text still has, whole, and words in
+    it that the original lacks (`invented`): a number or name that was never there is a false statement.
     """
     words, output = find_words(original), Counter(word for word, _, _ in find_words(compressed))
     kinds = {
@@ -115,6 +139,11 @@ def kept_words(original: str, compressed: str) -> dict[str, int]:
     }
     counts = {name: wanted.total() for name, wanted in kinds.items()}
     counts |= {f"{name}_kept": (wanted & output).total() for name, wanted in kinds.items()}
+    strings = Counter(find_strings(original))
+    counts |= {
+        "strings": strings.total(),
+        "strings_kept": sum(min(n, compressed.count(s)) for s, n in strings.items()),
+    }
     return counts | {"invented": (output - Counter(word for word, _, _ in words)).total()}
 
 
@@ -143,7 +172,9 @@ class ReaderBenchmark:
         if args.corpus is not None and args.texts_per_kind:
             documents = read_corpus(args.corpus, "test", args.kinds)
             passages = draw_passages(documents, args.texts_per_kind, args.passage_characters, args.seed)
-            self._add("lookup", lookup_items(passages, self.counts, args.lookups_per_text, args.seed))
+            for draw in range(args.lookup_draws):
+                items = lookup_items(passages, self.counts, args.lookups_per_text, args.seed + draw)
+                self._add(f"lookup_{draw + 1}" if draw else "lookup", items)
             later = later_use_items(passages, self.reader)
             if later:
                 self._add("later_use", later)
@@ -185,17 +216,19 @@ class ReaderBenchmark:
     # -- measuring -----------------------------------------------------------------------------------------------------
     def measure(self) -> None:
         """Every file that is not there yet; progress in one line per file."""
+        works: list[tuple[str, str, float, Callable[[], dict]]] = []
         for task, items in self.tasks.items():
-            for control in CONTROLS:
-                self._once(task, control, 1.0, lambda items=items, control=control: self._control(items, control))
+            works += [(task, control, 1.0, partial(self._control, items, control)) for control in CONTROLS]
             for compressor in self.compressors:
-                if compressor.asks and not any(item.question for item in items):
-                    continue
-                for rate in self.args.rates:
-                    self._once(task, compressor.name, rate,
-                               lambda items=items, c=compressor, rate=rate: self._compressed(items, c, rate))  # fmt: skip
+                if not compressor.asks or any(item.question for item in items):
+                    works += [
+                        (task, compressor.name, rate, partial(self._compressed, items, compressor, rate))
+                        for rate in self.args.rates
+                    ]
+        for number, work in enumerate(works, 1):
+            self._once(*work, progress=f"{number}/{len(works)}")
 
-    def _once(self, task: str, name: str, rate: float, work) -> None:
+    def _once(self, task: str, name: str, rate: float, work: Callable[[], dict], progress: str) -> None:
         path = self._path(task, name, rate)
         identity = self._identity(task)
         if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["identity"] == identity:
@@ -203,7 +236,7 @@ class ReaderBenchmark:
         start = time.perf_counter()
         record = {"task": task, "compressor": name, "rate": rate, "identity": identity, **work()}
         write_json(path, record)
-        print(f"{task:<12} {name:<28} {rate:g}  {time.perf_counter() - start:6.1f} s", flush=True)
+        print(f"{progress:>8}  {task:<12} {name:<28} {rate:g}  {time.perf_counter() - start:6.1f} s", flush=True)
 
     def _path(self, task: str, name: str, rate: float) -> Path:
         folder = self.folder / "items" / task
@@ -224,15 +257,21 @@ class ReaderBenchmark:
 
     def _compressed(self, items: list[ReadingItem], compressor: TextCompressor, rate: float) -> dict:
         done: dict[tuple[str, str | None], str] = {}
-        seconds = 0.0
+        seconds, timed_tokens = 0.0, 0
         for item in items:
             key = item.passage, item.question if compressor.asks else None
             if key in done:
                 continue
-            budget = max(1, int(rate * self.reader.counts([item.passage])[0] + 1e-9))
-            start = time.perf_counter()
-            output = compressor(item.passage, budget, key[1])
-            seconds += time.perf_counter() - start
+            original = self.reader.counts([item.passage])[0]
+            budget = max(1, int(rate * original + 1e-9))
+            if len(done) < _TIMED:
+                with self.context.nothing_remembered():
+                    start = time.perf_counter()
+                    output = compressor(item.passage, budget, key[1])
+                    seconds += (time.perf_counter() - start) / compressor.calls
+                timed_tokens += original
+            else:
+                output = compressor(item.passage, budget, key[1])
             if self.reader.counts([output])[0] > budget:
                 raise ValueError(
                     f"The compressor {compressor.name} returned {self.reader.counts([output])[0]} tokens where {budget} were "
@@ -240,8 +279,7 @@ class ReaderBenchmark:
                 )
             done[key] = output
         outputs = [done[item.passage, item.question if compressor.asks else None] for item in items]
-        tokens = sum(self.reader.counts([passage for passage, _ in done]))
-        return self._read(items, outputs) | {"seconds": seconds, "compressed_tokens": tokens}
+        return self._read(items, outputs) | {"seconds": seconds, "compressed_tokens": timed_tokens}
 
     def _read(self, items: list[ReadingItem], passages: list[str]) -> dict:
         record = {"bits": target_bits(self.reader, items, passages).round(4).tolist()}
@@ -266,39 +304,83 @@ class ReaderBenchmark:
             for name, rate, record in records:
                 for kind in kinds if len(kinds) > 2 else ["all"]:
                     here = np.array([kind in ("all", item.kind) for item in items])
-                    rows.append({"task": task, "kind": kind} | self._row(name, rate, record, items, here, full, none))
-        return rows
+                    row = {"task": task, "kind": kind} | self._row(name, rate, record, items, here, full, none)
+                    other = next(
+                        (r for n, at, r in records if (n, at) == (_REFERENCE, rate) and name != _REFERENCE), None
+                    )
+                    if other is not None and row["retention"] is not None:
+                        groups = [items[i].group for i in np.flatnonzero(here)]
+                        ours, theirs = np.array(record["bits"])[here], np.array(other["bits"])[here]
+                        row["ahead"] = row["retention"] - retention(theirs, full[here], none[here])
+                        row["ahead_interval"] = difference_interval(
+                            ours, theirs, full[here], none[here], groups, self.args.seed
+                        )
+                    rows.append(row)
+        return [row | {"reference_there": _reference_there(rows, row)} for row in rows]
+
+    def examples(self) -> dict[str, list[dict]]:
+        """Three items of each task, for the report: where they stand among the items, what is read, asked and answered."""
+        found: dict[str, list[dict]] = {}
+        for task, items in self.tasks.items():
+            full, none = (self._record(task, name, 1.0)["bits"] for name in ("full", "none"))
+            found[task] = [
+                {"place": place, "kind": items[place].kind, "passage": items[place].passage, "asked": items[place].after.strip(),
+                 "answer": items[place].target.strip(), "full_bits": full[place], "none_bits": none[place]}
+                for place in sorted({0, len(items) // 2, len(items) - 1})
+            ]  # fmt: skip
+        return found
 
     def oracle_rows(self) -> list[dict]:
-        """Search on the first `oracle_items` items of each task with questions, one file each, beside its start."""
+        """Search on `oracle_items` items spread over each task, one file each, beside the hand-made score and the best start."""
         rows = []
         for task, items in self.tasks.items():
-            every = max(1, len(items) // self.args.oracle_items)
-            places = list(range(0, len(items), every))[: self.args.oracle_items]
+            with_words = [place for place, item in enumerate(items) if item.passage.strip()]
+            every = max(1, len(with_words) // self.args.oracle_items)
+            places = with_words[::every][: self.args.oracle_items]
             full, none = (np.array(self._record(task, name, 1.0)["bits"])[places] for name in ("full", "none"))
             chosen = [items[place] for place in places]
             for rate in self.args.rates:
                 found = [self._searched(task, place, items[place], rate) for place in places]
-                start, best = (np.array([record[name] for record in found]) for name in ("start_bits", "bits"))
-                rows.append({"task": task, "rate": rate, "items": len(places), "seconds_per_item": self.args.oracle_seconds,
-                             "start": _or_none(retention(start, full, none)), "oracle": _or_none(retention(best, full, none)),
-                             "interval": str(retention_interval(best, full, none, [i.group for i in chosen], self.args.seed))})  # fmt: skip
+                bits = {
+                    name: np.array([record[f"{name}_bits"] for record in found])
+                    for name in ("hand_made", "start", "oracle")
+                }
+                interval = retention_interval(bits["oracle"], full, none, [i.group for i in chosen], self.args.seed)
+                rows.append({"task": task, "rate": rate, "items": len(places), "steps": self.args.oracle_steps,
+                             **{name: _or_none(retention(of_items, full, none)) for name, of_items in bits.items()},
+                             "interval": interval and [round(end, 3) for end in interval]})  # fmt: skip
         return rows
 
     def _searched(self, task: str, place: int, item: ReadingItem, rate: float) -> dict:
         path = self.folder / "oracle" / task / f"{place}-{rate:g}.json"
-        identity = f"{self._identity(task)} {self.args.oracle_seconds:g}"
+        identity = f"{self._identity(task)} {self.args.oracle_steps}"
         if path.is_file() and (record := json.loads(path.read_text(encoding="utf-8")))["identity"] == identity:
             return record
         path.parent.mkdir(parents=True, exist_ok=True)
         budget = max(1, int(rate * self.reader.counts([item.passage])[0] + 1e-9))
-        ranks = hand_made_score(self.context, item.passage, split_words(item.passage))
-        _, start_bits = search_best_words(self.reader, item, budget, ranks, 0.0)
-        output, bits = search_best_words(self.reader, item, budget, ranks, self.args.oracle_seconds, self.args.seed)
-        record = {"identity": identity, "output": output, "bits": bits, "start_bits": start_bits}
+        starts = self._oracle_starts(item)
+        _, hand_made_bits = search_best_words(self.reader, item, budget, starts[:1], 0)
+        _, start_bits = search_best_words(self.reader, item, budget, starts, 0)
+        output, bits = search_best_words(self.reader, item, budget, starts, self.args.oracle_steps, self.args.seed)
+        record = {
+            "identity": identity,
+            "output": output,
+            "oracle_bits": bits,
+            "start_bits": start_bits,
+            "hand_made_bits": hand_made_bits,
+        }
         write_json(path, record)
         print(f"oracle {task} {place} {rate:g}: {start_bits:.1f} to {bits:.1f} bits", flush=True)
         return record
+
+    def _oracle_starts(self, item: ReadingItem) -> list[np.ndarray]:
+        """The hand-made score, the head, sentences near the question, and what a gate's gradient finds by the answer."""
+        spans = split_words(item.passage)
+        hand_made = hand_made_score(self.context, item.passage, spans)
+        sentences, overlap = overlap_ranks(self.context, item.passage, item.question)
+        sentence = np.searchsorted([end for _, end in sentences], [(a + b - 1) / 2 for a, b in spans], side="right")
+        near = overlap[np.minimum(sentence, len(overlap) - 1)]
+        return [hand_made, -np.arange(len(spans)), near + 0.01 * hand_made, gate_ranks(self.reader, item)]
 
     def cost(self) -> dict:
         """Whole requests with the last compressor that needs no question, on passages of the first task in a row."""
@@ -331,11 +413,21 @@ class ReaderBenchmark:
             "items": len(places),
             "passages": len(set(groups)),
             "accuracy": float(np.mean(right)) if right else None,
-            "microseconds_per_token": 1e6 * record["seconds"] / record["compressed_tokens"] if "seconds" in record else None,
+            "microseconds_per_token": 1e6 * record["seconds"] / max(record["compressed_tokens"], 1) if "seconds" in record else None,
             **{f"{what}_kept": words[f"{what}_kept"] / words[what] if words[what] else None
-               for what in ("numbers", "names", "negations")},
+               for what in _KEPT},
             "invented_words": words["invented"] / max(len(set(groups)), 1),
         }  # fmt: skip
+
+
+def _reference_there(rows: Sequence[dict], row: dict) -> float | None:
+    """Retention of random words at the rate that a row achieved, on the line between the rates measured; `None` without."""
+    points = {r["achieved_rate"]: r["retention"] for r in rows
+              if (r["task"], r["kind"], r["compressor"]) == (row["task"], row["kind"], _REFERENCE)}  # fmt: skip
+    if not points or None in points.values():
+        return None
+    points = sorted({0.0: 0.0, **points, 1.0: 1.0}.items())
+    return float(np.interp(row["achieved_rate"], *zip(*points)))
 
 
 def _or_none(value: float) -> float | None:
@@ -354,7 +446,16 @@ def run_reader_benchmark(args: ReaderArguments) -> list[dict]:
     run.load()
     run.measure()
     rows = run.rows()
-    write_json(run.folder / RESULTS, {"reader": args.reader_name_or_path, "seed": args.seed, "rows": rows})
+    write_json(
+        run.folder / RESULTS,
+        {
+            "reader": args.reader_name_or_path,
+            "seed": args.seed,
+            "rows": rows,
+            "agreement": task_agreement(rows),
+            "examples": run.examples(),
+        },
+    )
     if args.oracle_items:
         write_json(run.folder / ORACLE, run.oracle_rows())
     if args.cost_prompt_tokens and run.compressors:

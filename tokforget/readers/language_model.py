@@ -20,6 +20,10 @@ from tokforget.models import loading
 from tokforget.readers.words import encode
 
 
+# Leaves of a row, in tokens: what is seen by whom is a square of a row's tokens, so rows must not grow without end.
+_LEAF_TOKENS = 1024
+
+
 @dataclass
 class ContinuationScores:
     """
@@ -134,7 +138,16 @@ class Reader:
 
     def counts(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text as it stands."""
-        return [len(ids) for ids in encode(texts, self.tokenizer)]
+        return [len(ids) for ids in self.token_ids(texts)]
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text as it stands: no begin token, nothing cut."""
+        return encode(texts, self.tokenizer)
+
+    def token_places(self, text: str) -> list[tuple[int, int]]:
+        """Where in the text each of its tokens begins and ends; the parts of one character share its place."""
+        options = {"add_special_tokens": False, "split_special_tokens": True, "return_offsets_mapping": True}
+        return self.tokenizer(text, **options, verbose=False)["offset_mapping"]
 
     def token_bits(
         self, prompts: Sequence[str], targets: Sequence[str], progress: str | None = None
@@ -158,14 +171,15 @@ class Reader:
         """Bits of each whole target after its prompt `(num_texts,)`, float64; see [`Reader.token_bits`]."""
         return np.array([of_target.sum() for of_target in self.token_bits(prompts, targets, progress)])
 
-    def span_bits(
+    def span_token_bits(
         self,
         lookups: Sequence[tuple[str, Sequence[tuple[str, str]]]],
         share_context: bool = True,
         progress: str | None = None,
-    ) -> list[np.ndarray]:
+    ) -> list[list[np.ndarray]]:
         """
-        Bits of several targets after one context each: the context is read once, however many are asked of it.
+        Bits of every token of several targets after one context each: the context is read once, however many are asked of it
+        (one with more than 1,024 tokens of suffixes and targets, once for so many).
 
         Context, suffix and target are tokenised apart, so that the suffixes and targets of a text are the same tokens after
         whatever a compressor made of it. The suffixes of a context do not see each other.
@@ -179,7 +193,7 @@ class Reader:
             progress (`str`, *optional*): Text of a progress bar; none is shown without.
 
         Returns:
-            `list[np.ndarray]`: One for each context, float64 of shape `(num_pairs,)`, in bits `-log2 p(target)`.
+            `list[list[np.ndarray]]`: For each context and pair `(num_target_tokens,)` float64, bits `-log2 p`.
 
         Raises:
             `ValueError`: If a target is empty, or context, suffix and target do not fit the model: they are not cut.
@@ -197,27 +211,36 @@ class Reader:
             by_length = _batches_by_length([len(row) for row in rows], self.batch_tokens)
             by_pair = _score_batches(self.model, rows, lengths, by_length, progress)
         else:
-            branches: list[list[int]] = [[] for _ in lookups]
+            trees: list[tuple[int, list[int]]] = []  # a context, and pairs that are read with it
+            room = 0
             for pair, i in enumerate(owner):
-                branches[i].append(pair)
-            trees = [i for i in range(len(lookups)) if branches[i]]
-            widths = [
-                1 + len(context_ids[i]) + sum(len(suffix_ids[p]) + lengths[p] for p in branches[i]) for i in trees
-            ]
+                width = len(suffix_ids[pair]) + lengths[pair]
+                if not trees or trees[-1][0] != i or width > room:
+                    trees.append((i, []))
+                    room = max(_LEAF_TOKENS, width)
+                trees[-1][1].append(pair)
+                room -= width
+            widths = [1 + len(context_ids[i]) + sum(len(suffix_ids[p]) + lengths[p] for p in of) for i, of in trees]
             by_pair = [np.zeros(0)] * len(pairs)
             for batch in tqdm(_batches_by_length(widths, self.batch_tokens), desc=progress, disable=progress is None):
-                asked = [p for at in batch for p in branches[trees[at]]]
-                stems = [[self.start, *context_ids[trees[at]]] for at in batch]
-                leaves = [[(suffix_ids[p], target_ids[p]) for p in branches[trees[at]]] for at in batch]
+                asked = [p for at in batch for p in trees[at][1]]
+                stems = [[self.start, *context_ids[trees[at][0]]] for at in batch]
+                leaves = [[(suffix_ids[p], target_ids[p]) for p in trees[at][1]] for at in batch]
                 found = _score_trees(self.model, stems, leaves)
                 for p, of_pair in zip(asked, found.split([lengths[p] for p in asked])):
                     by_pair[p] = of_pair.numpy()
-        sums = [float(of_pair.sum()) for of_pair in by_pair]
-        found_bits, first = [], 0
-        for _, asked_of in lookups:
-            found_bits.append(np.array(sums[first : first + len(asked_of)], dtype=np.float64))
-            first += len(asked_of)
-        return found_bits
+        every = iter(by_pair)
+        return [[next(every) for _ in asked] for _, asked in lookups]
+
+    def span_bits(
+        self,
+        lookups: Sequence[tuple[str, Sequence[tuple[str, str]]]],
+        share_context: bool = True,
+        progress: str | None = None,
+    ) -> list[np.ndarray]:
+        """Bits `-log2 p` of each whole target, `(num_pairs,)` float64 for each context; see [`Reader.span_token_bits`]."""
+        found = self.span_token_bits(lookups, share_context, progress)
+        return [np.array([float(of_pair.sum()) for of_pair in of], dtype=np.float64) for of in found]
 
     @property
     def shares_contexts(self) -> bool:

@@ -1,12 +1,13 @@
 """From the rows of a reader benchmark to a Markdown report and plots. Nothing is computed here, only read and drawn."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 
 RESULTS, COST, ORACLE, REPORT = "reader_results.json", "cost.json", "oracle.json", "report.md"
-_EXAMPLES = 3
+_EXAMPLE_RATE = 0.5
 
 
 def write_report(folder: str | Path) -> list[Path]:
@@ -16,7 +17,9 @@ def write_report(folder: str | Path) -> list[Path]:
     rows, tasks = results["rows"], list(dict.fromkeys(row["task"] for row in results["rows"]))
     lines = [f"# What {results['reader']} can still do", "",
              "retention = (bits without - bits with the short passage) / (bits without - bits with the full one), from totals; "
-             "in brackets 95 % of 2,000 draws of passages. Rates are of the reader's tokens of the output.", ""]  # fmt: skip
+             "in brackets 95 % of 2,000 draws of passages. Rates are of the reader's tokens of the output. `ahead of "
+             "random words` is the paired difference at the same rate; `random words there` is theirs at the rate achieved. Kept "
+             "are shares of the passage's numbers, names, quoted strings and negations.", ""]  # fmt: skip
     written = []
     for task in tasks:
         of_task = [row for row in rows if row["task"] == task and row["kind"] == "all"]
@@ -36,6 +39,9 @@ def write_report(folder: str | Path) -> list[Path]:
             if _draw(path, of_task, task, key, label):
                 written.append(path)
                 lines += [f"![{task}]({path.name})", ""]
+    if results["agreement"]:
+        lines += ["## Agreement of tasks", "", "Spearman's correlation of the retentions of the compressors that two tasks share.", "",
+                  *_plain(results["agreement"]), ""]  # fmt: skip
     if (folder / ORACLE).is_file():
         lines += ["## Oracle", "", "Best words found by search with the reader itself, which sees the answer.", "",
                   *_plain(json.loads((folder / ORACLE).read_text(encoding="utf-8"))), ""]  # fmt: skip
@@ -52,8 +58,9 @@ def write_report(folder: str | Path) -> list[Path]:
 
 
 def _table(rows: Sequence[dict]) -> list[str]:
-    lines = ["| compressor | rate | retention | achieved | accuracy | numbers | names | negations | invented | us/token |",
-             "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    heads = ["compressor", "rate", "retention", "achieved", "ahead of random words", "random words there", "accuracy",
+             "numbers", "names", "strings", "negations", "invented", "us/token"]  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for row in sorted(rows, key=lambda row: (row["rate"], -_number(row["retention"]))):
         low_high = "" if row["interval"] is None else " [{:.2f}, {:.2f}]".format(*row["interval"])
         cells = [
@@ -61,9 +68,14 @@ def _table(rows: Sequence[dict]) -> list[str]:
             f"{row['rate']:g}",
             f"{_cell(row['retention'])}{low_high}",
             f"{row['achieved_rate']:.3f}",
+            "–"
+            if row.get("ahead") is None
+            else "{:+.2f} [{:+.2f}, {:+.2f}]".format(row["ahead"], *row["ahead_interval"]),
+            _cell(row["reference_there"]),
         ]
         cells += [
-            _cell(row[name]) for name in ("accuracy", "numbers_kept", "names_kept", "negations_kept", "invented_words")
+            _cell(row[name])
+            for name in ("accuracy", "numbers_kept", "names_kept", "strings_kept", "negations_kept", "invented_words")
         ]
         cells.append("–" if row["microseconds_per_token"] is None else f"{row['microseconds_per_token']:.0f}")
         lines.append("| " + " | ".join(cells) + " |")
@@ -87,14 +99,34 @@ def _plain(rows: Sequence[dict]) -> list[str]:
 
 
 def _examples(folder: Path, results: dict) -> list[str]:
+    """A few items, whole, and what each compressor made of them at one rate, the best for the reader first."""
     lines = []
-    for task in dict.fromkeys(row["task"] for row in results["rows"]):
-        for path in sorted((folder / "items" / task).glob("*-0.5.json")):
-            record = json.loads(path.read_text(encoding="utf-8"))
-            lines += [f"**{task}, {record['compressor']} at 0.5**", ""]
-            for output, bits in list(zip(record["outputs"], record["bits"]))[:_EXAMPLES]:
-                lines += ["> " + output.replace("\n", "\n> "), ">", f"> ({bits:.1f} bits)", ""]
+    for task, examples in results["examples"].items():
+        rates = sorted({row["rate"] for row in results["rows"] if row["task"] == task and row["rate"] < 1})
+        if not rates:
+            continue
+        rate = min(rates, key=lambda rate: abs(rate - _EXAMPLE_RATE))
+        names = {row["compressor"] for row in results["rows"] if (row["task"], row["rate"]) == (task, rate)}
+        records = [
+            json.loads((folder / "items" / task / f"{name}-{rate:g}.json").read_text(encoding="utf-8"))
+            for name in names
+        ]
+        for number, example in enumerate(examples, 1):
+            place = example["place"]
+            lines += [f"### {task} {number}, at {rate:g}", "", *_quote(example["passage"]), "", *_quote(example["asked"]), "",
+                      f"Answer: {example['answer']} ({example['full_bits']:.1f} bits with the passage, {example['none_bits']:.1f} "
+                      "without)", ""]  # fmt: skip
+            for record in sorted(records, key=lambda record: (record["bits"][place], record["compressor"])):
+                lines += [f"**{record['compressor']}**, {record['bits'][place]:.1f} bits:", "",
+                          *_quote(record["outputs"][place]), ""]  # fmt: skip
     return lines
+
+
+def _quote(text: str) -> list[str]:
+    """A text as it stands: in a fence that it does not end itself."""
+    fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=2) + 1)
+    fence = fence if len(fence) > 2 else "```"
+    return [f"{fence}text", text, fence]
 
 
 def _cell(value) -> str:

@@ -18,6 +18,7 @@ _WORDS_BEFORE = 6
 # Spans of one text lie further apart than this many words, so that no two ask for the same thing.
 _APART = 2
 _MOST_WORDS = 3
+_BEHIND = ".,;:!?()[]{}<>\"'“”‘’*`|="
 _SENTENCE_END = re.compile(r"[.!?:;]['\")\]]*$")
 
 
@@ -26,14 +27,16 @@ class Lookup:
     """
     Args:
         start (`int`), end (`int`): The span's place in the text, in characters.
-        answer (`str`): The span without the punctuation around it.
-        cue (`str`): The words before it, separated by single spaces.
+        answer (`str`): The span without the punctuation behind it.
+        cue (`str`): The words before it, white space collapsed.
+        spaced (`bool`): Whether white space stands between the two.
     """
 
     start: int
     end: int
     answer: str
     cue: str
+    spaced: bool = True
 
     @property
     def suffix(self) -> str:
@@ -43,7 +46,7 @@ class Lookup:
     @property
     def target(self) -> str:
         """What a reader then has to say; with [`suffix`] a pair for [`Reader.span_bits`]."""
-        return f" {self.answer}"
+        return " " * self.spaced + self.answer
 
 
 def find_lookups(text: str, counts: WordCounts, num_lookups: int, generator: random.Random) -> list[Lookup]:
@@ -79,14 +82,14 @@ def _lookup(text: str, words: Sequence[tuple[int, int]], place: int) -> Lookup:
     while last + 1 < len(words) and last + 1 - place < _MOST_WORDS and _goes_on(text, words, last):
         last += 1
     start, end = words[place][0], words[last][1]
-    answer = text[start:end].strip()
-    inner = answer.strip(".,;:!?()[]{}<>\"'“”‘’*`|=") or answer
-    before = (text[a:b].strip() for a, b in words[max(0, place - _WORDS_BEFORE) : place])
-    first = start + text[start:end].index(inner)
-    return Lookup(first, first + len(inner), inner, " ".join(before))
+    span = text[start:end]
+    answer = span.strip().rstrip(_BEHIND) or span.strip()
+    first = start + len(span) - len(span.lstrip())
+    cue = " ".join(text[words[max(0, place - _WORDS_BEFORE)][0] : start].split())
+    return Lookup(first, first + len(answer), answer, cue, spaced=first > start)
 
 
 def _goes_on(text: str, words: Sequence[tuple[int, int]], at: int) -> bool:
     """Whether a name goes on with the next word: two capitals with nothing but a space between them."""
-    word, following = (text[a:b].strip() for a, b in words[at : at + 2])
-    return word[:1].isupper() and word[-1:].isalnum() and following[:1].isupper()
+    word, following = (text[a:b] for a, b in words[at : at + 2])
+    return word.strip()[:1].isupper() and word[-1:].isalnum() and following[:1] == " " and following[1:2].isupper()

@@ -173,7 +173,17 @@ def draw_passages(
         texts = found.setdefault(kind, [])
         if len(texts) < per_kind and len(text) >= num_characters // 2:
             start = random.Random(f"{seed} {text}").randrange(max(1, len(text) - num_characters))
-            start = 0 if start == 0 else max(text.find(" ", start), text.find("\n", start)) + 1
-            end = text.rfind(" ", start, start + num_characters)
-            texts.append(text[start : end if 0 < end < len(text) - 1 else None].strip())
+            if start:
+                spaces = [
+                    at
+                    for at in (text.find(" ", start), text.find("\n", start))
+                    if start <= at < start + num_characters // 4
+                ]
+                start = min(spaces) + 1 if spaces else start
+            passage = text[start : start + num_characters]
+            if start + num_characters < len(text):
+                # The last word may be cut; a text without spaces is cut anywhere.
+                end = max(passage.rfind(" "), passage.rfind("\n"))
+                passage = passage[: end if end > num_characters // 2 else None]
+            texts.append(passage.strip())
     return [(kind, text) for kind in sorted(found) for text in found[kind] if text]

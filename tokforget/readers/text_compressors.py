@@ -9,8 +9,9 @@ them alike, by counting the output string.
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib import import_module
 from typing import Protocol
@@ -37,27 +38,47 @@ _ATTENTION_WEIGHT = 0.3
 class TextCompressor(Protocol):
     """
     Anything that makes a text shorter. `budget` counts tokens of the reader; a result above it is an error of the compressor.
-    `asks` tells whether `question` is looked at.
+    `asks` tells whether `question` is looked at, `calls` how often the last text was compressed until the budget was met: its
+    time is that of one call.
     """
 
     name: str
     asks: bool
+    calls: int
 
     def __call__(self, text: str, budget: int, question: str | None = None) -> str: ...
 
 
 @dataclass
 class CompressorContext:
-    """What compressors are built from: the reader whose tokens are counted and whose passes are used, counts, and a seed."""
+    """
+    What compressors are built from: the reader whose tokens are counted and whose passes are used, counts, and a seed. What a
+    pass over a text found is remembered for all that ask for it.
+    """
 
     reader: Reader
     counts: WordCounts
     seed: int = 0
     model_name_or_path: str | None = None
+    passes: dict[tuple[str, ...], np.ndarray] = field(default_factory=dict, repr=False)
 
     @cached_property
     def policy(self) -> Compressor:
         return Compressor.from_pretrained(self.model_name_or_path)
+
+    def remembered(self, key: tuple[str, ...], compute: Callable[[], np.ndarray]) -> np.ndarray:
+        if key not in self.passes:
+            self.passes[key] = compute()
+        return self.passes[key]
+
+    @contextmanager
+    def nothing_remembered(self) -> Iterator[None]:
+        """A time taken within is that of a text seen for the first time."""
+        before, self.passes = self.passes, {}
+        try:
+            yield
+        finally:
+            self.passes = before | self.passes
 
 
 # -- the budget --------------------------------------------------------------------------------------------------------
@@ -120,6 +141,7 @@ class RankedCompressor:
     rank: Callable[[str, str | None], tuple[Spans, np.ndarray]]
     reader: Reader
     asks: bool = False
+    calls: int = 1
 
     def __call__(self, text: str, budget: int, question: str | None = None) -> str:
         if not text.strip():
@@ -137,8 +159,7 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
 def split_tokens(text: str, reader: Reader) -> list[tuple[int, int]]:
     """Places of the reader's tokens; the parts of one character are one unit."""
     spans: list[tuple[int, int]] = []
-    offsets = reader.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-    for start, end in offsets["offset_mapping"]:
+    for start, end in reader.token_places(text):
         if spans and start < spans[-1][1]:
             spans[-1] = (spans[-1][0], max(end, spans[-1][1]))
         else:
@@ -188,7 +209,7 @@ def _idf_words(context: CompressorContext, text: str, _question) -> tuple[Spans,
 
 
 def _stop_words(context: CompressorContext, text: str, _question) -> tuple[Spans, np.ndarray]:
-    """Function words last, the others by IDF."""
+    """Function words last, the others by IDF. Source: Luhn 1958, "The automatic creation of literature abstracts"."""
     spans = split_words(text)
     stops = np.array([context.counts.is_stop_word(text[a:b]) for a, b in spans])
     return spans, word_idf(context, text, spans) - 100.0 * stops
@@ -219,11 +240,11 @@ def _hand_made(context: CompressorContext, text: str, _question) -> tuple[Spans,
 # -- a language model's pass -------------------------------------------------------------------------------------------
 def self_information(context: CompressorContext, text: str, before: str = "") -> np.ndarray:
     """Bits of each token given those before it, and given `before`; `(num_tokens,)`. Source: Li et al. 2023, 2310.06201."""
-    return context.reader.token_bits([before], [text])[0]
+    return context.remembered(("bits", before, text), lambda: context.reader.token_bits([before], [text])[0])
 
 
 def _self_information(context: CompressorContext, unit: str, text: str, _question) -> tuple[Spans, np.ndarray]:
-    tokens = _raw_tokens(text, context.reader)
+    tokens = context.reader.token_places(text)
     bits = self_information(context, text)
     if unit == "sentence":
         spans = split_sentences(text)
@@ -232,18 +253,12 @@ def _self_information(context: CompressorContext, unit: str, text: str, _questio
     return spans, over_units(spans, tokens, bits, np.max)
 
 
-def _raw_tokens(text: str, reader: Reader) -> list[tuple[int, int]]:
-    offsets = reader.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-    return offsets["offset_mapping"]
-
-
-def attention_received(context: CompressorContext, text: str) -> np.ndarray:
+def attention_received(reader: Reader, text: str) -> np.ndarray:
     """
     Attention that each token receives from tokens more than five further on, mean over heads, later tokens and the middle
     layers; `(num_tokens,)`, each divided by what equal attention would give.
     """
-    reader = context.reader
-    ids = [reader.start, *reader.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]]
+    ids = [reader.start, *reader.token_ids([text])[0]]
     model = reader.model
     used = model.config._attn_implementation
     model.set_attn_implementation("eager")  # the only one that hands its weights out
@@ -264,7 +279,8 @@ def attention_received(context: CompressorContext, text: str) -> np.ndarray:
 
 def _hand_made_attention(context: CompressorContext, text: str, _question) -> tuple[Spans, np.ndarray]:
     spans = split_words(text)
-    received = over_units(spans, _raw_tokens(text, context.reader), attention_received(context, text), np.max)
+    attention = context.remembered(("attention", text), lambda: attention_received(context.reader, text))
+    received = over_units(spans, context.reader.token_places(text), attention, np.max)
     spread = received.std() or 1.0
     return spans, hand_made_score(context, text, spans) + _ATTENTION_WEIGHT * (received - received.mean()) / spread
 
@@ -281,6 +297,7 @@ class IterativePruning:
     context: CompressorContext
     name: str = "iterative_pruning"
     asks: bool = False
+    calls: int = 1
 
     def __call__(self, text: str, budget: int, question: str | None = None) -> str:
         reader, spans = self.context.reader, split_words(text)
@@ -291,8 +308,8 @@ class IterativePruning:
             part = spans[first : first + _SEGMENT_WORDS]
             segment = text[part[0][0] : part[-1][1]]
             local = [(a - part[0][0], b - part[0][0]) for a, b in part]
-            bits = self_information(self.context, segment, kept)
-            scores = over_units(local, _raw_tokens(segment, reader), bits, np.max)
+            bits = reader.token_bits([kept], [segment])[0]
+            scores = over_units(local, reader.token_places(segment), bits, np.max)
             # The rank within the segment decides, so that every segment keeps the same share.
             ranks[first : first + len(part)] = np.argsort(np.argsort(scores, kind="stable"), kind="stable") / len(part)
             share = budget * reader.counts([segment])[0] // max(total, 1)
@@ -317,7 +334,7 @@ def _phrases(context: CompressorContext, text: str, _question) -> tuple[Spans, n
         has_content |= not stop
         begins = text[end - 1] in ".,;:!?)"
     spans = [tuple(phrase) for phrase in phrases]
-    return spans, over_units(spans, _raw_tokens(text, context.reader), self_information(context, text), np.mean)
+    return spans, over_units(spans, context.reader.token_places(text), self_information(context, text), np.mean)
 
 
 # -- with a question ---------------------------------------------------------------------------------------------------
@@ -326,7 +343,7 @@ def _stems(text: str) -> list[str]:
     return [bare_word(word)[:6] for word in text.split() if bare_word(word)]
 
 
-def _overlap_sentences(context: CompressorContext, text: str, question: str | None) -> tuple[Spans, np.ndarray]:
+def overlap_ranks(context: CompressorContext, text: str, question: str | None) -> tuple[Spans, np.ndarray]:
     """Sentences by the summed IDF of the question's words in them; ties to the earlier one."""
     spans = split_sentences(text)
     wanted = {
@@ -356,10 +373,48 @@ def _question_perplexity(context: CompressorContext, text: str, question: str | 
     """
     spans = split_words(text)
     saved = self_information(context, text) - self_information(context, text, f"Question: {question or ''}\nPassage: ")
-    return spans, over_units(spans, _raw_tokens(text, context.reader), saved, np.sum)
+    return spans, over_units(spans, context.reader.token_places(text), saved, np.sum)
 
 
 # -- the policy, and anything else -------------------------------------------------------------------------------------
+def search_budget(
+    compress: Callable[[float], str], text: str, budget: int, count: Callable[[str], int], tries: int = 9
+) -> tuple[str, int]:
+    """
+    The longest output found that the budget holds, of something whose own budget is another: its rate is searched.
+
+    Args:
+        compress (`Callable`): From a rate in (0, 1), of whatever it counts, to an output.
+        text (`str`): The text, returned as it is if the budget holds it.
+        budget (`int`): Most tokens of the output, as `count` counts them.
+        count (`Callable`): Tokens of a string.
+        tries (`int`): Most calls.
+
+    Returns:
+        `tuple`: The output, empty if no rate that was tried fits, and the number of calls.
+    """
+    total = count(text)
+    if not text.strip() or total <= budget:
+        return text if total <= budget else "", 1
+    best, best_count, low, high, rate = "", 0, 0.0, 1.0, budget / total
+    calls = 0
+    while calls < tries:
+        calls += 1
+        output = compress(rate)
+        found = count(output)
+        if found <= budget:
+            low = rate
+            if found >= best_count:
+                best, best_count = output, found
+        else:
+            high = rate
+        if found == budget or high - low < 1e-3:
+            break
+        guess = rate * budget / max(found, 1)
+        rate = guess if low < guess < high else (low + high) / 2
+    return best, calls
+
+
 @dataclass
 class PolicyCompressor:
     """The compressor of a trained model. It counts its own tokens; its rate is searched until the reader's count fits."""
@@ -368,43 +423,47 @@ class PolicyCompressor:
     context: CompressorContext
     options: dict
     asks: bool = False
+    calls: int = 1
 
     def __call__(self, text: str, budget: int, question: str | None = None) -> str:
-        reader, best = self.context.reader, ""
-        if not text.strip():
-            return ""
-        low, high, rate = 0.0, 1.0, min(1.0, budget / max(reader.counts([text])[0], 1))
-        for _ in range(9):
-            output = self.context.policy.compress(text, rate=rate, **self.options).text if rate < 1 else text
-            count = reader.counts([output])[0]
-            if count <= budget:
-                low = rate
-                if count >= reader.counts([best])[0]:
-                    best = output
-            else:
-                high = rate
-            if count == budget or high - low < 1e-3:
-                break
-            guess = rate * budget / max(count, 1)
-            rate = guess if low < guess < high else (low + high) / 2
-        return best
+        def compress(rate: float) -> str:
+            return self.context.policy.compress(text, rate=rate, **self.options).text
+
+        output, self.calls = search_budget(compress, text, budget, lambda o: self.context.reader.counts([o])[0])
+        return output
 
 
 @dataclass
 class ForeignCompressor:
-    """A callable `text, budget -> text` (or `text, budget, question -> text`, if it has an attribute `asks`) by import path."""
+    """
+    A callable `text, budget -> text` (or `text, budget, question -> text`, if it has an attribute `asks`) by import path. It
+    may count the budget in tokens of its own: what it is given is searched until the reader's count fits.
+    """
 
     name: str
     function: Callable[..., str]
+    reader: Reader
+    calls: int = 1
 
     @property
     def asks(self) -> bool:
         return bool(getattr(self.function, "asks", False))
 
     def __call__(self, text: str, budget: int, question: str | None = None) -> str:
-        output = self.function(text, budget, question) if self.asks else self.function(text, budget)
-        if not isinstance(output, str):
-            raise TypeError(f"The compressor {self.name} returned {type(output).__name__}; a string is needed.")
+        count = lambda output: self.reader.counts([output])[0]  # noqa: E731
+        total = count(text)
+
+        def compress(rate: float) -> str:
+            given = max(1, round(rate * total))
+            output = self.function(text, given, question) if self.asks else self.function(text, given)
+            if not isinstance(output, str):
+                raise TypeError(f"The compressor {self.name} returned {type(output).__name__}; a string is needed.")
+            return output
+
+        output, self.calls = search_budget(compress, text, budget, count)
+        if total and not output:
+            # It may be empty for a good reason, or above every budget; what it makes of the least tells which.
+            output = compress(0.0)
         return output
 
 
@@ -434,7 +493,7 @@ TEXT_COMPRESSORS: dict[str, Callable[[CompressorContext], TextCompressor]] = {
     "phrases": _ranked("phrases", _phrases),
     "policy_tokens": lambda c: PolicyCompressor("policy_tokens", c, {"unit": "token"}),
     "policy_words": lambda c: PolicyCompressor("policy_words", c, {"unit": "word"}),
-    "overlap_sentences": _ranked("overlap_sentences", _overlap_sentences, asks=True),
+    "overlap_sentences": _ranked("overlap_sentences", overlap_ranks, asks=True),
     "bm25_sentences": _ranked("bm25_sentences", _bm25_sentences, asks=True),
     "question_perplexity": _ranked("question_perplexity", _question_perplexity, asks=True),
 }  # fmt: skip
@@ -462,7 +521,7 @@ def text_compressors(names: Sequence[str], context: CompressorContext) -> list[T
             function = getattr(import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             raise ValueError(f"The compressor {name!r} could not be imported: {error}") from error
-        found.append(ForeignCompressor(attribute, function))
+        found.append(ForeignCompressor(attribute, function, context.reader))
     doubled = [name for name, times in Counter(compressor.name for compressor in found).items() if times > 1]
     if doubled:
         raise ValueError(f"Compressors need different names; {', '.join(doubled)} came more than once.")

@@ -11,6 +11,12 @@ from tokforget.files import write_json
 
 
 _WORD = re.compile(r"\s*\S+")
+# Scripts without spaces, a character each; and what divides keys, values and calls where nobody put a space.
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_DIVIDES = r",;:|/&=(){}\[\]"
+_PART = re.compile(rf"\s*(?:[{_UNSPACED}]|[^{_UNSPACED}{_DIVIDES}]+[{_DIVIDES}]*|[{_DIVIDES}]+)")
+_HAS_UNSPACED = re.compile(f"[{_UNSPACED}]")
+_LONG_WORD = 24
 _CHUNK = 1000
 _AROUND = ".,;:!?()[]{}<>\"'“”‘’*_`|=…"
 # Function words of English; negations are left out of them on purpose: without its "not" a statement is another one.
@@ -141,8 +147,19 @@ STOP_WORDS = frozenset(
 
 
 def split_words(text: str) -> list[tuple[int, int]]:
-    """Places of the words of a text, each with the white space before it; together they cover all but the text's end."""
-    return [match.span() for match in _WORD.finditer(text)]
+    """
+    Places of the words of a text, each with the white space before it; together they cover all but the text's end. What has
+    no spaces is divided too: Chinese and Japanese into characters, runs of more than 24 characters (minified JSON, paths,
+    calls) after brackets, colons, commas and the like.
+    """
+    spans = []
+    for match in _WORD.finditer(text):
+        word = match[0].lstrip()
+        if len(word) > _LONG_WORD or _HAS_UNSPACED.search(word):
+            spans += [part.span() for part in _PART.finditer(text, *match.span())]
+        else:
+            spans.append(match.span())
+    return spans
 
 
 def bare_word(word: str) -> str:

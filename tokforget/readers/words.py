@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 _WORD = re.compile(r"\d+(?:[.,:/]\d+)+|\w+(?:['’-]\w+)*")
 # Between two words, these open a new sentence or quotation, where a capital says nothing. "Mr. Smith" is lost to it.
 _SENTENCE_BREAK = re.compile(r"[.!?…:\n\"“”«»]")
+_STRING = re.compile(r""""([^"\n]{1,200})"|“([^”\n]{1,200})”|`([^`\n]{1,200})`|(?<!\w)'([^'\n]{1,200})'(?!\w)""")
 _PRONOUN = re.compile(r"I(?:['’]\w+)?")
 
 
@@ -41,6 +42,11 @@ def find_names(text: str, words: Sequence[tuple[str, int, int]]) -> list[bool]:
         found.append(within and capital and not is_number(word))
         after = end
     return found
+
+
+def find_strings(text: str) -> list[str]:
+    """What stands in quotation marks or backticks within a line, of at most 200 characters: values, titles, literals."""
+    return [next(filter(None, match.groups())) for match in _STRING.finditer(text)]
 
 
 def aligned(original: Sequence[str], other: Sequence[str]) -> list[bool]:
