@@ -6,6 +6,7 @@ Most of them rank units of a text (tokens, words, sentences) and keep the best t
 them alike, by counting the output string.
 """
 
+import logging
 import random
 import re
 from collections import Counter
@@ -358,6 +359,7 @@ def _bm25_sentences(context: CompressorContext, text: str, question: str | None)
         import bm25s
     except ModuleNotFoundError as error:
         raise ValueError("`bm25_sentences` needs the library bm25s: `pip install tokforget[readers]`.") from error
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # its import asks for a line of debugging per index
     spans = split_sentences(text)
     corpus, query = [_stems(text[a:b]) or ["-"] for a, b in spans], _stems(question or "") or ["-"]
     index = bm25s.BM25()
