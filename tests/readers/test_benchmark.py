@@ -10,6 +10,7 @@ import torch
 
 from tests.conftest import make_gpt2
 from tokforget.readers import benchmark as reader_benchmark
+from tokforget.readers import tasks
 from tokforget.readers.agreement import rank_correlation, task_agreement
 from tokforget.readers.arguments import ReaderArguments
 from tokforget.readers.benchmark import (
@@ -284,12 +285,15 @@ def test_items_differ_in_the_passage_alone(counts):
         assert item.target.strip() in TEXT and item.question in item.after
 
 
-def test_later_use_counts_the_tokens_that_a_passage_makes_cheaper(reader):
-    items = later_use_items([("prose", TEXT), ("short", "word")], reader)
-    for item in items:  # a tiny random reader may gain nothing anywhere
-        full = reader.token_bits([item.prompt(item.passage)], [item.target])[0]
-        none = reader.token_bits([item.prompt("")], [item.target])[0]
-        assert set(item.counted) == set(np.flatnonzero(none - full > 1.0))
+def test_later_use_counts_the_tokens_that_a_passage_makes_cheaper(reader, monkeypatch):
+    monkeypatch.setattr(tasks, "_LATER_GAIN", 0.0)  # a tiny random reader gains little
+    (item,) = later_use_items([("prose", TEXT), ("short", "word")], reader)
+    assert item.prompt(item.passage) + item.target == TEXT
+    assert len(item.passage) > 1.5 * len(item.after) > 0  # what stands between is seen by all
+    full = reader.token_bits([item.prompt(item.passage)], [item.target])[0]
+    none = reader.token_bits([item.prompt("")], [item.target])[0]
+    assert set(item.counted) == set(np.flatnonzero(none - full > 0.0))
+    assert target_bits(reader, [item], [""])[0] == pytest.approx(none[list(item.counted)].sum(), abs=1e-3)
 
 
 def write_corpus(folder, texts) -> None:

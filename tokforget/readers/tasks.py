@@ -9,7 +9,7 @@ import gzip
 import json
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -112,25 +112,27 @@ def lookup_items(
 
 def later_use_items(passages: Sequence[tuple[str, str]], reader: Reader) -> list[ReadingItem]:
     """
-    The first two thirds of each passage are compressed; of what follows, the tokens count whose bits fall by more than one
-    when the first part is shown in full. Texts without such tokens are left out.
+    The first half of each passage is compressed, the next quarter always shown, and of the last quarter those tokens count
+    whose bits fall by more than one when the first half is shown in full. Texts without such tokens are left out.
+
+    The stretch between is what keeps the end of the compressed part, or a tail of it, from being all that matters: a
+    continuation hangs on the words just before it.
     """
     items = []
     for kind, text in passages:
-        at = text.rfind(" ", 0, 2 * len(text) // 3)
-        if at < 1:
+        ends = [text.rfind(" ", 0, share * len(text) // 4) for share in (2, 3)]
+        if ends[0] < 1 or ends[1] <= ends[0]:
             continue
-        ids = reader.tokenizer(text[at:], add_special_tokens=False, return_offsets_mapping=True)
-        end = ids["offset_mapping"][:_LATER_TOKENS][-1][1]
-        items.append(ReadingItem(text[:at], text, kind, "", "", text[at : at + end]))
-    full = reader.token_bits([item.prompt(item.passage) for item in items], [item.target for item in items])
-    none = reader.token_bits([item.prompt("") for item in items], [item.target for item in items])
-    counted = [tuple(np.flatnonzero(without - shown > _LATER_GAIN).tolist()) for without, shown in zip(none, full)]
-    return [
-        ReadingItem(item.passage, item.group, item.kind, "", "", item.target, counted=places)
-        for item, places in zip(items, counted)
-        if places
+        places = reader.token_places(text[ends[1] :])
+        target = text[ends[1] : ends[1] + places[:_LATER_TOKENS][-1][1]]
+        items.append(ReadingItem(text[: ends[0]], text, kind, "", text[ends[0] : ends[1]], target))
+    asked = [[(item.after, item.target)] for item in items]
+    full = reader.span_token_bits([(item.passage, pairs) for item, pairs in zip(items, asked)])
+    none = reader.span_token_bits([("", pairs) for pairs in asked])
+    counted = [
+        tuple(np.flatnonzero(without - shown > _LATER_GAIN).tolist()) for (without,), (shown,) in zip(none, full)
     ]
+    return [replace(item, counted=places) for item, places in zip(items, counted) if places]
 
 
 def read_corpus(folder: str | Path, split: str, kinds: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
