@@ -246,7 +246,12 @@ _RUN = [
     "--load_best_model_at_end", "true", "--report_to", "none", "--disable_tqdm", "true", "--lora_rank", "2",
     "--warmup_steps", "1", "--seed", "0", "--adam_epsilon", "1e-5",
 ]  # fmt: skip
+# Rates that move the weights in four steps, so that runs that differ would be seen to.
 _POLICY = [
+    "--policy_learning_rate",
+    "3e-3",
+    "--reconstructor_learning_rate",
+    "2e-3",
     "--sampled_texts",
     "8",
     "--warm_start_steps",
