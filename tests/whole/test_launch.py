@@ -357,7 +357,7 @@ def test_a_divided_run_goes_on_to_the_bit(name, joint, site, base_folder):
 def test_the_first_process_alone_speaks_and_writes(joint):
     files = {p.name for p in joint["one"][0].iterdir()}
     for name, (out, printed) in joint.items():
-        assert printed.count("Blocks of up to") == printed.count("Warm start on") == 1, name
+        assert printed.count("Blocks of up to") == 1, name  # the warm start tells a logger, in the first process alone
         assert sum(line.strip().startswith("self_in") for line in printed.splitlines()) == 1, name
         assert {p.name for p in out.iterdir()} == files, name
         states = {p.name for p in (out / "checkpoint-4").glob("rng_state*")}
