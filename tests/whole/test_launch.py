@@ -246,7 +246,12 @@ _RUN = [
     "--load_best_model_at_end", "true", "--report_to", "none", "--disable_tqdm", "true", "--lora_rank", "2",
     "--warmup_steps", "1", "--seed", "0", "--adam_epsilon", "1e-5",
 ]  # fmt: skip
+# Rates that move the weights in four steps, so that runs that differ would be seen to.
 _POLICY = [
+    "--policy_learning_rate",
+    "3e-3",
+    "--reconstructor_learning_rate",
+    "2e-3",
     "--sampled_texts",
     "8",
     "--warm_start_steps",
@@ -352,7 +357,7 @@ def test_a_divided_run_goes_on_to_the_bit(name, joint, site, base_folder):
 def test_the_first_process_alone_speaks_and_writes(joint):
     files = {p.name for p in joint["one"][0].iterdir()}
     for name, (out, printed) in joint.items():
-        assert printed.count("Blocks of up to") == printed.count("Warm start on") == 1, name
+        assert printed.count("Blocks of up to") == 1, name  # the warm start tells a logger, in the first process alone
         assert sum(line.strip().startswith("self_in") for line in printed.splitlines()) == 1, name
         assert {p.name for p in out.iterdir()} == files, name
         states = {p.name for p in (out / "checkpoint-4").glob("rng_state*")}
