@@ -30,9 +30,9 @@ from tokforget.evaluation.comparison import (
     rows_of,
 )
 from tokforget.evaluation.scorers import Policy, select
-from tokforget.evaluation.statistics import bootstrap_interval
 from tokforget.evaluation.vocabulary import Vocabulary
 from tokforget.files import write_json
+from tokforget.intervals import bootstrap_interval
 from tokforget.models.measuring import measure, summarise
 
 

@@ -209,7 +209,12 @@ def _file_texts(file: Path, text_column: str) -> Iterator[str]:
             first, lines = _first_text(lines)
             yield from join_articles(lines) if _begins_wiki(file.name, first) else _marked_texts(lines)
         return
-    readers = {"json": _json_rows, "lines": _line_rows, "csv": _csv_rows, "parquet": _parquet_rows}
+    readers = {
+        "json": _json_rows,
+        "lines": lambda file, _: line_rows(file),
+        "csv": _csv_rows,
+        "parquet": _parquet_rows,
+    }
     rows = (_column(row, text_column, str(file)) for row in readers[kind](file, text_column))
     yield from _articles_if_wiki(file.name, rows)
 
@@ -242,7 +247,7 @@ def _json_rows(file: Path, text_column: str) -> Iterator[object]:
                 raise
             content = None
     if content is None:
-        yield from _line_rows(file, text_column)
+        yield from line_rows(file)
         return
     if isinstance(content, dict) and isinstance(content.get(text_column), list):
         content = content[text_column]
@@ -252,7 +257,8 @@ def _json_rows(file: Path, text_column: str) -> Iterator[object]:
     yield from content
 
 
-def _line_rows(file: Path, text_column: str) -> Iterator[object]:
+def line_rows(file: Path) -> Iterator[object]:
+    """The values of a file of JSON lines, `.gz` or not; `ValueError` with file and line for one that is not JSON."""
     with _open(file) as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():

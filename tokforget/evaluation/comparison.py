@@ -16,7 +16,7 @@ from rich.table import Table
 from tqdm.auto import tqdm
 
 from tokforget.evaluation.scorers import Scorer
-from tokforget.evaluation.statistics import bootstrap_interval
+from tokforget.intervals import bootstrap_interval
 from tokforget.masking import keep_count, top_k_mask
 from tokforget.models.measuring import restore_and_measure, summarise
 from tokforget.models.reconstructor import Reconstructor

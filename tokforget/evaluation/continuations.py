@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tokforget.evaluation.statistics import ratio_interval
+from tokforget.intervals import ratio_interval
 from tokforget.readers.language_model import continuation_nll
 from tokforget.readers.words import encode
 from tokforget.scoring import context_retention

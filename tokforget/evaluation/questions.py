@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tokforget.evaluation.scorers import Scorer, select
-from tokforget.evaluation.statistics import bootstrap_interval
+from tokforget.intervals import bootstrap_interval
 from tokforget.packing import cut_blocks
 from tokforget.readers.language_model import continuation_nll
 from tokforget.readers.questions import Question

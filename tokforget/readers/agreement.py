@@ -1,42 +1,35 @@
 """How far tasks agree on the order of compressors."""
 
-import math
 from collections.abc import Sequence
+from itertools import combinations
 
-import numpy as np
+import pandas
+
+
+# Two orders of two compressors are alike or opposite; three are the fewest that say anything.
+_FEWEST = 3
 
 
 def task_agreement(rows: Sequence[dict]) -> list[dict]:
     """
     For each rate and pair of tasks, how far their orders of compressors agree: Spearman's correlation of retentions over the
-    compressors that both have, at least three.
+    compressors that both have, at least three; `None` if all of a side are equal.
     """
     found: list[dict] = []
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
     for rate in sorted({row["rate"] for row in rows if row["rate"] < 1}):
-        of_task = {
-            task: {row["compressor"]: row["retention"] for row in rows
-                   if (row["task"], row["kind"], row["rate"]) == (task, "all", rate) and row["retention"] is not None}
-            for task in tasks
-        }  # fmt: skip
-        for place, task in enumerate(tasks):
-            for other in tasks[place + 1 :]:
-                both = sorted(of_task[task].keys() & of_task[other].keys())
-                if len(both) > 2:
-                    values = (np.array([of_task[name][compressor] for compressor in both]) for name in (task, other))
-                    found.append({"rate": rate, "task": task, "other": other, "compressors": len(both),
-                                  "rank_correlation": None if math.isnan(value := rank_correlation(*values)) else value})  # fmt: skip
+        here = [row for row in rows if (row["kind"], row["rate"]) == ("all", rate) and row["retention"] is not None]
+        for task, other in combinations(dict.fromkeys(row["task"] for row in here), 2):
+            of = [
+                {row["compressor"]: row["retention"] for row in here if row["task"] == name} for name in (task, other)
+            ]
+            both = sorted(of[0].keys() & of[1].keys())
+            if len(both) >= _FEWEST:
+                value = rank_correlation(*([side[name] for name in both] for side in of))
+                found.append({"rate": rate, "task": task, "other": other, "compressors": len(both),
+                              "rank_correlation": None if pandas.isna(value) else value})  # fmt: skip
     return found
 
 
-def rank_correlation(values: np.ndarray, others: np.ndarray) -> float:
+def rank_correlation(values: Sequence[float], others: Sequence[float]) -> float:
     """Spearman's correlation of two orders `(num_items,)`; equal values share their mean rank; nan if all of a side are equal."""
-    ranks, other_ranks = (_ranks(np.asarray(side, dtype=np.float64)) for side in (values, others))
-    if np.ptp(ranks) == 0 or np.ptp(other_ranks) == 0:
-        return float("nan")
-    return float(np.corrcoef(ranks, other_ranks)[0, 1])
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, place, times = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(times) - (times - 1) / 2)[place]
+    return float(pandas.DataFrame({"values": values, "others": others}).corr("spearman").loc["values", "others"])

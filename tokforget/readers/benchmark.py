@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from tokforget.files import write_json
+from tokforget.intervals import ratio_interval
 from tokforget.readers.agreement import task_agreement
 from tokforget.readers.arguments import ReaderArguments
 from tokforget.readers.cost import break_even_tokens, cost_rows
@@ -48,17 +49,18 @@ from tokforget.readers.words import find_names, find_strings, find_words, is_num
 
 CONTROLS = ("full", "none", "full_twice")
 _NEGATIONS = frozenset(
-    ["not", "no", "never", "nor", "none", "without", "neither", "cannot", "unless", "except", "hardly"]
+    {"not", "no", "never", "nor", "none", "without", "neither", "cannot", "unless", "except", "hardly"}
 )
 _KEPT = ("numbers", "names", "strings", "negations")
-_DRAWS = 2000
 _NEW_TOKENS = 32
 # Passages whose compressing is timed, of each compressor and rate: as if nothing were known of them.
 _TIMED = 16
 _REFERENCE = "random_words"
 
 
-def target_bits(reader: Reader, items: Sequence[ReadingItem], passages: Sequence[str], progress: str | None = None):
+def target_bits(
+    reader: Reader, items: Sequence[ReadingItem], passages: Sequence[str], progress: str | None = None
+) -> np.ndarray:
     """
     Bits of each item's target with another passage in the passage's place `(num_items,)`, float64. Items that share a
     context, as the lookups of a text do, are read together, the context once.
@@ -98,32 +100,20 @@ def retention_interval(
     bits: np.ndarray, full: np.ndarray, none: np.ndarray, groups: Sequence[str], seed: int
 ) -> tuple[float, float] | None:
     """95 % interval of [`retention`] over passages drawn with replacement, whole; `None` if it hangs on a draw or two."""
-    sums = _by_group(np.stack([none - bits, none - full]), groups)  # (2, num_groups)
-    picks = np.random.default_rng(seed).integers(sums.shape[1], size=(_DRAWS, sums.shape[1]))
-    saved, worth = sums[:, picks].sum(2)
-    if (worth > 0).mean() < 0.975:
-        return None
-    low, high = np.percentile(saved[worth > 0] / worth[worth > 0], [2.5, 97.5])
-    return float(low), float(high)
+    return ratio_interval(*_by_group(np.stack([none - bits, none - full]), groups), seed)
 
 
 def difference_interval(
     bits: np.ndarray, other: np.ndarray, full: np.ndarray, none: np.ndarray, groups: Sequence[str], seed: int
-) -> tuple[float, float]:
+) -> tuple[float, float] | None:
     """95 % interval of one compressor's retention less another's on the same items, over passages drawn with replacement."""
-    sums = _by_group(np.stack([other - bits, none - full]), groups)
-    picks = np.random.default_rng(seed).integers(sums.shape[1], size=(_DRAWS, sums.shape[1]))
-    ahead, worth = sums[:, picks].sum(2)
-    low, high = np.percentile(ahead[worth > 0] / worth[worth > 0], [2.5, 97.5])
-    return float(low), float(high)
+    return ratio_interval(*_by_group(np.stack([other - bits, none - full]), groups), seed)
 
 
 def _by_group(values: np.ndarray, groups: Sequence[str]) -> np.ndarray:
-    _, index = np.unique(np.array(groups, dtype=object).astype(str), return_inverse=True)
-    sums = np.zeros((len(values), index.max() + 1))
-    for row, of_items in zip(sums, values):
-        np.add.at(row, index, of_items)
-    return sums
+    """Sums of each row of `values` `(num_rows, num_items)` over the items of a group, `(num_rows, num_groups)`."""
+    _, index = np.unique(groups, return_inverse=True)
+    return np.stack([np.bincount(index, of_items) for of_items in values])
 
 
 def kept_words(original: str, compressed: str) -> dict[str, int]:
@@ -158,6 +148,7 @@ class ReaderBenchmark:
     def __init__(self, args: ReaderArguments):
         self.args, self.folder = args, Path(args.output_dir)
         self.tasks: dict[str, list[ReadingItem]] = {}
+        self.identities: dict[str, str] = {}  # of each task
 
     def load(self) -> None:
         """Reader, word counts, tasks and compressors; what cannot be had is a `ValueError` before anything is measured."""
@@ -212,29 +203,40 @@ class ReaderBenchmark:
         if not items:
             raise ValueError(f"The task {name} has no item that fits the reader ({limit} tokens).")
         self.tasks[name] = items
+        facts = [self.args.reader_name_or_path, self.args.seed, self.counts.total]
+        facts += [(item.passage, item.before, item.after, item.target, item.counted) for item in items]
+        self.identities[name] = sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     # -- measuring -----------------------------------------------------------------------------------------------------
     def measure(self) -> None:
         """Every file that is not there yet; progress in one line per file."""
-        works: list[tuple[str, str, float, Callable[[], dict]]] = []
+        works: list[tuple[str, str, float, str, Callable[[], dict]]] = []
         for task, items in self.tasks.items():
-            works += [(task, control, 1.0, partial(self._control, items, control)) for control in CONTROLS]
+            works += [(task, control, 1.0, "", partial(self._control, items, control)) for control in CONTROLS]
             for compressor in self.compressors:
                 if not compressor.asks or any(item.question for item in items):
                     works += [
-                        (task, compressor.name, rate, partial(self._compressed, items, compressor, rate))
+                        (
+                            task,
+                            compressor.name,
+                            rate,
+                            compressor.version,
+                            partial(self._compressed, items, compressor, rate),
+                        )
                         for rate in self.args.rates
                     ]
         for number, work in enumerate(works, 1):
             self._once(*work, progress=f"{number}/{len(works)}")
 
-    def _once(self, task: str, name: str, rate: float, work: Callable[[], dict], progress: str) -> None:
-        path = self._path(task, name, rate)
-        identity = self._identity(task)
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["identity"] == identity:
-            return
+    def _once(self, task: str, name: str, rate: float, version: str, work: Callable[[], dict], progress: str) -> None:
+        """A file that was made with another reader, other items or another version of its compressor is made again."""
+        path, identity = self._path(task, name, rate), self.identities[task]
+        if path.is_file():
+            there = json.loads(path.read_text(encoding="utf-8"))
+            if (there["identity"], there.get("version")) == (identity, version):
+                return
         start = time.perf_counter()
-        record = {"task": task, "compressor": name, "rate": rate, "identity": identity, **work()}
+        record = {"task": task, "compressor": name, "rate": rate, "identity": identity, "version": version, **work()}
         write_json(path, record)
         print(f"{progress:>8}  {task:<12} {name:<28} {rate:g}  {time.perf_counter() - start:6.1f} s", flush=True)
 
@@ -242,12 +244,6 @@ class ReaderBenchmark:
         folder = self.folder / "items" / task
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{name}-{rate:g}.json"
-
-    def _identity(self, task: str) -> str:
-        """Of reader and items: a file that was measured on others is measured again."""
-        items = [(item.passage, item.before, item.after, item.target, item.counted) for item in self.tasks[task]]
-        facts = [self.args.reader_name_or_path, self.args.seed, self.args.model_path, self.counts.total, items]
-        return sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def _control(self, items: list[ReadingItem], control: str) -> dict:
         passages = [
@@ -298,7 +294,7 @@ class ReaderBenchmark:
             records = [(name, 1.0, controls[name]) for name in CONTROLS]
             for path in sorted((self.folder / "items" / task).glob("*.json")):
                 record = json.loads(path.read_text(encoding="utf-8"))
-                if record["compressor"] not in CONTROLS and record["identity"] == self._identity(task):
+                if record["compressor"] not in CONTROLS and record["identity"] == self.identities[task]:
                     records.append((record["compressor"], record["rate"], record))
             kinds = ["all", *sorted({item.kind for item in items})]
             for name, rate, record in records:
@@ -353,7 +349,7 @@ class ReaderBenchmark:
 
     def _searched(self, task: str, place: int, item: ReadingItem, rate: float) -> dict:
         path = self.folder / "oracle" / task / f"{place}-{rate:g}.json"
-        identity = f"{self._identity(task)} {self.args.oracle_steps}"
+        identity = f"{self.identities[task]} {self.args.oracle_steps}"
         if path.is_file() and (record := json.loads(path.read_text(encoding="utf-8")))["identity"] == identity:
             return record
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -384,12 +380,17 @@ class ReaderBenchmark:
 
     def cost(self) -> dict:
         """Whole requests with the last compressor that needs no question, on passages of the first task in a row."""
-        compressor = [compressor for compressor in self.compressors if not compressor.asks][-1]
+        compressor = self.unasked[-1]
         text = "\n\n".join(dict.fromkeys(item.passage for items in self.tasks.values() for item in items))
         lengths = [n for n in self.args.cost_prompt_tokens if n <= self.reader.counts([text])[0]]
         rows = cost_rows(self.reader, compressor, text, lengths, self.args.rates, _NEW_TOKENS) if lengths else []
         return {"compressor": compressor.name, "new_tokens": _NEW_TOKENS, "device": str(self.reader.model.device), "rows": rows,
                 "break_even": {f"{rate:g}": break_even_tokens(rows, rate) for rate in self.args.rates if rows}}  # fmt: skip
+
+    @property
+    def unasked(self) -> list[TextCompressor]:
+        """Compressors that need no question."""
+        return [compressor for compressor in self.compressors if not compressor.asks]
 
     def _record(self, task: str, name: str, rate: float) -> dict:
         return json.loads(self._path(task, name, rate).read_text(encoding="utf-8"))
@@ -458,7 +459,7 @@ def run_reader_benchmark(args: ReaderArguments) -> list[dict]:
     )
     if args.oracle_items:
         write_json(run.folder / ORACLE, run.oracle_rows())
-    if args.cost_prompt_tokens and run.compressors:
+    if args.cost_prompt_tokens and run.unasked:
         write_json(run.folder / COST, run.cost())
     for path in write_report(run.folder):
         print(path)

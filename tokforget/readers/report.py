@@ -62,15 +62,12 @@ def _table(rows: Sequence[dict]) -> list[str]:
              "numbers", "names", "strings", "negations", "invented", "us/token"]  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for row in sorted(rows, key=lambda row: (row["rate"], -_number(row["retention"]))):
-        low_high = "" if row["interval"] is None else " [{:.2f}, {:.2f}]".format(*row["interval"])
         cells = [
             row["compressor"],
             f"{row['rate']:g}",
-            f"{_cell(row['retention'])}{low_high}",
+            f"{_cell(row['retention'])}{_interval(row['interval'])}",
             f"{row['achieved_rate']:.3f}",
-            "–"
-            if row.get("ahead") is None
-            else "{:+.2f} [{:+.2f}, {:+.2f}]".format(row["ahead"], *row["ahead_interval"]),
+            "–" if row.get("ahead") is None else f"{row['ahead']:+.2f}{_interval(row['ahead_interval'], '+')}",
             _cell(row["reference_there"]),
         ]
         cells += [
@@ -80,6 +77,11 @@ def _table(rows: Sequence[dict]) -> list[str]:
         cells.append("–" if row["microseconds_per_token"] is None else f"{row['microseconds_per_token']:.0f}")
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _interval(ends: Sequence[float] | None, sign: str = "") -> str:
+    """Behind a value, two places; nothing where there is none."""
+    return "" if ends is None else " [" + ", ".join(f"{end:{sign}.2f}" for end in ends) + "]"
 
 
 def _by_kind(rows: Sequence[dict], kinds: Sequence[str]) -> list[str]:

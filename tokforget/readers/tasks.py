@@ -5,8 +5,6 @@ Every task is a list of [`ReadingItem`]: a passage that is compressed, what stan
 whose bits are counted. Full, compressed and missing passage differ in nothing else.
 """
 
-import gzip
-import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tokforget.data.sources import line_rows
 from tokforget.readers.language_model import Reader
 from tokforget.readers.questions import Question, load_questions
 from tokforget.readers.spans import find_lookups
@@ -149,15 +148,12 @@ def read_corpus(folder: str | Path, split: str, kinds: Sequence[str] = ()) -> It
     if not files:
         raise ValueError(f"{folder} holds no .jsonl or .jsonl.gz file{' of these kinds' if kinds else ''}.")
     for path in files:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                row = json.loads(line)
-                if not isinstance(row.get("text"), str) or not isinstance(row.get("source"), str):
-                    raise ValueError(
-                        f"{path}, line {number}: needed are `text` and `source`, there are {sorted(row)}."
-                    )
-                if split_of_source(row["source"]) == split:
-                    yield row.get("kind", path.name.split(".")[0]), row["text"]
+        for number, row in enumerate(line_rows(path), 1):
+            if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("text", "source")):
+                there = f"the fields {sorted(row)}" if isinstance(row, dict) else type(row).__name__
+                raise ValueError(f"{path}, row {number}: needed are strings `text` and `source`, there is {there}.")
+            if split_of_source(row["source"]) == split:
+                yield row.get("kind", path.name.split(".")[0]), row["text"]
 
 
 def split_of_source(source: str) -> str:

@@ -9,26 +9,31 @@ them alike, by counting the output string.
 import logging
 import random
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from hashlib import sha256
 from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 
+from tokforget import __version__
 from tokforget.compression.compressor import Compressor
 from tokforget.readers.language_model import Reader
 from tokforget.readers.word_counts import WordCounts, bare_word, split_words
 
 
 Spans = Sequence[tuple[int, int]]
-# A word is stepped over where a sentence ends or a line breaks.
+# A sentence ends at its mark or with its line, and takes the white space behind it.
 _SENTENCE = re.compile(r"[^\n]*?(?:[.!?…][\"')\]”’]*(?=\s|$)|\n|$)\s*", re.DOTALL)
-# Shares that the LLMLingua form keeps of each segment, in words.
+# Words of a segment of iterative pruning.
 _SEGMENT_WORDS = 64
 _FAR = 5
 # Of the layers of a model, those whose attention is read: from a third to five sixths of its depth.
@@ -40,12 +45,13 @@ class TextCompressor(Protocol):
     """
     Anything that makes a text shorter. `budget` counts tokens of the reader; a result above it is an error of the compressor.
     `asks` tells whether `question` is looked at, `calls` how often the last text was compressed until the budget was met: its
-    time is that of one call.
+    time is that of one call. `version` changes with what it does; a run that resumes measures another version again.
     """
 
     name: str
     asks: bool
     calls: int
+    version: str
 
     def __call__(self, text: str, budget: int, question: str | None = None) -> str: ...
 
@@ -143,6 +149,7 @@ class RankedCompressor:
     reader: Reader
     asks: bool = False
     calls: int = 1
+    version: str = __version__
 
     def __call__(self, text: str, budget: int, question: str | None = None) -> str:
         if not text.strip():
@@ -171,8 +178,11 @@ def split_tokens(text: str, reader: Reader) -> list[tuple[int, int]]:
 def over_units(spans: Spans, token_spans: Spans, values: np.ndarray, pool: Callable) -> np.ndarray:
     """Token values `(num_tokens,)` to one value per unit, by `pool` (max, mean, sum); a unit without tokens has 0."""
     middles = np.array([(start + end - 1) / 2 for start, end in token_spans])
-    unit = np.searchsorted(np.array([end for _, end in spans]), middles, side="right")
-    return np.array([pool(values[unit == i]) if (unit == i).any() else 0.0 for i in range(len(spans))])
+    edges = [
+        0,
+        *np.searchsorted(middles, [end for _, end in spans]),
+    ]  # tokens come in order: a unit's stand side by side
+    return np.array([pool(values[a:b]) if b > a else 0.0 for a, b in pairwise(edges)])
 
 
 # -- controls ----------------------------------------------------------------------------------------------------------
@@ -299,6 +309,7 @@ class IterativePruning:
     name: str = "iterative_pruning"
     asks: bool = False
     calls: int = 1
+    version: str = __version__
 
     def __call__(self, text: str, budget: int, question: str | None = None) -> str:
         reader, spans = self.context.reader, split_words(text)
@@ -427,6 +438,12 @@ class PolicyCompressor:
     asks: bool = False
     calls: int = 1
 
+    @property
+    def version(self) -> str:
+        """Of the policy's weights: a run that resumes must not take what another policy left."""
+        weights = self.context.policy.policy.state_dict()
+        return sha256(b"".join(weights[name].numpy().tobytes() for name in sorted(weights))).hexdigest()[:16]
+
     def __call__(self, text: str, budget: int, question: str | None = None) -> str:
         def compress(rate: float) -> str:
             return self.context.policy.compress(text, rate=rate, **self.options).text
@@ -446,6 +463,12 @@ class ForeignCompressor:
     function: Callable[..., str]
     reader: Reader
     calls: int = 1
+
+    @property
+    def version(self) -> str:
+        """Of the file that the callable comes from, for whoever works on it and measures again."""
+        file = getattr(sys.modules.get(self.function.__module__), "__file__", None)
+        return sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""
 
     @property
     def asks(self) -> bool:
