@@ -43,11 +43,11 @@ from tokforget.readers.text_compressors import (
     TEXT_COMPRESSORS,
     CompressorContext,
     fill,
-    split_sentences,
     text_compressors,
 )
-from tokforget.readers.word_counts import WordCounts, bare_word, split_words
+from tokforget.readers.word_counts import WordCounts
 from tokforget.readers.words import find_strings
+from tokforget.text_units import bare_word, split_sentences, split_words
 
 
 TEXT = (
@@ -177,7 +177,7 @@ def test_a_reader_without_a_pad_token_pads_with_what_it_has(reader):
 
 
 # -- budgets -----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", sorted(set(TEXT_COMPRESSORS) - {"policy_tokens", "policy_words"}))
+@pytest.mark.parametrize("name", sorted(set(TEXT_COMPRESSORS) - {"policy_tokens", "policy_words", "policy_question"}))
 def test_no_budget_is_exceeded(name, context):
     pytest.importorskip("bm25s") if name == "bm25_sentences" else None
     (compressor,) = text_compressors([name], context)

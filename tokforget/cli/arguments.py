@@ -66,6 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
     compress.add_argument("--json", action="store_true",
                           help="one JSON object per text and line, with everything that `restore` needs")  # fmt: skip
     compress.add_argument("--column", metavar="NAME", help="read JSONL and compress this column of its rows")
+    compress.add_argument("--question-column", metavar="NAME", help="with --column: the question of each row")
     compress.add_argument("--stream", action="store_true", help="decide block after block: any length in flat memory")
 
     restore = add("restore", "Fill the gaps of compressed texts, as a guess.", _RESTORE_HELP)
@@ -113,7 +114,10 @@ def _add_budget(command: argparse.ArgumentParser) -> None:
     budget.add_argument("--target-tokens", type=int, metavar="N", help="tokens kept, at most")
     budget.add_argument("--threshold", type=float, metavar="S", help="keep what scores at least this, in (0, 1)")
     group.add_argument(
-        "--unit", choices=("token", "word"), default="token", help="what is dropped whole (default: token)"
+        "--unit", choices=("token", "word"), help="what is dropped whole (default: what the model was trained by)"
+    )
+    group.add_argument(
+        "--question", metavar="TEXT", help="what will be asked about the text: what answers it is kept first"
     )
     group.add_argument("--protect", action="append", default=[], metavar="WHAT",
                        help="what must stay, repeatable: numbers, urls, emails, paths, code_fences, inline_code, identifiers, or "
@@ -135,7 +139,7 @@ def _add_budget(command: argparse.ArgumentParser) -> None:
 def compress_options(args: argparse.Namespace) -> dict:
     """The arguments of `Compressor.compress`."""
     names = ("rate", "target_tokens", "threshold", "unit", "prefix_stable", "nested", "budget", "tags", "min_tokens",
-             "on_impossible")  # fmt: skip
+             "on_impossible", "question")  # fmt: skip
     protect = [f"re:{item[1:-1]}" if len(item) > 2 and item[0] == item[-1] == "/" else item for item in args.protect]
     for name, count in (("first", args.keep_first), ("last", args.keep_last)):
         if count is not None and count < 0:

@@ -35,6 +35,7 @@ class Record:
         text (`str`): The text.
         size (`int`): Bytes of the input it took, for the progress bar.
         number (`int`, *optional*), line (`str`, *optional*): Of a JSONL row: its line number from 1, and the line itself.
+        question (`str`, *optional*): What will be asked about the text.
     """
 
     source: str
@@ -42,6 +43,7 @@ class Record:
     size: int
     number: int | None = None
     line: str | None = None
+    question: str | None = None
 
     @property
     def place(self) -> str:
@@ -93,7 +95,9 @@ def read_parts(source: str, advance: Callable[[int], None]) -> Iterator[str]:
     yield decoder.decode(b"", final=True)
 
 
-def read_rows(sources: list[str], column: str, reject: Callable[[str, str], None]) -> Iterator[Record]:
+def read_rows(
+    sources: list[str], column: str, reject: Callable[[str, str], None], question_column: str | None = None
+) -> Iterator[Record]:
     """The rows of JSONL files. What is no row with a text in `column` goes to `reject(place, reason)`; blank lines to nobody."""
     for source in sources:
         with open_input(source) as file:
@@ -101,15 +105,15 @@ def read_rows(sources: list[str], column: str, reject: Callable[[str, str], None
                 if data.strip():
                     record = Record(source, "", len(data), number)
                     try:
-                        record.line, record.text = _row(data, number, column)
+                        record.line, record.text, record.question = _row(data, number, column, question_column)
                     except (ValueError, RecursionError) as error:
                         reject(record.place, str(error) or "nested too deeply")
                     else:
                         yield record
 
 
-def _row(data: bytes, number: int, column: str) -> tuple[str, str]:
-    """A line as text without its ending, and what stands in its column."""
+def _row(data: bytes, number: int, column: str, question_column: str | None) -> tuple[str, str, str | None]:
+    """A line as text without its ending, what stands in its column, and its question."""
     try:
         line = data.decode("utf-8-sig" if number == 1 else "utf-8").strip()
     except UnicodeDecodeError as error:
@@ -120,11 +124,14 @@ def _row(data: bytes, number: int, column: str) -> tuple[str, str]:
         raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
     if not isinstance(row, dict):
         raise ValueError(f"not a JSON object but {_kind(row)}")
-    if column not in row:
-        raise ValueError(f"no column {column!r}; it has {', '.join(map(repr, list(row)[:8])) or 'none'}")
-    if not isinstance(row[column], str):
-        raise ValueError(f"column {column!r} holds {_kind(row[column])}, not a text")
-    return line, row[column]
+    for name in (column, question_column):
+        if name is None:
+            continue
+        if name not in row:
+            raise ValueError(f"no column {name!r}; it has {', '.join(map(repr, list(row)[:8])) or 'none'}")
+        if not isinstance(row[name], str):
+            raise ValueError(f"column {name!r} holds {_kind(row[name])}, not a text")
+    return line, row[column], None if question_column is None else row[question_column]
 
 
 def _kind(value) -> str:

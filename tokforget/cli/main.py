@@ -178,8 +178,14 @@ def _compress(args: argparse.Namespace) -> int:
     outputs = Outputs(args.output, files, suffix=".json" if args.json and not args.column else "")
     _check_files(files)
     if args.stream:
-        options = {name: options[name] for name in ("rate", "threshold", "unit", "protect", "on_impossible")}
+        options = {
+            name: options[name] for name in ("rate", "threshold", "unit", "protect", "on_impossible", "question")
+        }
+    if args.question_column and (not args.column or args.question):
+        raise UserError("`--question-column` is for the rows of --column, and takes the place of --question.")
     compressor = _load(args, options)
+    if args.question_column and not compressor.takes_question:
+        raise UserError("`--question-column`: this model was trained without questions and cannot use one.")
     report = _Report(args.quiet)
     one_call = not args.stream and (args.budget == "corpus" or (len(files) == 1 and not args.column))
     with outputs.open_all() as write, _progress(files, args.quiet or outputs.on_terminal, one_call) as advance:
@@ -189,7 +195,11 @@ def _compress(args: argparse.Namespace) -> int:
                 report.add(result, is_new=result.start == 0)
                 write(record.source, _rendered(args, record, result))
         else:
-            records = read_rows(files, args.column, report.reject) if args.column else read_texts(files)
+            records = (
+                read_rows(files, args.column, report.reject, args.question_column)
+                if args.column
+                else read_texts(files)
+            )
             for group in _groups(records, args.budget == "corpus"):
                 for record, result in _compress_group(compressor, group, options, report):
                     report.add(result)
@@ -233,19 +243,25 @@ def _groups(records: Iterator[Record], all_at_once: bool) -> Iterator[list[Recor
 def _compress_group(compressor, group: list[Record], options: dict, report: _Report) -> list[tuple[Record, object]]:
     """Each record with its result. Where a text is impossible, a file is an error and a row is rejected."""
     try:
-        return list(zip(group, compressor.compress([record.text for record in group], **options)))
+        return list(zip(group, compressor.compress([record.text for record in group], **options | _told(group))))
     except ValueError as error:
         if options["budget"] == "corpus" or (len(group) == 1 and group[0].line is None):
             raise UserError(f"{group[0].place if len(group) == 1 else 'all texts'}: {error}") from error
     done = []
     for record in group:
         try:
-            done.append((record, compressor.compress(record.text, **options)))
+            done.append((record, compressor.compress(record.text, **options | _told([record]))))
         except ValueError as error:
             if record.line is None:
                 raise UserError(f"{record.place}: {error}") from error
             report.reject(record.place, str(error))
     return done
+
+
+def _told(group: list[Record]) -> dict:
+    """The questions of rows that bring their own."""
+    questions = [record.question for record in group]
+    return {"question": questions} if any(question is not None for question in questions) else {}
 
 
 def _rendered(args: argparse.Namespace, record: Record, result) -> bytes:

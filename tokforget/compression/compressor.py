@@ -23,7 +23,12 @@ from tokforget.compression.scores import WINDOW, score
 from tokforget.compression.search import Choice, run_searches
 from tokforget.masking import keep_count
 from tokforget.models.folders import local_folder, read_policy, read_tokenizer
+from tokforget.models.word_features import token_features
 from tokforget.packaged import forget_model_path
+
+
+# Chunks before one whose words are known to it, where a text is decided in chunks.
+_CHUNKS_BEHIND = 8
 
 
 class Compressor:
@@ -100,7 +105,7 @@ class Compressor:
         rate: float | None = None,
         target_tokens: int | None = None,
         threshold: float | None = None,
-        unit: str = "token",
+        unit: str | None = None,
         protect=None,
         nested: bool = False,
         prefix_stable: bool = False,
@@ -108,6 +113,7 @@ class Compressor:
         tags: bool = False,
         min_tokens: int = 0,
         on_impossible: str = "raise",
+        question: str | Sequence[str | None] | None = None,
     ) -> CompressedText | list[CompressedText]:
         r"""
         Compress one text or several.
@@ -121,7 +127,8 @@ class Compressor:
             rate (`float`, *optional*): Fraction of tokens to keep, in (0, 1]. 0.5 if no budget is given.
             target_tokens (`int`, *optional*): Tokens to keep.
             threshold (`float`, *optional*): Keep what scores at least this, in (0, 1); no budget then.
-            unit (`str`): `"token"`, or `"word"`: a word is kept or dropped whole.
+            unit (`str`, *optional*): `"token"`, or `"word"`: a word is kept or dropped whole. What the model was trained by
+                without it.
             protect (*optional*): What must stay byte for byte; one item or several: names out of `"numbers"`, `"urls"`,
                 `"emails"`, `"paths"`, `"code_fences"`, `"inline_code"`, `"identifiers"`; compiled regular expressions or
                 `"re:<pattern>"`; `"first:<n>"` and `"last:<n>"` tokens; spans `(start, end)` in characters of a single
@@ -134,6 +141,8 @@ class Compressor:
             min_tokens (`int`): Texts below this many tokens are returned whole, and say so.
             on_impossible (`str`): `"raise"`, or `"warn"` and return the smallest feasible result, where protected text
                 exceeds the budget.
+            question (`str`, or one for each text, *optional*): What will be asked about the text: what answers it is kept
+                first. The model must have been trained with questions (`takes_question`).
 
         Returns:
             [`CompressedText`], or a list of them for a sequence of texts.
@@ -142,18 +151,43 @@ class Compressor:
             `ValueError`: If arguments exclude each other, or what is protected does not fit the budget.
         """
         request = Request(
-            rate=rate, target_tokens=target_tokens, threshold=threshold, unit=unit, protect=protect, nested=nested,
+            rate=rate, target_tokens=target_tokens, threshold=threshold, unit=unit or self.policy.unit, protect=protect, nested=nested,
             prefix_stable=prefix_stable, budget=budget, tags=tags, min_tokens=min_tokens, on_impossible=on_impossible,
         )  # fmt: skip
         single = isinstance(texts, str)
         texts = [texts] if single else list(texts)
         request.check_texts(texts, single)
-        results = self._compress(texts, request)
+        results = self._compress(texts, request, self._questions(question, len(texts)))
         return results[0] if single else results
 
-    def _compress(self, texts: list[str], request: Request) -> list[CompressedText]:
+    @property
+    def takes_question(self) -> bool:
+        """Whether the model looks at a question."""
+        return self.policy.num_features > 0
+
+    def _questions(self, question: str | Sequence[str | None] | None, num_texts: int) -> list[str | None]:
+        """A question or none for each text."""
+        questions = [question] * num_texts if question is None or isinstance(question, str) else list(question)
+        if len(questions) != num_texts:
+            raise ValueError(
+                f"There are {len(questions)} questions and {num_texts} texts; pass one for each, or one for all."
+            )
+        if any(one is not None and not isinstance(one, str) for one in questions):
+            raise TypeError("`question` must be a string, or a sequence of strings and None, one for each text.")
+        if any(questions) and not self.takes_question:
+            raise ValueError(
+                "This model was trained without questions and cannot use one. Leave out `question`, or load one that does."
+            )
+        return questions
+
+    def _compress(
+        self, texts: list[str], request: Request, questions: Sequence[str | None] | None = None
+    ) -> list[CompressedText]:
         began = time.perf_counter()
         items = self._encode_chunks(texts) if request.prefix_stable else self._encode(texts, request.tags)
+        if self.takes_question:
+            for item, question in zip(items, questions or [None] * len(items)):
+                item.features = self._features(item, question)
         for item in items:
             if not len(item.ids):
                 item.returned_whole_because = "no tokens"
@@ -198,23 +232,27 @@ class Compressor:
             parts (`Iterable[str]`): Strings of any length.
             rate (`float`, *optional*), threshold (`float`, *optional*): As in `compress`.
             block_chars (`int`): Characters that are decided together, at least.
-            **options: `unit`, `protect`, `on_impossible` as in `compress`.
+            **options: `unit`, `protect`, `on_impossible`, `question` as in `compress`.
 
         Returns:
             `Iterator[CompressedText]`: One for each block, with `start` its place in the stream.
         """
-        unknown = sorted(options.keys() - {"unit", "protect", "on_impossible"})
+        unknown = sorted(options.keys() - {"unit", "protect", "on_impossible", "question"})
         if unknown:
             raise ValueError(f"`compress_stream` does not take {', '.join(unknown)}.")
         # Built here, so that a mistake shows now and not when the first block is asked for.
+        (question,) = self._questions(options.pop("question", None), 1)
+        options["unit"] = options.get("unit") or self.policy.unit
         request = Request(rate=rate, threshold=threshold, **options)
         if request.protection.last or request.protection.spans:
             raise ValueError(
                 "A stream's end is not known and its blocks are decided apart: leave out 'last:n' and spans."
             )
-        return self._stream(parts, request, block_chars)
+        return self._stream(parts, request, block_chars, question)
 
-    def _stream(self, parts: Iterable[str], request: Request, block_chars: int) -> Iterator[CompressedText]:
+    def _stream(
+        self, parts: Iterable[str], request: Request, block_chars: int, question: str | None
+    ) -> Iterator[CompressedText]:
         start = read = written = 0
         rate = request.rate
         for block in blocks(parts, block_chars):
@@ -222,7 +260,7 @@ class Compressor:
                 read += len(self._reencode([block])[0])
                 target = max(int(keep_count(torch.tensor([read]), rate)) - written, 1)
                 request.rate, request.target_tokens = None, target
-            result = self._compress([block], request)[0]
+            result = self._compress([block], request, [question])[0]
             result.start = start
             written += result.compressed_tokens
             start += len(block)
@@ -260,7 +298,7 @@ class Compressor:
 
     def _score(self, items: list[RankedText], rates: list[float]) -> None:
         """Logits of every text; a chunk's look at no token behind it."""
-        rows, context, told = [], [], []
+        rows, context, told, features = [], [], [], []
         for item, rate in zip(items, rates):
             ends = [len(item.ids)] if item.chunks is None else item.chunks[:, 1].tolist()
             for start, end in zip([0, *ends], ends):
@@ -268,10 +306,36 @@ class Compressor:
                 rows.append(item.ids[first:end])
                 context.append(start - first)
                 told.append(rate)
-        logits = (row[skipped:] for row, skipped in zip(score(self.policy, rows, told), context))
+                if item.features is not None:
+                    features.append(item.features[first:end])
+        found = score(self.policy, rows, told, features if self.takes_question else None)
+        logits = (row[skipped:] for row, skipped in zip(found, context))
         for item in items:
             num_rows = 1 if item.chunks is None else len(item.chunks)
             item.logits = np.concatenate([next(logits) for _ in range(num_rows)])
+
+    def _features(self, item: RankedText, question: str | None) -> np.ndarray:
+        """
+        Of every token of a text. A chunk's are those of the text up to its end, the last few chunks of it: what is appended
+        later changes nothing in them.
+        """
+        if item.chunks is None:
+            return token_features(item.text, item.offsets, self._rarity, question)
+        found, start = [], 0
+        ends = item.chunks.tolist()
+        for number, (end_char, end) in enumerate(ends):
+            behind = max(0, number - _CHUNKS_BEHIND)
+            first_char, first = ends[behind - 1] if behind else (0, 0)
+            offsets = item.offsets[first:end] - first_char
+            found.append(
+                token_features(item.text[first_char:end_char], offsets, self._rarity, question)[start - first :]
+            )
+            start = end
+        return np.concatenate([*found, np.zeros((0, self.policy.num_features), np.float32)])
+
+    @cached_property
+    def _rarity(self):
+        return self.policy.words.rarity()
 
     # -- explain -------------------------------------------------------------------------------------------------------
     def explain(self, text: str, **options):

@@ -31,6 +31,7 @@ class RankedText:
         text (`str`), segments (`list[Segment]`): The text without tags, and what they said.
         ids (`np.ndarray` of shape `(num_tokens,)`), offsets (`np.ndarray` of shape `(num_tokens, 2)`): Its tokens.
         chunks (`np.ndarray` of shape `(num_chunks, 2)`, *optional*): Ends of chunks in characters and in tokens.
+        features (`np.ndarray` of shape `(num_tokens, NUM_FEATURES)`, *optional*): For a policy that takes them.
         logits (`np.ndarray` of shape `(num_tokens,)`), pieces (`Pieces`), ranks (`np.ndarray` of shape `(num_pieces,)`),
         target (`int`, *optional*): What is found on the way; ranks are lower for what is kept first.
         returned_whole_because (`str`, *optional*): Why the text is returned whole.
@@ -41,6 +42,7 @@ class RankedText:
     ids: np.ndarray
     offsets: np.ndarray
     chunks: np.ndarray | None = None
+    features: np.ndarray | None = None
     logits: np.ndarray | None = None
     pieces: Pieces | None = None
     ranks: np.ndarray | None = None

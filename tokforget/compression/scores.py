@@ -35,7 +35,9 @@ def layout(num_tokens: int, window: int = WINDOW, margin: int = MARGIN) -> np.nd
 
 
 @torch.inference_mode()
-def score(policy: KeepMaskPolicy, texts: list[np.ndarray], rates: list[float]) -> list[np.ndarray]:
+def score(
+    policy: KeepMaskPolicy, texts: list[np.ndarray], rates: list[float], features: list[np.ndarray] | None = None
+) -> list[np.ndarray]:
     """
     Keep scores of every token of every text.
 
@@ -47,6 +49,7 @@ def score(policy: KeepMaskPolicy, texts: list[np.ndarray], rates: list[float]) -
         policy (`KeepMaskPolicy`): In evaluation mode.
         texts (`list[np.ndarray]`): Token ids of each text.
         rates (`list[float]`): The rate that the policy is told, for each text.
+        features (`list[np.ndarray]`, *optional*): Of each text `(num_tokens, NUM_FEATURES)`, for a policy that takes them.
 
     Returns:
         `list[np.ndarray]`: float32 logits of the policy, not bounded; higher is kept first.
@@ -60,8 +63,9 @@ def score(policy: KeepMaskPolicy, texts: list[np.ndarray], rates: list[float]) -
         return [scores[:0] for _ in texts]
     windows = np.concatenate(tables)
     window_rates = np.repeat([r for r, n in zip(rates, lengths) if n], [len(table) for table in tables])
+    told = None if features is None else np.concatenate(features)
     for rows in _batches(windows[:, 1] - windows[:, 0]):
-        _score_rows(policy, ids, windows[rows], window_rates[rows], scores)
+        _score_rows(policy, ids, windows[rows], window_rates[rows], scores, told)
     return [scores[base : base + length] for base, length in zip(bases, lengths)]
 
 
@@ -76,16 +80,23 @@ def _batches(sizes: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _score_rows(
-    policy: KeepMaskPolicy, ids: np.ndarray, windows: np.ndarray, rates: np.ndarray, scores: np.ndarray
+    policy: KeepMaskPolicy,
+    ids: np.ndarray,
+    windows: np.ndarray,
+    rates: np.ndarray,
+    scores: np.ndarray,
+    features: np.ndarray | None,
 ) -> None:
     """Score one batch of windows, and write the parts that are theirs into `scores`."""
     device = policy.inputs.weight.device
     starts, ends, first, last = (column[:, None] for column in windows.T)
     place = starts + np.arange(max((ends - starts).max(), _SHORTEST))
     valid = place < ends
-    rows = torch.from_numpy(ids[np.minimum(place, len(ids) - 1)]).to(device)
+    within = np.minimum(place, len(ids) - 1)
+    rows = torch.from_numpy(ids[within]).to(device)
+    told = () if features is None else (torch.from_numpy(features[within]).to(device),)
     plan = policy.first_plan(
-        rows, torch.from_numpy(valid).to(device), torch.from_numpy(rates).to(device, torch.float32)
+        rows, torch.from_numpy(valid).to(device), torch.from_numpy(rates).to(device, torch.float32), *told
     )
     own = (place >= first) & (place < last)
     scores[place[own]] = np.round(plan.cpu().numpy()[own] * _STEPS) / _STEPS

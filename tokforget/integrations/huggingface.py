@@ -15,31 +15,42 @@ class ColumnCompressor:
     cache again and can start processes.
     """
 
-    def __init__(self, compressor: Compressor, column: str, options: dict):
-        self.compressor, self.column, self.options = compressor, column, options
+    def __init__(self, compressor: Compressor, column: str, options: dict, question_column: str | None = None):
+        self.compressor, self.column, self.options, self.question_column = compressor, column, options, question_column
 
     def __call__(self, rows: dict) -> dict:
-        if self.column not in rows:
-            raise ValueError(f"No column {self.column!r}; there are {', '.join(map(repr, rows))}.")
+        for column in (self.column, self.question_column):
+            if column is not None and column not in rows:
+                raise ValueError(f"No column {column!r}; there are {', '.join(map(repr, rows))}.")
         texts = rows[self.column]
         taken = [name for name in COLUMNS if name in rows]
         if taken:
             raise ValueError(
                 f"The data set already has {', '.join(taken)}: rename or remove what would be overwritten."
             )
+        questions = None if self.question_column is None else rows[self.question_column]
+        told = {} if questions is None else {"question": questions if isinstance(texts, str) else list(questions)}
         if isinstance(texts, str):
-            return columns(self.compressor.compress(texts, **self.options))
-        done = [columns(result) for result in self.compressor.compress(list(texts), **self.options)]
+            return columns(self.compressor.compress(texts, **self.options, **told))
+        done = [columns(result) for result in self.compressor.compress(list(texts), **self.options, **told)]
         return {name: [row[name] for row in done] for name in COLUMNS}
 
     def __getstate__(self) -> dict:
         # Without what was loaded for `restore`: it decides nothing here.
         bare = Compressor(self.compressor.policy, self.compressor.tokenizer)
-        return {"compressor": bare, "column": self.column, "options": self.options}
+        return {
+            "compressor": bare,
+            "column": self.column,
+            "options": self.options,
+            "question_column": self.question_column,
+        }
 
 
 def compress_column(
-    compressor: Compressor | str | Path | None = None, column: str = "text", **options
+    compressor: Compressor | str | Path | None = None,
+    column: str = "text",
+    question_column: str | None = None,
+    **options,
 ) -> ColumnCompressor:
     """
     A function for `datasets.Dataset.map`, with `batched=True` or without, and with any `num_proc`.
@@ -50,11 +61,15 @@ def compress_column(
     Args:
         compressor (`Compressor`, `str` or `Path`, *optional*): Or the folder or Hub id of one; the packaged model without.
         column (`str`): Where the texts are.
+        question_column (`str`, *optional*): Where the question of each text is, for a model that takes questions.
         **options: As in `Compressor.compress`.
 
     >>> dataset.map(compress_column(column="article", rate=0.3), batched=True)  # doctest: +SKIP
     """
-    return ColumnCompressor(ready(compressor, options), column, options)
+    compressor = ready(compressor, options)
+    if question_column is not None and not compressor.takes_question:
+        raise ValueError("`question_column` needs a model that takes questions; this one was trained without.")
+    return ColumnCompressor(compressor, column, options, question_column)
 
 
 class CompressionPipeline:

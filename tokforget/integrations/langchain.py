@@ -16,7 +16,7 @@ class ForgetDocumentCompressor(BaseDocumentCompressor, BaseDocumentTransformer):
     """
     Shortens retrieved documents, each to its own budget or with `budget="corpus"` all to one, spent where the scores are
     highest. Goes into a `ContextualCompressionRetriever` or a `DocumentCompressorPipeline`, or into a chain as
-    `RunnableLambda(documents.transform_documents)`. Compressing does not look at the query.
+    `RunnableLambda(documents.transform_documents)`. A model that takes questions keeps what answers the query first.
 
     Documents are copies; their metadata stay and get `tokforget_original_tokens`, `tokforget_compressed_tokens` and
     `tokforget_compression_rate`.
@@ -47,4 +47,5 @@ class ForgetDocumentCompressor(BaseDocumentCompressor, BaseDocumentTransformer):
 
     def compress_documents(self, documents: Sequence[Document], query: str, callbacks=None) -> list[Document]:
         """Each document shortened; those of which a common budget or a threshold left nothing are not returned."""
-        return [document for document in self.transform_documents(documents) if document.page_content.strip()]
+        told = {"question": query} if query and self.compressor.takes_question else {}
+        return [document for document in self.transform_documents(documents, **told) if document.page_content.strip()]

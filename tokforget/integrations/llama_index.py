@@ -15,7 +15,7 @@ from tokforget.integrations._common import PREFIX, ready
 class ForgetNodePostprocessor(BaseNodePostprocessor):
     """
     Shortens the nodes of a retrieval, each to its own budget or with `budget="corpus"` all to one. Order, scores, ids and
-    relationships stay; compressing does not look at the query.
+    relationships stay. A model that takes questions keeps what answers the query first.
 
     Nodes are copies; their metadata get `tokforget_original_tokens`, `tokforget_compressed_tokens` and
     `tokforget_compression_rate`, which neither a prompt nor an embedding is shown. Nodes without text pass as they are.
@@ -42,7 +42,10 @@ class ForgetNodePostprocessor(BaseNodePostprocessor):
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
         texts = [node.node.get_content(MetadataMode.NONE) for node in nodes]
-        results = iter(self.compressor.compress([text for text in texts if text], **self.options))
+        told = {}
+        if query_bundle is not None and query_bundle.query_str and self.compressor.takes_question:
+            told["question"] = query_bundle.query_str
+        results = iter(self.compressor.compress([text for text in texts if text], **self.options, **told))
         return [
             NodeWithScore(node=_shortened(node.node, next(results)), score=node.score) if text else node
             for node, text in zip(nodes, texts)

@@ -6,7 +6,7 @@ What differs, on purpose:
 * The budget is exact and covers the whole `compressed_prompt`, instruction and question included: `compressed_tokens` is
   never above `target_token` or `rate * origin_tokens`. Instruction and question stay as they are.
 * Tokens are counted with the policy's tokenizer, not with that of GPT-4; `saving` uses LLMLingua's price, $0.06 per 1,000.
-* No context is dropped whole, and the question does not steer what is kept.
+* No context is dropped whole. The question steers what is kept if the model takes questions.
 * What the policy cannot do is refused instead of ignored; knobs that only changed how LLMLingua computes are accepted.
 
 Method and names: Jiang et al. 2023, arXiv 2310.05736; Pan et al. 2024, arXiv 2403.12968; microsoft/LLMLingua, MIT licence.
@@ -133,7 +133,7 @@ class PromptCompressor:
         text, spans, fixed = _laid_out(contexts, instruction, question if concate_question else "")
         protect = [*fixed, *_forced(force_tokens, force_reserve_digit)]
         result = self.compressor.compress(text, target_tokens=budget, unit=self.unit, protect=protect,
-                                          on_impossible=on_impossible)  # fmt: skip
+                                          on_impossible=on_impossible, question=self._told(question))  # fmt: skip
         parts = [_part(result, text, *span) for span in spans]
         prompt = result.text
         if drop_consecutive:
@@ -183,8 +183,12 @@ class PromptCompressor:
         text, spans, fixed = _laid_out(plain, instruction, question_shown)
         tagged = _laid_out(contexts, instruction, question_shown)[0]
         result = self.compressor.compress(tagged, rate=check_rate(rate), unit=self.unit, protect=fixed, tags=True,
-                                          on_impossible=on_impossible)  # fmt: skip
+                                          on_impossible=on_impossible, question=self._told(question))  # fmt: skip
         return self._answer(result.text, [_part(result, text, *span) for span in spans], origin_tokens)
+
+    def _told(self, question: str) -> str | None:
+        """What the policy is told of the question."""
+        return question if question.strip() and self.compressor.takes_question else None
 
     def _count(self, text: str) -> int:
         return len(self.compressor.tokenizer.encode(encodable(text), add_special_tokens=False))

@@ -53,6 +53,8 @@ class ForgetModelConfig(PreTrainedConfig):
     window: int = 24
     logit_bound: float = 8.0
     ngram_buckets: int = 2**18
+    unit: str = "token"
+    word_features: bool = False
 
     def __post_init__(self, **kwargs):
         self.dilations = [1, 2, 4, 8, 1] if self.dilations is None else self.dilations
@@ -74,6 +76,8 @@ class ForgetModelConfig(PreTrainedConfig):
             window=self.window,
             logit_bound=self.logit_bound,
             ngram_buckets=self.ngram_buckets,
+            unit=self.unit,
+            word_features=self.word_features,
         )
 
 

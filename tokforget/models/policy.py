@@ -14,11 +14,13 @@ from torch.nn import functional as F
 
 from tokforget.masking import Generators, row_noise, top_k_mask
 from tokforget.models.ngrams import NgramTables
+from tokforget.models.word_features import NUM_FEATURES, WordTable
 
 
 # A bias this many bounds beyond the highest or lowest logit puts all tokens at the bound, but for less than a rounding.
 _BIAS_MARGIN = 4.0
 _BISECTIONS = 40
+UNITS = ("token", "word")
 # gelu(x) = x (1 + tanh(u)) / 2 with u = slope * (x + cube * x^3): Hendrycks & Gimpel 2016, arXiv 1606.08415.
 _GELU_SLOPE, _GELU_CUBE = (2 / math.pi) ** 0.5, 0.044715
 
@@ -127,6 +129,8 @@ class KeepMaskPolicy(nn.Module):
         window (`int`): Tokens decided at once.
         logit_bound (`float`): Sampled logits lie within +-this, the budget's bias included; see [`meet_budget`].
         ngram_buckets (`int`): Size of the count tables; 0 leaves them out.
+        unit (`str`): What is kept or dropped whole: `"token"` or `"word"`.
+        word_features (`bool`): Whether the policy is told what [`tokforget.models.word_features`] finds, and so the question.
     """
 
     def __init__(
@@ -140,12 +144,18 @@ class KeepMaskPolicy(nn.Module):
         window: int = 24,
         logit_bound: float = 8.0,
         ngram_buckets: int = 2**18,
+        unit: str = "token",
+        word_features: bool = False,
     ):
         super().__init__()
-        self.window, self.logit_bound = window, logit_bound
+        if unit not in UNITS:
+            raise ValueError(f"`unit` must be one of {UNITS}, got {unit!r}.")
+        self.window, self.logit_bound, self.unit = window, logit_bound, unit
         self.tokens = TokenTable(vocab_size, base_hidden_size, hidden_size)
         self.ngrams = NgramTables(vocab_size, ngram_buckets) if ngram_buckets else None
-        self.inputs = nn.Linear((self.ngrams.num_features if self.ngrams else 0) + 1, hidden_size)
+        self.words = WordTable() if word_features else None
+        self.num_features = NUM_FEATURES if word_features else 0
+        self.inputs = nn.Linear((self.ngrams.num_features if self.ngrams else 0) + 1 + self.num_features, hidden_size)
         self.blocks = nn.ModuleList(ConvBlock(hidden_size, kernel_size, dilation) for dilation in dilations)
         self.norm = nn.LayerNorm(hidden_size)
         self.to_head = nn.Linear(hidden_size, head_size)
@@ -157,11 +167,18 @@ class KeepMaskPolicy(nn.Module):
         nn.init.zeros_(self.from_state.weight)
         nn.init.zeros_(self.to_logit.weight)
         nn.init.zeros_(self.to_logit.bias)
+        if word_features:
+            # Past the trunk: what a word looks like and where it stands says most, and is learnt first on a path of its own.
+            self.direct = nn.Sequential(nn.Linear(NUM_FEATURES + 1, head_size), nn.GELU(), nn.Linear(head_size, 1))
+            nn.init.zeros_(self.direct[2].weight)
+            nn.init.zeros_(self.direct[2].bias)
 
     @property
     def is_trained(self) -> bool:
         """Whether it has learnt any ranking; a fresh policy has none, since its last layer is zero."""
-        return bool(self.to_logit.weight.detach().any())
+        return bool(self.to_logit.weight.detach().any()) or (
+            self.words is not None and bool(self.direct[2].weight.detach().any())
+        )
 
     def trunk(
         self, input_ids: torch.Tensor, valid: torch.Tensor, rate: torch.Tensor
@@ -176,26 +193,50 @@ class KeepMaskPolicy(nn.Module):
         hidden = self._read(input_ids, valid, rate)
         return self.to_head(hidden), self.to_memory(hidden)
 
-    def _read(self, input_ids: torch.Tensor, valid: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
+    def _read(
+        self, input_ids: torch.Tensor, valid: torch.Tensor, rate: torch.Tensor, features: torch.Tensor | None = None
+    ) -> torch.Tensor:
         dtype = self.inputs.weight.dtype
         extra = torch.logit(rate.to(dtype), eps=1e-3)[:, None, None].expand(*input_ids.shape, 1)
         if self.ngrams is not None:
             extra = torch.cat([self.ngrams(input_ids, valid).to(dtype), extra], -1)
+        if self.num_features:
+            extra = torch.cat([self._checked(features, input_ids), extra], -1)
         present = valid[..., None].to(dtype)
         hidden = self.tokens(input_ids) + self.inputs(extra)
         for block in self.blocks:
             hidden = block(hidden, present)
         return self.norm(hidden)  # (B, T, D)
 
-    def first_plan(self, input_ids: torch.Tensor, valid: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
+    def _checked(self, features: torch.Tensor | None, input_ids: torch.Tensor) -> torch.Tensor:
+        if features is None or features.shape != (*input_ids.shape, self.num_features):
+            came = "none" if features is None else f"the shape {tuple(features.shape)}"
+            raise ValueError(
+                f"This policy needs the features of the words, shape {(*input_ids.shape, self.num_features)}, got {came}; "
+                "`tokforget.models.word_features.token_features` makes them."
+            )
+        return features.to(self.inputs.weight.dtype)
+
+    def first_plan(
+        self, input_ids: torch.Tensor, valid: torch.Tensor, rate: torch.Tensor, features: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """
         Logits `(B, T)` for all tokens before anything is decided: one pass, no budget needed. Not bounded: the bound
         keeps the order, but far from zero it rounds different logits to one.
+
+        Args:
+            features (`torch.FloatTensor` of shape `(B, T, NUM_FEATURES)`, *optional*): For a policy with `word_features`; see
+                [`tokforget.models.word_features.token_features`].
         """
-        head_inputs = self.to_head(self._read(input_ids, valid, rate))
+        head_inputs = self.to_head(self._read(input_ids, valid, rate, features))
         state = head_inputs.new_zeros(len(head_inputs), self.from_state.in_features)
         state[:, -1] = 1.0  # the whole text is still to come
-        return self.plan(head_inputs, state)
+        logits = self.plan(head_inputs, state)
+        if self.num_features:
+            told = torch.logit(rate.to(head_inputs.dtype), eps=1e-3)[:, None, None].expand(*input_ids.shape, 1)
+            direct = self.direct(torch.cat([self._checked(features, input_ids), told], -1))
+            logits = logits + direct.squeeze(-1).float()
+        return logits
 
     def plan(self, head_inputs: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """Logits `(B, t)`, not bounded yet, for the tokens that are left, given the `(B, 2 * memory + 2)` decision state."""
@@ -229,6 +270,10 @@ class KeepMaskPolicy(nn.Module):
         Returns:
             `Decisions` for `batch_size * num_masks` episodes.
         """
+        if self.unit != "token":
+            raise ValueError(
+                f"This policy decides by {self.unit}s, all of a text at once: ask `first_plan` and [`decide_units`], not `decide`."
+            )
         # Not under the run's autocast: the policy is a hundredth of a step, and what separates sharp logits at the margin of
         # the budget is less than bfloat16 can tell apart.
         with torch.autocast(input_ids.device.type, enabled=False):
@@ -291,7 +336,9 @@ class KeepMaskPolicy(nn.Module):
         return torch.cat([(inputs * kept).sum(1), (inputs * dropped).sum(1)], -1) / size
 
 
-def meet_budget(logits: torch.Tensor, counts: torch.Tensor, valid: torch.Tensor, bound: float) -> torch.Tensor:
+def meet_budget(
+    logits: torch.Tensor, counts: torch.Tensor, valid: torch.Tensor, bound: float, sizes: torch.Tensor | None = None
+) -> torch.Tensor:
     r"""
     Add to the logits of each text the one bias with which the expected number of kept tokens equals `counts`, and bound them
     to `L = bound * tanh((l + b) / bound)`.
@@ -309,10 +356,13 @@ def meet_budget(logits: torch.Tensor, counts: torch.Tensor, valid: torch.Tensor,
             above the tokens left) gives probabilities next to 0 or 1, as far as the bound lets them.
         valid (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): False for padding.
         bound (`float`): Of the logits returned.
+        sizes (`torch.Tensor` of shape `(batch_size, num_tokens)`, *optional*): What each place takes of the budget, where a
+            place is a word: its tokens. 1 without.
 
     Returns:
         `torch.FloatTensor` of shape `(batch_size, num_tokens)`: Biased logits within +-`bound`.
     """
+    weigh = valid if sizes is None else valid * sizes
     with torch.no_grad():
         present = logits.masked_fill(~valid, 0.0)
         low, high = -present.amax(1, keepdim=True), -present.amin(1, keepdim=True)  # (B, 1)
@@ -320,13 +370,13 @@ def meet_budget(logits: torch.Tensor, counts: torch.Tensor, valid: torch.Tensor,
         low, high = low - _BIAS_MARGIN * bound, high + _BIAS_MARGIN * bound
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
-            kept = torch.sigmoid(bound * torch.tanh((logits + middle) / bound)) * valid
+            kept = torch.sigmoid(bound * torch.tanh((logits + middle) / bound)) * weigh
             too_many = kept.sum(1, keepdim=True) > counts[:, None]
             low, high = torch.where(too_many, low, middle), torch.where(too_many, middle, high)
         bias = (low + high) / 2
         bent = torch.tanh((logits + bias) / bound)
         spread = torch.sigmoid(bound * bent)
-        weight = spread * (1 - spread) * (1 - bent * bent) * valid
+        weight = spread * (1 - spread) * (1 - bent * bent) * weigh
         weight = weight / weight.sum(1, keepdim=True).clamp(min=1e-6)
     if logits.requires_grad:
         bias = bias - (weight * (logits - logits.detach())).sum(1, keepdim=True)

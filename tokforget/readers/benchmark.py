@@ -43,14 +43,12 @@ from tokforget.readers.text_compressors import (
     overlap_ranks,
     text_compressors,
 )
-from tokforget.readers.word_counts import WordCounts, split_words
+from tokforget.readers.word_counts import WordCounts
 from tokforget.readers.words import find_names, find_strings, find_words, is_number
+from tokforget.text_units import NEGATIONS, split_words
 
 
 CONTROLS = ("full", "none", "full_twice")
-_NEGATIONS = frozenset(
-    {"not", "no", "never", "nor", "none", "without", "neither", "cannot", "unless", "except", "hardly"}
-)
 _KEPT = ("numbers", "names", "strings", "negations")
 _NEW_TOKENS = 32
 # Passages whose compressing is timed, of each compressor and rate: as if nothing were known of them.
@@ -125,7 +123,7 @@ def kept_words(original: str, compressed: str) -> dict[str, int]:
     kinds = {
         "numbers": Counter(word for word, _, _ in words if is_number(word)),
         "names": Counter(w for (w, _, _), name in zip(words, find_names(original, words)) if name),
-        "negations": Counter(w for w, _, _ in words if w.lower() in _NEGATIONS or w.lower().endswith(("n't", "n’t"))),
+        "negations": Counter(w for w, _, _ in words if w.lower() in NEGATIONS or w.lower().endswith(("n't", "n’t"))),
     }
     counts = {name: wanted.total() for name, wanted in kinds.items()}
     counts |= {f"{name}_kept": (wanted & output).total() for name, wanted in kinds.items()}

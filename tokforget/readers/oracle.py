@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from tokforget.readers.language_model import Reader
 from tokforget.readers.tasks import ReadingItem
 from tokforget.readers.text_compressors import fill
-from tokforget.readers.word_counts import split_words
+from tokforget.text_units import split_words
 
 
 # Proposals that the reader reads in one batch.

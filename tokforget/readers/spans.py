@@ -10,7 +10,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tokforget.readers.word_counts import WordCounts, bare_word, split_words
+from tokforget.readers.word_counts import WordCounts
+from tokforget.text_units import bare_word, split_words
 
 
 # Words shown before a span; fewer where the text begins.

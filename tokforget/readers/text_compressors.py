@@ -8,7 +8,6 @@ them alike, by counting the output string.
 
 import logging
 import random
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -27,12 +26,11 @@ import torch
 from tokforget import __version__
 from tokforget.compression.compressor import Compressor
 from tokforget.readers.language_model import Reader
-from tokforget.readers.word_counts import WordCounts, bare_word, split_words
+from tokforget.readers.word_counts import WordCounts
+from tokforget.text_units import bare_word, split_sentences, split_words
 
 
 Spans = Sequence[tuple[int, int]]
-# A sentence ends at its mark or with its line, and takes the white space behind it.
-_SENTENCE = re.compile(r"[^\n]*?(?:[.!?…][\"')\]”’]*(?=\s|$)|\n|$)\s*", re.DOTALL)
 # Words of a segment of iterative pruning.
 _SEGMENT_WORDS = 64
 _FAR = 5
@@ -159,11 +157,6 @@ class RankedCompressor:
 
 
 # -- units -------------------------------------------------------------------------------------------------------------
-def split_sentences(text: str) -> list[tuple[int, int]]:
-    """Places of the sentences of a text, lines at most, each with the white space behind it."""
-    return [match.span() for match in _SENTENCE.finditer(text) if match.end() > match.start()]
-
-
 def split_tokens(text: str, reader: Reader) -> list[tuple[int, int]]:
     """Places of the reader's tokens; the parts of one character are one unit."""
     spans: list[tuple[int, int]] = []
@@ -446,7 +439,8 @@ class PolicyCompressor:
 
     def __call__(self, text: str, budget: int, question: str | None = None) -> str:
         def compress(rate: float) -> str:
-            return self.context.policy.compress(text, rate=rate, **self.options).text
+            told = {"question": question} if self.asks else {}
+            return self.context.policy.compress(text, rate=rate, **self.options, **told).text
 
         output, self.calls = search_budget(compress, text, budget, lambda o: self.context.reader.counts([o])[0])
         return output
@@ -518,6 +512,7 @@ TEXT_COMPRESSORS: dict[str, Callable[[CompressorContext], TextCompressor]] = {
     "phrases": _ranked("phrases", _phrases),
     "policy_tokens": lambda c: PolicyCompressor("policy_tokens", c, {"unit": "token"}),
     "policy_words": lambda c: PolicyCompressor("policy_words", c, {"unit": "word"}),
+    "policy_question": lambda c: PolicyCompressor("policy_question", c, {"unit": "word"}, asks=True),
     "overlap_sentences": _ranked("overlap_sentences", overlap_ranks, asks=True),
     "bm25_sentences": _ranked("bm25_sentences", _bm25_sentences, asks=True),
     "question_perplexity": _ranked("question_perplexity", _question_perplexity, asks=True),

@@ -1,0 +1,272 @@
+"""
+What the policy is told about the words of a text beside its tokens: how rare and of what form a word is, where it stands in
+document, paragraph and sentence, and, if there is a question, how near it is to what is asked.
+
+Everything is computed over the whole text, so that a text scored in windows knows where in the document each of them lies.
+"""
+
+import math
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import nn
+
+from tokforget.text_units import NEGATIONS, STOP_WORDS, bare_word, split_sentences, split_words
+
+
+# Letters of a word that make its stem: good enough to match plural and tense.
+_STEM = 6
+_CHUNK = 1000
+_BUCKETS = 2**16
+_LOG_STEPS = 16.0
+# How fast what stands near a word of the question stops being near, per word.
+_NEAR_DECAY = 0.8
+_TIME = re.compile(r"\b(when|year|date|day|month|century|how (?:many|much|long|old|far|often|large|big|high|tall)|what (?:number|percent\w*|time|age|price|cost))\b", re.I)  # fmt: skip
+_WHO = re.compile(r"\b(who|whom|whose|where|which (?:country|city|state|person|company|team|river|king)|what (?:country|city|state|person|company|team|river|name))\b", re.I)  # fmt: skip
+
+FORM = (
+    "idf",
+    "stop_word",
+    "digit",
+    "inner_capital",
+    "capital",
+    "punctuation",
+    "ends_sentence",
+    "mixed",
+    "negation",
+    "length",
+)
+PLACE = ("from_start", "place", "from_end", "sentence", "in_sentence", "sentence_length", "sentence_first", "paragraph",
+         "in_paragraph", "title_like")  # fmt: skip
+TEXT = ("earlier", "later", "name", "sentence_idf", "sentence_marked", "sentence_stop", "previous_marked", "next_marked", "previous_stop",
+        "next_stop")  # fmt: skip
+QUESTION = ("asked", "match", "stem_match", "overlap", "best_overlap", "is_best", "neighbour_overlap", "after_match", "before_match",
+            "asks_number", "asks_name", "number_in_asked", "name_in_asked")  # fmt: skip
+NUM_FEATURES = len(FORM) + len(PLACE) + len(TEXT) + len(QUESTION)
+_MARKED, _STOP, _IDF = 10, FORM.index("stop_word"), FORM.index("idf")
+
+
+def stem(word: str) -> str:
+    """A bare word cut to six letters."""
+    return bare_word(word)[:_STEM]
+
+
+class WordTable(nn.Module):
+    """
+    In how many pieces of text, of 1,000 characters, the stem of a word stands, as 8-bit logarithms in 65,536 hashed buckets:
+    64 kB say how rare any word is. Collisions only ever make a word less rare.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("pieces", torch.zeros(_BUCKETS, dtype=torch.uint8))
+        self.register_buffer("total", torch.zeros((), dtype=torch.float32))
+
+    @torch.no_grad()
+    def fit(self, texts: Iterable[str]) -> None:
+        """Count the words of the training texts."""
+        counts, total = np.zeros(_BUCKETS), 0
+        for text in texts:
+            for start in range(0, len(text), _CHUNK):
+                stems = {stem(word) for word in text[start : start + _CHUNK].split()} - {""}
+                np.add.at(counts, [_bucket(s) for s in stems], 1)
+                total += 1
+        if not total:
+            raise ValueError("The word table needs at least one training text, got none.")
+        self.pieces.copy_(torch.from_numpy(np.round(_LOG_STEPS * np.log2(1 + counts)).clip(max=255)))
+        self.total.fill_(total)
+
+    def rarity(self) -> "Rarity":
+        """What the features ask; a copy, for the buffers may lie on a GPU."""
+        return Rarity(self.pieces.cpu().numpy(), float(self.total))
+
+
+class Rarity:
+    """Inverse document frequency of words, as a share of the highest there is: 0 for a word of every piece, 1 for an unseen one."""
+
+    def __init__(self, pieces: np.ndarray, total: float):
+        self.total = max(total, 2.0)
+        self.counts = np.maximum(np.exp2(pieces.astype(np.float64) / _LOG_STEPS) - 1, 1.0)
+        self._facts: dict[str, tuple[float, ...]] = {}
+
+    def __call__(self, word: str) -> float:
+        count = self.counts[_bucket(stem(word))]
+        return min(1.0, max(0.0, math.log(self.total / count) / math.log(self.total)))
+
+    def facts(self, word: str) -> tuple[float, ...]:
+        """`FORM` of a word with its white space, and whether it is marked by digits or inner capitals; remembered."""
+        found = self._facts.get(word)
+        if found is None:
+            if len(self._facts) > 200_000:
+                self._facts.clear()
+            found = self._facts[word] = self._look(word)
+        return found
+
+    def _look(self, word: str) -> tuple[float, ...]:
+        shown, bare = word.strip(), bare_word(word)
+        digit = any(c.isdigit() for c in shown)
+        inner = any(c.isupper() for c in shown[1:])
+        first = shown.lstrip("\"'“‘([{")[:1]
+        return (
+            self(word), float(bare in STOP_WORDS), float(digit), float(inner), float(first.isupper()),
+            float(not any(c.isalnum() for c in shown)), float(shown.rstrip("\"'”’)]}")[-1:] in (".", "!", "?")),
+            float(any(c in "_/\\=<>{}[]@#$%:" for c in shown[:-1])), float(bare in NEGATIONS or bare.endswith(("n't", "n’t"))),
+            math.log2(1 + len(shown)) / 4, float(digit or inner),
+        )  # fmt: skip
+
+
+@lru_cache(maxsize=200_000)
+def _bucket(word: str) -> int:
+    return zlib.crc32(word.encode("utf-8", "surrogatepass")) & (_BUCKETS - 1)
+
+
+def word_features(text: str, rarity: Rarity, question: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Args:
+        text (`str`): The whole text.
+        rarity ([`Rarity`]): Of the policy; see [`WordTable.rarity`].
+        question (`str`, *optional*): What the reader will be asked.
+
+    Returns:
+        `tuple`: First character of each word `(num_words + 1,)`, white space before it included, the text's length last; and
+        the features `(num_words, NUM_FEATURES)`, float32, all of a size of about 1. Those of the question are 0 without one.
+    """
+    spans = split_words(text)
+    if not spans:
+        return np.array([0, len(text)]), np.zeros((1, NUM_FEATURES), dtype=np.float32)
+    words = [text[a:b] for a, b in spans]
+    n = len(words)
+    edges = np.array([0, *(b for _, b in spans[:-1]), len(text)])
+    facts = np.array([rarity.facts(word) for word in words])
+    form, marked = facts[:, : len(FORM)], facts[:, _MARKED]
+    place = np.arange(n, dtype=np.float64)
+
+    sentence_ends = np.array([b for _, b in split_sentences(text)])
+    middles = (np.array([a for a, _ in spans]) + np.array([b for _, b in spans]) - 1) / 2
+    sentence = np.minimum(np.searchsorted(sentence_ends, middles, side="right"), len(sentence_ends) - 1)
+    _, sentence = np.unique(sentence, return_inverse=True)
+    first_word, size = _first_and_size(sentence)
+    in_sentence, length = place - first_word[sentence], size[sentence]
+    breaks = np.fromiter(("\n" in word[: len(word) - len(word.lstrip())] for word in words), bool, n)
+    paragraph = np.cumsum(breaks)
+    paragraph -= paragraph[0]
+    paragraph_first, _ = _first_and_size(paragraph)
+    in_paragraph = place - paragraph_first[paragraph]
+    ends = form[:, FORM.index("ends_sentence")]
+    title_like = (_mean_over(sentence, ends)[sentence] == 0) & (length <= 12)
+    places = np.stack(
+        [np.log2(1 + place) / 8, place / n, np.log2(n - place) / 8, np.log2(1 + sentence) / 4, in_sentence / length,
+         np.log2(length) / 5, in_sentence == 0, np.log2(1 + paragraph) / 4, np.log2(1 + in_paragraph) / 6, title_like], 1)  # fmt: skip
+
+    stems = [stem(word) for word in words]
+    numbers: dict[str, int] = {}
+    ids = np.array([numbers.setdefault(s, len(numbers)) for s in stems])
+    earlier, later = _earlier_and_later(ids)
+    name = (marked > 0) | ((form[:, FORM.index("capital")] > 0) & (in_sentence > 0))
+    stop = form[:, _STOP]
+    of_text = np.stack(
+        [np.log2(1 + earlier) / 3, np.log2(1 + later) / 3, name, *(_mean_over(sentence, x)[sentence] for x in (form[:, _IDF], name, stop)),
+         _moved(name, 1), _moved(name, -1), _moved(stop, 1), _moved(stop, -1)], 1)  # fmt: skip
+    asked = (
+        _question_features(question, rarity, stems, words, sentence, form, name)
+        if question
+        else np.zeros((n, len(QUESTION)))
+    )
+    return edges, np.concatenate([form, places, of_text, asked], 1).astype(np.float32)
+
+
+def _question_features(
+    question: str,
+    rarity: Rarity,
+    stems: Sequence[str],
+    words: Sequence[str],
+    sentence: np.ndarray,
+    form: np.ndarray,
+    name: np.ndarray,
+) -> np.ndarray:
+    n = len(stems)
+    asked = [word for word in question.split() if bare_word(word)]
+    exact = {bare_word(word) for word in asked}
+    worth = {stem(word): rarity(word) * (0.1 if bare_word(word) in STOP_WORDS else 1.0) for word in asked}
+    match = np.array([worth.get(s, 0.0) for s in stems])
+    same = np.array([float(bare_word(word) in exact) for word in words]) * match
+    # Of each sentence: the worth of the question's words that stand in it, each counted once.
+    total = sum(worth.values()) or 1.0
+    num_sentences = int(sentence[-1]) + 1
+    held: list[set[str]] = [set() for _ in range(num_sentences)]
+    for place in np.flatnonzero(match):
+        held[sentence[place]].add(stems[place])
+    overlap = np.array([sum(worth[s] for s in stems_of) for stems_of in held]) / total
+    # The question itself, where a prompt repeats it, answers nothing.
+    starts = np.flatnonzero(np.diff(sentence, prepend=-1))
+    shown = ["".join(words[a:b]).strip() for a, b in zip(starts, [*starts[1:], n])]
+    overlap[[bool(one) and one in question for one in shown]] = 0.0
+    best = overlap.max() or 1.0
+    around = np.maximum(np.concatenate([[0.0], overlap[:-1]]), np.concatenate([overlap[1:], [0.0]]))
+    content = match * (form[:, _STOP] == 0) + 0.3 * match
+    number, who = bool(_TIME.search(question)), bool(_WHO.search(question))
+    return np.stack(
+        [np.ones(n), same, match, overlap[sentence], (overlap / best)[sentence], (overlap == best)[sentence] & (overlap[sentence] > 0),
+         around[sentence], _decayed(content), _decayed(content[::-1])[::-1], np.full(n, number), np.full(n, who),
+         number * form[:, FORM.index("digit")], who * name], 1)  # fmt: skip
+
+
+def token_features(text: str, offsets: np.ndarray, rarity: Rarity, question: str | None = None) -> np.ndarray:
+    """
+    Features of each token `(num_tokens, NUM_FEATURES)`, those of the word in which it lies.
+
+    Args:
+        offsets (`np.ndarray` of shape `(num_tokens, 2)`): First character of each token, and the one after its last.
+    """
+    edges, features = word_features(text, rarity, question)
+    return features[word_of_tokens(edges, offsets)]
+
+
+def word_of_tokens(edges: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Which word each token lies in `(num_tokens,)`; `edges` as [`word_features`] gives them."""
+    # The last character of a token tells: white space before a word is often a token of its own, and goes with the word.
+    return np.clip(
+        np.searchsorted(edges, np.maximum(offsets[:, 1] - 1, offsets[:, 0]), side="right") - 1, 0, len(edges) - 2
+    )
+
+
+def _first_and_size(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of groups that stand one after another, numbered from 0: place of the first member, and members."""
+    size = np.bincount(groups)
+    return np.cumsum(size) - size, np.maximum(size, 1)
+
+
+def _mean_over(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
+    return np.bincount(groups, values) / np.maximum(np.bincount(groups), 1)
+
+
+def _earlier_and_later(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How often the same id stands before, and after."""
+    order = np.argsort(ids, kind="stable")
+    sizes = np.bincount(ids)
+    first = np.cumsum(sizes) - sizes
+    earlier = np.empty(len(ids), dtype=np.int64)
+    earlier[order] = np.arange(len(ids)) - np.repeat(first, sizes)
+    return earlier, sizes[ids] - 1 - earlier
+
+
+def _moved(values: np.ndarray, places: int) -> np.ndarray:
+    moved = np.zeros(len(values))
+    if places > 0:
+        moved[places:] = values[:-places]
+    else:
+        moved[:places] = values[-places:]
+    return moved
+
+
+def _decayed(values: np.ndarray) -> np.ndarray:
+    """At each place the sum of what stands before it, decayed by the distance; a first-order filter."""
+    found, held = np.zeros(len(values)), 0.0
+    for place in range(1, len(values)):
+        held = _NEAR_DECAY * held + values[place - 1]
+        found[place] = held
+    return found

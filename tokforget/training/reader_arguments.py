@@ -1,0 +1,85 @@
+"""
+What a reader's policy is trained on, and its shape.
+
+No `from __future__ import annotations` here: the host's parser reads the annotations as types.
+"""
+
+from dataclasses import dataclass, field
+
+from tokforget.parsing import check_at_least
+from tokforget.training.config import BaseForgetConfig
+
+
+@dataclass
+class ReaderPolicyArguments:
+    """Reader, texts and policy of `recipes/train_reader_policy.py`."""
+
+    reader_name_or_path: str = field(
+        metadata={
+            "help": "Causal language model that reads: a folder, an id on the Hub, or `embedded`. The policy takes its tokenizer."
+        }
+    )
+    corpus: str = field(
+        metadata={
+            "help": "Folder of .jsonl(.gz) files with `text` and `source`; the kind is the field `kind`, else the file's name. A tenth of "
+            "the sources each is left for validation and test."
+        }
+    )
+    kinds: list[str] = field(default_factory=list, metadata={"help": "Kinds of the corpus; all by default."})
+    texts_per_kind: int = field(default=600, metadata={"help": "Stretches of text per kind."})
+    text_characters: list[int] = field(
+        default_factory=lambda: [600, 900, 1300], metadata={"help": "Lengths of the stretches, in turn."}
+    )
+    count_texts: int = field(default=400, metadata={"help": "Training texts per kind whose words are counted."})
+    warm_start_texts: int = field(
+        default=4000, metadata={"help": "Texts that the ranking to start from is fitted on."}
+    )
+    warm_start_steps: int = field(default=1500, metadata={"help": "Steps of that fit."})
+    policy_name_or_path: str | None = field(
+        default=None, metadata={"help": "Trained policy to go on from, in place of a warm start."}
+    )
+    policy_hidden_size: int = field(default=96, metadata={"help": "Width of the policy."})
+    ngram_buckets: int = field(
+        default=2**18, metadata={"help": "Size of the policy's count tables; 0 leaves them out."}
+    )
+    batch_tokens: int = field(default=4096, metadata={"help": "Most tokens of one forward of the reader."})
+
+    def __post_init__(self):
+        for name in ("texts_per_kind", "count_texts", "warm_start_texts"):
+            check_at_least(self, name, 1)
+        check_at_least(self, "warm_start_steps", 0)
+        if not self.text_characters or min(self.text_characters) < 100:
+            raise ValueError(f"`text_characters` must be lengths of at least 100, got {self.text_characters}.")
+
+
+@dataclass
+class ReaderPolicyConfig(BaseForgetConfig):
+    """Training arguments of [`ReaderPolicyTrainer`]: those of [`BaseForgetConfig`], and the fields below."""
+
+    learning_rate: float = field(default=3e-4, metadata={"help": "Of the policy, per step of its own schedule."})
+    num_masks: int = field(default=4, metadata={"help": "Keep masks drawn per text and step, at least 2."})
+    question_share: float = field(default=0.5, metadata={"help": "Share of the texts with a question."})
+    lookups_per_text: int = field(default=6, metadata={"help": "Spans asked for where there is no question."})
+    sentence_noise: float = field(
+        default=1.0,
+        metadata={
+            "help": "Spread of a random shift that all words of a sentence share while masks are drawn, in logits."
+        },
+    )
+    far_credit: float = field(
+        default=0.3,
+        metadata={"help": "Share of a target's reward that goes to words outside the answer's sentence, in [0, 1]."},
+    )
+    most_bits: float = field(default=8.0, metadata={"help": "A target's advantage is cut at so many bits."})
+    entropy_coef: float = field(default=0.0, metadata={"help": "Weight of the policy's entropy."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(self, "num_masks", 2)
+        check_at_least(self, "lookups_per_text", 1)
+        for name in ("question_share", "far_credit"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}.")
+        for name in ("sentence_noise", "most_bits", "entropy_coef"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")

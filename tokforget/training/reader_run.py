@@ -1,0 +1,102 @@
+"""A whole training of a reader's policy: texts, tables, warm start, policy gradient; resumable at any moment."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tokforget.models.forget_model import ForgetModel, ForgetModelConfig
+from tokforget.readers.language_model import Reader
+from tokforget.readers.tasks import read_corpus
+from tokforget.readers.word_counts import WordCounts
+from tokforget.training.reader_arguments import ReaderPolicyArguments, ReaderPolicyConfig
+from tokforget.training.reader_texts import ReaderTexts, draw_stretches
+from tokforget.training.reader_trainer import PassageTexts, ReaderPolicyTrainer
+from tokforget.training.reader_warm_start import fit_ranking, reader_bits, target_scores
+
+
+WARM_START = "warm_start"
+
+
+def fresh_policy(reader: Reader, hidden_size: int = 96, ngram_buckets: int = 2**18, name: str = "") -> ForgetModel:
+    """A policy over words for the tokenizer and the frozen embeddings of a reader; it has learnt nothing yet."""
+    embeddings, tokenizer = reader.model.get_input_embeddings(), reader.tokenizer
+    rows, width = embeddings.weight.shape
+    config = ForgetModelConfig(
+        base_model_name_or_path=name, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, marker_token_id=tokenizer.eos_token_id or 0, vocab_size=rows, base_hidden_size=width,
+        hidden_size=hidden_size, ngram_buckets=ngram_buckets, unit="word", word_features=True,
+    )  # fmt: skip
+    model = ForgetModel(config)
+    model.policy.tokens.attach(embeddings)
+    return model
+
+
+def train_reader_policy(
+    run: ReaderPolicyArguments, args: ReaderPolicyConfig, checkpoint: str | None = None
+) -> ReaderPolicyTrainer:
+    """The trainer of a finished run; its folder holds the model, its checkpoints, and the policy of the warm start."""
+    device = "cuda" if torch.cuda.is_available() and not args.use_cpu else "cpu"
+    reader = Reader.from_pretrained(run.reader_name_or_path, device, batch_tokens=run.batch_tokens)
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    counts = _word_counts(run, folder)
+    passages = draw_stretches(
+        read_corpus(run.corpus, "train", run.kinds), run.texts_per_kind, run.text_characters, args.seed
+    )
+    model = fresh_policy(reader, run.policy_hidden_size, run.ngram_buckets, str(run.reader_name_or_path))
+    started = run.policy_name_or_path or (
+        folder / WARM_START if (folder / WARM_START / "config.json").is_file() else None
+    )
+    if started is not None:
+        model.load_policy(started)
+    else:
+        model.policy.words.fit(text for _, text in passages)
+        if model.policy.ngrams is not None:
+            model.policy.ngrams.fit(reader.token_ids([text for _, text in passages]))
+    texts = ReaderTexts(
+        reader.tokenizer, model.policy.words.rarity(), counts, args.lookups_per_text, args.question_share
+    )
+    if started is None and run.warm_start_steps:
+        _warm_start(model, reader, texts, passages[: run.warm_start_texts], run.warm_start_steps, args)
+        model.save_pretrained(folder / WARM_START)
+        reader.tokenizer.save_pretrained(folder / WARM_START)
+    trainer = ReaderPolicyTrainer(
+        model, args, PassageTexts(passages, texts, args.seed), reader, processing_class=reader.tokenizer
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model(args.output_dir, _internal_call=True)
+    return trainer
+
+
+def _warm_start(
+    model: ForgetModel, reader: Reader, texts: ReaderTexts, passages, steps: int, args: ReaderPolicyConfig
+) -> None:
+    bits = dict(
+        zip([text for _, text in passages], reader_bits(reader, [text for _, text in passages], "Self-information"))
+    )
+    # Each text twice: what is asked of it, and whether a question is known, is another time another.
+    made = [texts(kind, text, f"warm start {turn}") for turn in range(2) for kind, text in passages]
+    made = [text for text in made if text is not None]
+    targets = [target_scores(text, np.asarray(bits[text.text])) for text in made]
+    losses = fit_ranking(model, made, targets, steps, args.min_rate, args.max_rate, args.seed)
+    print(
+        f"Warm start on {len(made)} texts: mean square {np.mean(losses[:10]):.3f} in the first ten steps, {np.mean(losses[-10:]):.3f} in the last."
+    )
+
+
+def _word_counts(run: ReaderPolicyArguments, folder: Path) -> WordCounts:
+    """Of training sources only, the first of each kind; kept in the run's folder."""
+    path = folder / "word_counts.json"
+    if not path.is_file():
+        seen: Counter = Counter()
+
+        def counted():
+            for kind, text in read_corpus(run.corpus, "train", run.kinds):
+                seen[kind] += 1
+                if seen[kind] <= run.count_texts:
+                    yield text
+
+        WordCounts.of_texts(counted()).save(path)
+    return WordCounts.load(path)

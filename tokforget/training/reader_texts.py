@@ -1,0 +1,174 @@
+"""
+Texts to learn from as a reader sees them: units, features, and what the reader is asked.
+
+Half of the texts come with a question, made of the words around a span ([`tokforget.readers.cloze`]) or cut out of the text, and
+the reader is asked for that span alone; of the others it is asked for several, and the policy does not know which.
+"""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from tokforget.compression.pieces import Pieces, cut
+from tokforget.models.word_features import Rarity, token_features
+from tokforget.readers.cloze import cloze_question
+from tokforget.readers.spans import find_lookups
+from tokforget.readers.tasks import draw_passages
+from tokforget.readers.word_counts import WordCounts
+from tokforget.text_units import split_sentences
+
+
+# Of the texts with a question: those whose question is made of scattered words; the others are told the words before the span.
+_CLOZE_SHARE = 0.75
+
+
+@dataclass(frozen=True)
+class Asked:
+    """
+    Args:
+        suffix (`str`), target (`str`): What follows the text in the prompt, and what the reader then has to say.
+        start (`int`), end (`int`): Where in the text the answer stands, in characters.
+    """
+
+    suffix: str
+    target: str
+    start: int
+    end: int
+
+
+@dataclass
+class ReaderText:
+    """
+    One episode's text.
+
+    Args:
+        kind (`str`), text (`str`): The text and its kind.
+        question (`str`, *optional*): What the policy is told.
+        asked (`list[Asked]`): What the reader is asked.
+        input_ids (`np.ndarray` of shape `(T,)`), features (`np.ndarray` of shape `(T, F)`): Of the policy.
+        pieces (`Pieces`): Units; see [`tokforget.compression.pieces`].
+        sentences (`np.ndarray` of shape `(U,)`): The sentence of each unit.
+    """
+
+    kind: str
+    text: str
+    question: str | None
+    asked: list[Asked]
+    input_ids: np.ndarray = field(repr=False)
+    features: np.ndarray = field(repr=False)
+    pieces: Pieces = field(repr=False)
+    sentences: np.ndarray = field(repr=False)
+
+    @property
+    def unit_ids(self) -> np.ndarray:
+        """The unit of each token `(T,)`."""
+        return np.repeat(np.arange(len(self.pieces)), self.pieces.sizes)
+
+
+class ReaderTexts:
+    """
+    Makes [`ReaderText`]s of passages.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): Of the policy; a fast one.
+        rarity ([`Rarity`]): Of the policy's word table.
+        counts ([`WordCounts`]): Says which spans are worth asking for.
+        lookups_per_text (`int`): Spans asked for where there is no question.
+        question_share (`float`): Share of the texts with a question.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        rarity: Rarity,
+        counts: WordCounts,
+        lookups_per_text: int = 6,
+        question_share: float = 0.5,
+    ):
+        self.tokenizer, self.rarity, self.counts = tokenizer, rarity, counts
+        self.lookups_per_text, self.question_share = lookups_per_text, question_share
+
+    def __call__(self, kind: str, text: str, seed: int | str) -> ReaderText | None:
+        """`None` for a text that nothing can be asked of. What is drawn depends on seed and text alone."""
+        generator = random.Random(f"reader text {seed} {text}")
+        lookups = find_lookups(text, self.counts, self.lookups_per_text, generator)
+        if not lookups:
+            return None
+        question, asked = None, [Asked(one.suffix, one.target, one.start, one.end) for one in lookups]
+        if generator.random() < self.question_share:
+            lookup = generator.choice(lookups)
+            question = (
+                cloze_question(text, lookup, self.counts, generator) if generator.random() < _CLOZE_SHARE else None
+            )
+            question = question or lookup.cue
+            # The reader is asked in the words of the text, which it answers far better than scattered ones (LOG.md).
+            asked = [Asked(lookup.suffix, lookup.target, lookup.start, lookup.end)]
+        return self.encoded(kind, text, question, asked)
+
+    def encoded(self, kind: str, text: str, question: str | None, asked: list[Asked]) -> ReaderText:
+        """Tokens, units and features of a text."""
+        options = {"add_special_tokens": False, "split_special_tokens": True, "return_offsets_mapping": True}
+        encoded = self.tokenizer(text, **options, verbose=False)
+        offsets = np.array(encoded["offset_mapping"], np.int64).reshape(-1, 2)
+        pieces = cut(text, offsets, "word")
+        ends = np.array([end for _, end in split_sentences(text)] or [len(text)])
+        middles = (pieces.chars[:-1] + pieces.chars[1:] - 1) / 2
+        sentences = np.minimum(np.searchsorted(ends, middles, side="right"), len(ends) - 1)
+        features = token_features(text, offsets, self.rarity, question)
+        return ReaderText(
+            kind, text, question, asked, np.array(encoded["input_ids"], np.int64), features, pieces, sentences
+        )
+
+
+def collate(texts: Sequence[ReaderText]) -> dict:
+    """
+    Returns:
+        `dict`: `input_ids` and `attention_mask` `(B, T)`, `features` `(B, T, F)`, `unit_ids` `(B, T)`, -1 on padding, `groups`
+        `(B, U)`, and the `texts` themselves.
+    """
+    width, units = max(len(t.input_ids) for t in texts), max(len(t.pieces) for t in texts)
+    input_ids, mask = (np.zeros((len(texts), width), np.int64) for _ in range(2))
+    features = np.zeros((len(texts), width, texts[0].features.shape[1]), np.float32)
+    unit_ids, groups = np.full((len(texts), width), -1), np.zeros((len(texts), units), np.int64)
+    for row, text in enumerate(texts):
+        length = len(text.input_ids)
+        input_ids[row, :length], mask[row, :length], features[row, :length] = text.input_ids, 1, text.features
+        unit_ids[row, :length], groups[row, : len(text.pieces)] = text.unit_ids, text.sentences
+    tensors = {
+        "input_ids": input_ids,
+        "attention_mask": mask,
+        "features": features,
+        "unit_ids": unit_ids,
+        "groups": groups,
+    }
+    return {name: torch.from_numpy(value) for name, value in tensors.items()} | {"texts": list(texts)}
+
+
+def draw_stretches(
+    documents: Iterable[tuple[str, str]], per_kind: int, lengths: Sequence[int], seed: int
+) -> list[tuple[str, str]]:
+    """
+    `per_kind` stretches `(kind, text)` of each kind in a random order, of as many documents as there are: a kind with few gives
+    several of each. Their lengths in characters are those of `lengths`, one after another.
+    """
+    by_kind: dict[str, list[str]] = {}
+    for kind, text in documents:
+        by_kind.setdefault(kind, []).append(text)
+    found = []
+    for kind in sorted(by_kind):
+        drawn: dict[str, None] = {}
+        for turn in range(-(-per_kind // len(by_kind[kind])) + len(lengths)):
+            length = lengths[turn % len(lengths)]
+            rows = ((kind, text) for text in by_kind[kind])
+            drawn |= dict.fromkeys(text for _, text in draw_passages(rows, per_kind, length, seed + turn))
+            if len(drawn) >= per_kind * len(lengths):
+                break
+        texts = sorted(drawn)
+        random.Random(f"{seed} {kind}").shuffle(texts)
+        found += [(kind, text) for text in texts[:per_kind]]
+    random.Random(seed).shuffle(found)
+    return found

@@ -1,0 +1,197 @@
+"""
+Policy gradient on what an untouched reader loses: masks over words, at the budget, read as the strings that are shipped.
+
+The reader is never trained and never told where words are missing; no gradient goes through it. Logged, averaged:
+
+    policy_loss         its gradient is the policy gradient
+    bits                of a target after the compressed text, mean
+    bits_full           of the same after the whole text
+    rate, rate_target   tokens kept / original, of the output string tokenised again, and what was asked for
+    entropy             of the policy per unit, nats
+    advantage_std       standard deviation of a target's advantage, bits
+    answer_kept         share of the targets whose answer stands whole in the compressed text
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from tokforget.compression.pieces import Pieces
+from tokforget.compression.search import join
+from tokforget.files import write_json
+from tokforget.masking import keep_count, seeded_generator
+from tokforget.models.forget_model import ForgetModel
+from tokforget.models.unit_decisions import decide_units, pool_units, unit_sizes
+from tokforget.parsing import as_record
+from tokforget.readers.language_model import Reader
+from tokforget.training.episodes import leave_one_out_advantages
+from tokforget.training.random_masks import draw_rates
+from tokforget.training.reader_arguments import ReaderPolicyConfig
+from tokforget.training.reader_texts import ReaderText, ReaderTexts, collate
+from tokforget.training.resumable_trainer import InterruptibleTrainer
+
+
+class PassageTexts(Dataset):
+    """Passages `(kind, text)` that [`ReaderTexts`] can ask something of."""
+
+    def __init__(self, passages: Sequence[tuple[str, str]], texts: ReaderTexts, seed: int):
+        self.passages, self.texts, self.seed = passages, texts, seed
+
+    def __len__(self) -> int:
+        return len(self.passages)
+
+    def __getitem__(self, place: int) -> ReaderText | None:
+        return self.texts(*self.passages[place], self.seed)
+
+
+def rendered(text: ReaderText, keep: np.ndarray) -> str:
+    """The output string of a mask over units, as [`Compressor`] joins it."""
+    return join(text.text, text.pieces, keep)
+
+
+class ReaderPolicyTrainer(InterruptibleTrainer):
+    """
+    Trains a policy over words from a reader's bits.
+
+    Args:
+        model ([`ForgetModel`]): Its policy has `unit="word"` and `word_features`; a reconstructor is not needed.
+        args ([`ReaderPolicyConfig`]): Arguments of the run.
+        train_dataset (`Dataset`): Of [`ReaderText`]s; see [`PassageTexts`].
+        reader ([`Reader`]): Untouched.
+        processing_class (`PreTrainedTokenizerBase`): Of the policy; saved with it.
+
+    Source: REINFORCE with a leave-one-out baseline, Ahmadian et al. 2024, arXiv 2402.14740. Differs: an advantage per target,
+    credited in full to the words of its sentence and in part to the others.
+    """
+
+    _tag_names = ["tokforget", "prompt-compression"]
+
+    def __init__(
+        self, model: ForgetModel, args: ReaderPolicyConfig, train_dataset, reader: Reader, processing_class, **kwargs
+    ):
+        if model.config.unit != "word" or not model.config.word_features:
+            raise ValueError(
+                "A reader's policy decides by words and is told their features: `unit='word'`, `word_features=True`."
+            )
+        args.remove_unused_columns = False
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            processing_class=processing_class,
+            data_collator=_as_batch,
+            **kwargs,
+        )
+        self.reader, self._figures = reader, {}
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        texts, args = inputs["texts"], self.args
+        policy = self.accelerator.unwrap_model(model).policy
+        generators = self._generators(len(texts))
+        rate = draw_rates(len(texts), args.min_rate, args.max_rate, generators)
+        device = policy.inputs.weight.device
+        batch = {name: value.to(device) for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+        valid, unit_ids = batch["attention_mask"].bool(), batch["unit_ids"]
+        num_units = batch["groups"].shape[1]
+        plan = policy.first_plan(batch["input_ids"], valid, rate.to(device), batch["features"])
+        logits, sizes = pool_units(plan, unit_ids, num_units), unit_sizes(unit_ids, num_units)
+        counts = keep_count(valid.sum(1), rate.to(device))
+        own = [generator for generator in generators for _ in range(args.num_masks)]
+        decisions = decide_units(
+            logits, sizes, counts, policy.logit_bound, args.num_masks, own, batch["groups"], args.sentence_noise
+        )
+        credit, found = self._credit(texts, decisions.actions.bool().cpu().numpy(), num_units)
+        advantages = credit.to(device)
+        scale = advantages[advantages != 0].std() if (advantages != 0).sum() > 1 else advantages.new_ones(())
+        units = (sizes > 0).sum().clamp(min=1) * args.num_masks
+        loss = -(advantages / scale.clamp(min=1e-6) * decisions.log_probs).sum() / units
+        entropy = decisions.entropy.sum() / units
+        self._note(
+            found
+            | {
+                "policy_loss": float(loss.detach()),
+                "entropy": float(entropy.detach()),
+                "rate_target": float((counts / valid.sum(1)).mean()),
+            }
+        )
+        loss = loss - args.entropy_coef * entropy
+        return (loss, decisions) if return_outputs else loss
+
+    def _generators(self, num_texts: int) -> list[torch.Generator]:
+        """A text's random numbers hang on the seed and on its number in the run alone."""
+        first = (self.state.global_step * self.accelerator.num_processes + self.accelerator.process_index) * num_texts
+        return [seeded_generator(self.args.seed, first + place, 1) for place in range(num_texts)]
+
+    def _credit(
+        self, texts: list[ReaderText], keep: np.ndarray, num_units: int
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """Advantage of every unit of every mask `(N, U)`, bits, and figures."""
+        args, num_masks = self.args, self.args.num_masks
+        outputs = [
+            rendered(text, keep[row * num_masks + n, : len(text.pieces)])
+            for row, text in enumerate(texts)
+            for n in range(num_masks)
+        ]
+        shown = outputs + [text.text for text in texts]
+        pairs = [[(one.suffix, one.target) for one in text.asked] for text in texts]
+        bits = self.reader.span_bits(list(zip(shown, [p for p in pairs for _ in range(num_masks)] + pairs)))
+        credit = torch.zeros(len(outputs), num_units)
+        spread, kept = [], []
+        for row, text in enumerate(texts):
+            here = slice(row * num_masks, (row + 1) * num_masks)
+            of_masks = np.stack(bits[here])  # (M, K)
+            advantages = leave_one_out_advantages(-torch.from_numpy(of_masks), num_masks).clamp(
+                -args.most_bits, args.most_bits
+            )
+            near = torch.from_numpy(_near(text.pieces, text.sentences, text.asked)).double()  # (K, U)
+            weight = near + args.far_credit * (1 - near)
+            credit[here, : len(text.pieces)] = (advantages @ weight).float()
+            spread.append(advantages.abs().mean())
+            kept += [one.target.strip() in output for output in outputs[here] for one in text.asked]
+        original = self.reader.counts([text.text for text in texts])
+        counts = np.array(self.reader.counts(outputs)).reshape(-1, num_masks)
+        figures = {
+            "bits": float(np.concatenate(bits[: len(outputs)]).mean()),
+            "bits_full": float(np.concatenate(bits[len(outputs) :]).mean()),
+            "rate": float((counts / np.array(original)[:, None]).mean()),
+            "advantage_std": float(torch.stack(spread).mean()),
+            "answer_kept": float(np.mean(kept)),
+        }
+        return credit, figures
+
+    def _note(self, figures: dict[str, float]) -> None:
+        for name, value in figures.items():
+            self._figures.setdefault(name, []).append(value)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= {name: float(np.mean(values)) for name, values in self._figures.items()}
+            self._figures.clear()
+        super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        self.accelerator.unwrap_model(self.model).save_pretrained(folder)
+        self.processing_class.save_pretrained(folder)
+        (folder / "training_args.bin").unlink(missing_ok=True)
+        write_json(folder / "training_config.json", as_record(self.args))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        self.accelerator.unwrap_model(model or self.model).load_policy(resume_from_checkpoint)
+
+
+def _as_batch(texts: Sequence[ReaderText | None]) -> dict:
+    return collate([text for text in texts if text is not None])
+
+
+def _near(pieces: Pieces, sentences: np.ndarray, asked: Sequence) -> np.ndarray:
+    """For each target whether a unit stands in a sentence that holds a part of its answer `(K, U)`."""
+    first, last = pieces.chars[:-1], pieces.chars[1:]
+    rows = []
+    for one in asked:
+        touched = sentences[(first < one.end) & (last > one.start)]
+        rows.append(np.isin(sentences, touched))
+    return np.array(rows)
