@@ -31,7 +31,8 @@ class ForgetModelConfig(PreTrainedConfig):
     """
     Shape of the policy, layout of the reconstructor, and the base model it stands on.
 
-    The fields of the policy are those of [`KeepMaskPolicy`]; `base_model_name_or_path` is an id, a folder, or
+    The fields of the policy are those of [`KeepMaskPolicy`]; `has_adapter` is false for a policy that a reader alone has trained,
+    which compresses and cannot restore; `base_model_name_or_path` is an id, a folder, or
     `"embedded"` for the packaged model.
     """
 
@@ -55,6 +56,7 @@ class ForgetModelConfig(PreTrainedConfig):
     ngram_buckets: int = 2**18
     unit: str = "token"
     word_features: bool = False
+    has_adapter: bool = True
 
     def __post_init__(self, **kwargs):
         self.dilations = [1, 2, 4, 8, 1] if self.dilations is None else self.dilations

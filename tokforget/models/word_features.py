@@ -18,7 +18,7 @@ from torch import nn
 from tokforget.text_units import NEGATIONS, STOP_WORDS, bare_word, split_sentences, split_words
 
 
-# Letters of a word that make its stem: good enough to match plural and tense.
+# Letters of a word that make its stem, endings of plural and possession taken off: good enough to match number and tense.
 _STEM = 6
 _CHUNK = 1000
 _BUCKETS = 2**16
@@ -51,8 +51,11 @@ _MARKED, _STOP, _IDF = 10, FORM.index("stop_word"), FORM.index("idf")
 
 
 def stem(word: str) -> str:
-    """A bare word cut to six letters."""
-    return bare_word(word)[:_STEM]
+    """A bare word without its plural, cut to six letters."""
+    bare = bare_word(word).removesuffix("'s").removesuffix("’s")
+    if len(bare) > 3 and bare[-1] == "s" and bare[-2] not in "su":
+        bare = bare[:-1]
+    return bare[:_STEM]
 
 
 class WordTable(nn.Module):

@@ -75,7 +75,8 @@ def _weights(folder: Path) -> tuple[str, ...]:
     """The files of weights that a checkpoint must hold: of a policy and its adapter, an adapter alone, a whole model."""
     if not (folder / "config.json").is_file():
         return "adapter_config.json", "adapter_model.safetensors"
-    if read_json(folder / "config.json").get("model_type") == "tokforget":
+    config = read_json(folder / "config.json")
+    if config.get("model_type") == "tokforget" and config.get("has_adapter", True):
         return "model.safetensors", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"
     return ("model.safetensors",)
 

@@ -61,7 +61,7 @@ class ReaderPolicyConfig(BaseForgetConfig):
     question_share: float = field(default=0.5, metadata={"help": "Share of the texts with a question."})
     lookups_per_text: int = field(default=6, metadata={"help": "Spans asked for where there is no question."})
     sentence_noise: float = field(
-        default=1.0,
+        default=1.5,
         metadata={
             "help": "Spread of a random shift that all words of a sentence share while masks are drawn, in logits."
         },

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import set_seed
 
 from tokforget.models.forget_model import ForgetModel, ForgetModelConfig
 from tokforget.readers.language_model import Reader
@@ -17,6 +18,7 @@ from tokforget.training.reader_warm_start import fit_ranking, reader_bits, targe
 
 
 WARM_START = "warm_start"
+SELF_INFORMATION = "self_information.npz"
 
 
 def fresh_policy(reader: Reader, hidden_size: int = 96, ngram_buckets: int = 2**18, name: str = "") -> ForgetModel:
@@ -26,7 +28,7 @@ def fresh_policy(reader: Reader, hidden_size: int = 96, ngram_buckets: int = 2**
     config = ForgetModelConfig(
         base_model_name_or_path=name, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id, marker_token_id=tokenizer.eos_token_id or 0, vocab_size=rows, base_hidden_size=width,
-        hidden_size=hidden_size, ngram_buckets=ngram_buckets, unit="word", word_features=True,
+        hidden_size=hidden_size, ngram_buckets=ngram_buckets, unit="word", word_features=True, has_adapter=False,
     )  # fmt: skip
     model = ForgetModel(config)
     model.policy.tokens.attach(embeddings)
@@ -37,6 +39,7 @@ def train_reader_policy(
     run: ReaderPolicyArguments, args: ReaderPolicyConfig, checkpoint: str | None = None
 ) -> ReaderPolicyTrainer:
     """The trainer of a finished run; its folder holds the model, its checkpoints, and the policy of the warm start."""
+    set_seed(args.seed)
     device = "cuda" if torch.cuda.is_available() and not args.use_cpu else "cpu"
     reader = Reader.from_pretrained(run.reader_name_or_path, device, batch_tokens=run.batch_tokens)
     folder = Path(args.output_dir)
@@ -74,7 +77,10 @@ def _warm_start(
     model: ForgetModel, reader: Reader, texts: ReaderTexts, passages, steps: int, args: ReaderPolicyConfig
 ) -> None:
     bits = dict(
-        zip([text for _, text in passages], reader_bits(reader, [text for _, text in passages], "Self-information"))
+        zip(
+            [text for _, text in passages],
+            _self_information(reader, passages, Path(args.output_dir, SELF_INFORMATION)),
+        )
     )
     # Each text twice: what is asked of it, and whether a question is known, is another time another.
     made = [texts(kind, text, f"warm start {turn}") for turn in range(2) for kind, text in passages]
@@ -84,6 +90,18 @@ def _warm_start(
     print(
         f"Warm start on {len(made)} texts: mean square {np.mean(losses[:10]):.3f} in the first ten steps, {np.mean(losses[-10:]):.3f} in the last."
     )
+
+
+def _self_information(reader: Reader, passages, path: Path) -> list[np.ndarray]:
+    """Bits of every token of each passage; kept in the run's folder, since they take minutes."""
+    lengths = np.array(reader.counts([text for _, text in passages]))
+    if path.is_file():
+        with np.load(path) as stored:
+            if np.array_equal(stored["lengths"], lengths):
+                return np.split(stored["bits"], np.cumsum(lengths)[:-1])
+    bits = reader_bits(reader, [text for _, text in passages], "Self-information")
+    np.savez(path, lengths=lengths, bits=np.concatenate(bits).astype(np.float32))
+    return bits
 
 
 def _word_counts(run: ReaderPolicyArguments, folder: Path) -> WordCounts:

@@ -1,0 +1,109 @@
+"""Facts of words by hand, and what must not change them."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from tokforget.models.word_features import (
+    FORM,
+    NUM_FEATURES,
+    PLACE,
+    QUESTION,
+    TEXT,
+    WordTable,
+    token_features,
+    word_features,
+)
+
+
+TEXTS = ["The cat saw the old house.", "The dog saw the red house.", "The bird left the town of Nordby in 1874."] * 5
+NAMES = (*FORM, *PLACE, *TEXT, *QUESTION)
+
+
+@pytest.fixture(scope="module")
+def rarity():
+    table = WordTable()
+    table.fit(TEXTS)
+    return table.rarity()
+
+
+def column(features, name):
+    return features[:, NAMES.index(name)]
+
+
+def test_a_word_of_every_piece_has_no_worth_and_an_unseen_one_has_the_most(rarity):
+    assert rarity("The") == 0.0 and rarity("zygote") == 1.0
+    assert 0.0 < rarity("house") < rarity("Nordby")
+    assert rarity("houses,") == rarity("house")  # by stem
+
+
+def test_form_and_place_of_words(rarity):
+    text = "It is not here. Anna left in 1874."
+    edges, features = word_features(text, rarity)
+    assert [text[a:b] for a, b in pairwise(edges)] == [
+        "It",
+        " is",
+        " not",
+        " here.",
+        " Anna",
+        " left",
+        " in",
+        " 1874.",
+    ]
+    assert features.shape == (8, NUM_FEATURES) and features.dtype == np.float32
+    assert column(features, "stop_word").tolist() == [1, 1, 0, 1, 0, 0, 1, 0]
+    assert column(features, "negation").tolist() == [0, 0, 1, 0, 0, 0, 0, 0]
+    assert column(features, "digit").tolist() == [0] * 7 + [1]
+    assert column(features, "ends_sentence").tolist() == [0, 0, 0, 1, 0, 0, 0, 1]
+    assert column(features, "name").tolist() == [0] * 7 + [1]  # a capital at a sentence's begin says nothing
+    assert column(features, "in_sentence").tolist() == [0, 0.25, 0.5, 0.75] * 2
+    assert not features[:, -len(QUESTION) :].any()
+
+
+def test_the_sentence_of_the_answer_is_nearest_to_the_question(rarity):
+    text = "The harbour was rebuilt. The bridge was built by Louis Favre in 1874. Trams cross it."
+    _, features = word_features(text, rarity, "When were the bridges built?")
+    best = column(features, "is_best")
+    assert [word for word, is_best in zip(text.split(), best) if is_best] == [
+        "The",
+        "bridge",
+        "was",
+        "built",
+        "by",
+        "Louis",
+        "Favre",
+        "in",
+        "1874.",
+    ]
+    matched = [word for word, m in zip(text.split(), column(features, "stem_match")) if m > 0]
+    assert {"bridge", "built"} <= set(matched)  # "bridges" by its stem
+    assert column(features, "match")[7] > 0 == column(features, "match")[5]
+    assert column(features, "number_in_asked").nonzero()[0].tolist() == [text.split().index("1874.")]
+    after = column(features, "after_match")
+    assert after[6:8].min() > after[0]
+
+
+def test_a_question_that_stands_in_the_text_is_no_answer_to_itself(rarity):
+    text = "The bridge was built by Favre.\n\nWho built the bridge?"
+    _, features = word_features(text, rarity, "Who built the bridge?")
+    assert column(features, "is_best").tolist() == [1] * 6 + [0] * 4
+
+
+def test_tokens_take_the_features_of_their_word(rarity):
+    text = "Nordby  is old."
+    features = token_features(text, np.array([[0, 3], [3, 6], [6, 7], [7, 10], [10, 14], [14, 15]]), rarity)
+    _, words = word_features(text, rarity)
+    assert np.array_equal(features, words[[0, 0, 1, 1, 2, 2]])
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\n", "。", "a", "\ud800", "{}" * 30])
+def test_any_text_has_features_that_are_finite(rarity, text):
+    for question in (None, "", "Who?", "\ud800 ?"):
+        edges, features = word_features(text, rarity, question)
+        assert len(edges) == len(features) + 1 and np.isfinite(features).all()
+
+
+def test_an_empty_table_is_refused():
+    with pytest.raises(ValueError, match="at least one training text"):
+        WordTable().fit([])

@@ -1,0 +1,242 @@
+"""A policy that learns from a reader alone: what is drawn, what is credited, what is learnt, and that a run can be stopped."""
+
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import make_gpt2
+from tokforget.compression.compressor import Compressor
+from tokforget.readers.language_model import Reader
+from tokforget.readers.word_counts import WordCounts
+from tokforget.training.reader_arguments import ReaderPolicyArguments, ReaderPolicyConfig
+from tokforget.training.reader_run import fresh_policy, train_reader_policy
+from tokforget.training.reader_texts import Asked, ReaderTexts, collate, draw_stretches
+from tokforget.training.reader_trainer import PassageTexts, ReaderPolicyTrainer, rendered
+from tokforget.training.reader_warm_start import fit_ranking, target_scores
+
+
+ROOT = Path(__file__).parents[2]
+TEXT = "The harbour of Nordby was rebuilt by Anna Lund. It rained all day. Ships of the Petersen line call there on Monday."
+
+
+@pytest.fixture(scope="module")
+def reader(tokenizer) -> Reader:
+    return Reader(make_gpt2(len(tokenizer), n_positions=1024), tokenizer)
+
+
+@pytest.fixture
+def model(reader, texts):
+    torch.manual_seed(0)
+    model = fresh_policy(reader, hidden_size=16, ngram_buckets=256)
+    model.policy.words.fit([TEXT, *texts])
+    model.policy.ngrams.fit(reader.token_ids([TEXT, *texts]))
+    return model
+
+
+@pytest.fixture
+def made(model, reader, texts) -> ReaderTexts:
+    return ReaderTexts(reader.tokenizer, model.policy.words.rarity(), WordCounts.of_texts([*texts, TEXT, TEXT]), 4)
+
+
+def arguments(folder, **more) -> ReaderPolicyConfig:
+    settings = {"max_steps": 4, "per_device_train_batch_size": 2, "num_masks": 3, "save_strategy": "no", "report_to": "none",
+                "use_cpu": True, "disable_tqdm": True, "logging_steps": 1, "seed": 3}  # fmt: skip
+    return ReaderPolicyConfig(output_dir=str(folder), **settings | more)
+
+
+def test_what_is_drawn_depends_on_seed_and_text_alone(made):
+    one, again, other = made("news", TEXT, 1), made("news", TEXT, 1), [made("news", TEXT, seed) for seed in range(20)]
+    assert (one.question, one.asked) == (again.question, again.asked)
+    assert 4 <= sum(text.question is not None for text in other) <= 16  # half of them
+    for text in other:
+        assert all(TEXT[asked.start : asked.end] == asked.target.strip() for asked in text.asked)
+        assert len(text.asked) == 1 or text.question is None
+        assert text.features[:, -13].any() == (text.question is not None)
+    assert made("news", "of the and", 0) is None  # nothing can be asked
+
+
+def test_units_cover_the_text_and_a_batch_pads_them(made):
+    long, short = made("news", TEXT, 1), made("news", "The harbour of Nordby is old and small.", 2)
+    assert rendered(long, np.ones(len(long.pieces), bool)) == TEXT
+    assert len(long.sentences) == len(long.pieces) and sorted(set(long.sentences)) == [0, 1, 2]
+    batch = collate([short, long])
+    assert batch["input_ids"].shape == batch["unit_ids"].shape == batch["features"].shape[:2]
+    assert batch["unit_ids"][0, len(short.input_ids) :].eq(-1).all() and batch["unit_ids"][1].min() == 0
+
+
+def test_stretches_come_from_all_kinds_and_never_twice():
+    documents = [("a", " ".join(f"w{i}x{j}" for j in range(900))) for i in range(3)] + [("b", "one two three " * 80)]
+    found = draw_stretches(documents, 6, [200, 400], seed=0)
+    assert len(set(found)) == len(found) and sum(kind == "a" for kind, _ in found) == 6
+    assert all(any(text in whole for _, whole in documents) for _, text in found)
+    assert found == draw_stretches(documents, 6, [200, 400], seed=0)
+
+
+def test_the_warm_start_ranks_by_its_target(model, made, reader, texts):
+    examples = [made("t", text, seed) for seed in range(2) for text in [TEXT, *texts[:20]]]
+    bits = [reader.token_bits([""], [example.text])[0] for example in examples]
+    targets = [target_scores(example, of_text) for example, of_text in zip(examples, bits)]
+    assert all(abs(target.mean()) < 1e-6 for target in targets)
+    first = fit_ranking(model, examples, targets, 60, 0.3, 0.7, seed=0)
+    assert np.mean(first[-10:]) < 0.5 * np.mean(first[:5])
+    asked = next(example for example in examples if example.text == TEXT and example.question is not None)
+    target = target_scores(asked, reader.token_bits([""], [TEXT])[0])
+    home = asked.sentences[np.searchsorted(asked.pieces.chars, asked.asked[0].start, side="right") - 1]
+    assert target[asked.sentences == home].mean() > target[asked.sentences != home].mean() + 3
+
+
+class WantsAWord(Reader):
+    """Reads as its model does, but is surprised by ten bits wherever the text lacks a word."""
+
+    word = "Lund"
+
+    def span_bits(self, lookups, share_context=True, progress=None):
+        return [np.full(len(pairs), 0.0 if self.word in context else 10.0) for context, pairs in lookups]
+
+
+def test_the_policy_learns_what_its_reader_wants(model, made, reader, tmp_path):
+    wanting = WantsAWord(reader.model, reader.tokenizer)
+    passages = [("t", TEXT.replace("Monday", day)) for day in ("Monday", "Friday", "Sunday", "Tuesday")]
+    args = arguments(tmp_path, max_steps=60, learning_rate=1e-2, num_masks=8, min_rate=0.3, max_rate=0.5, far_credit=1.0,
+                     sentence_noise=0.5, question_share=0.0, warmup_steps=1)  # fmt: skip
+    made.question_share = 0.0
+    before = [place_of(model, made, reader, text) for _, text in passages]
+    trainer = ReaderPolicyTrainer(
+        model, args, PassageTexts(passages, made, 0), wanting, processing_class=reader.tokenizer
+    )
+    trainer.train()
+    after = [place_of(model, made, reader, text) for _, text in passages]
+    assert np.mean(before) > 4 and np.mean(after) < 2, (before, after)
+    logs = [entry for entry in trainer.state.log_history if "bits" in entry]
+    assert np.mean([entry["bits"] for entry in logs[-10:]]) < 0.7 * np.mean([entry["bits"] for entry in logs[:10]])
+    assert abs(np.mean([entry["rate"] - entry["rate_target"] for entry in logs])) < 0.05
+
+
+def place_of(model, made, reader, text: str) -> int:
+    """Where the wanted word stands in the order in which words are kept, 0 first."""
+    one = made.encoded("t", text, None, [])
+    batch = collate([one])
+    model.policy.eval()
+    with torch.no_grad():
+        plan = model.policy.first_plan(
+            batch["input_ids"], batch["attention_mask"].bool(), torch.tensor([0.4]), batch["features"]
+        )[0].numpy()
+    scores = one.pieces.means(plan)
+    unit = np.searchsorted(one.pieces.chars, text.index("Lund"), side="right") - 1
+    return int((scores > scores[unit]).sum() + (scores[:unit] == scores[unit]).sum())
+
+
+def test_credit_is_whole_in_the_answers_sentence_and_partial_elsewhere(model, made, reader, tmp_path):
+    wanting = WantsAWord(reader.model, reader.tokenizer)
+    args = arguments(tmp_path, num_masks=2, far_credit=0.25)
+    trainer = ReaderPolicyTrainer(
+        model, args, PassageTexts([("t", TEXT)], made, 0), wanting, processing_class=reader.tokenizer
+    )
+    start = TEXT.index("Lund")
+    text = made.encoded("t", TEXT, None, [Asked("?", " Lund", start, start + 4)])
+    keep = np.ones((2, len(text.pieces)), bool)
+    keep[1, text.unit_ids[0] + np.searchsorted(text.pieces.chars, start, side="right") - 1] = False
+    credit, figures = trainer._credit([text], keep, len(text.pieces))
+    # Ten bits, cut at eight.
+    assert credit[0].tolist() == [8.0 if sentence == 0 else 2.0 for sentence in text.sentences]
+    assert torch.equal(credit[1], -credit[0]) and figures["answer_kept"] == 0.5 and figures["bits"] == 5.0
+
+
+def test_a_policy_of_another_kind_is_refused(reader, made, tmp_path):
+    other = fresh_policy(reader, hidden_size=16, ngram_buckets=256)
+    other.config.unit = "token"
+    with pytest.raises(ValueError, match="decides by words"):
+        ReaderPolicyTrainer(
+            other, arguments(tmp_path), PassageTexts([], made, 0), reader, processing_class=reader.tokenizer
+        )
+    model = fresh_policy(reader, hidden_size=16, ngram_buckets=256)
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    with pytest.raises(ValueError, match="all of a text at once"):
+        model.policy.decide(ids, ids == 0, torch.tensor([0.5]), torch.tensor([2]))
+    with pytest.raises(ValueError, match="needs the features of the words"):
+        model.policy.first_plan(ids, ids == 0, torch.tensor([0.5]))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory, texts) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    for kind in ("news", "notes"):
+        rows = [
+            {"text": f"{kind} {i}: " + " ".join(texts[(i + j) % 60] for j in range(3)), "source": f"{kind}{i}"}
+            for i in range(40)
+        ]
+        (folder / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def run(base_folder, corpus, out, **more):
+    settings = ReaderPolicyArguments(
+        reader_name_or_path=base_folder, corpus=str(corpus), texts_per_kind=8, text_characters=[120], count_texts=10, warm_start_texts=6,
+        warm_start_steps=4, policy_hidden_size=16, ngram_buckets=256,
+    )  # fmt: skip
+    args, checkpoint = arguments(out, lookups_per_text=2, **more), more.pop("checkpoint", None)
+    return train_reader_policy(settings, args, checkpoint)
+
+
+def test_a_run_goes_on_from_a_checkpoint_to_the_bit_and_compresses(base_folder, corpus, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(base_folder, corpus, whole)
+    run(base_folder, corpus, broken, save_strategy="steps", save_steps=2)
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        (broken / name).unlink()
+    settings = ReaderPolicyArguments(
+        reader_name_or_path=base_folder, corpus=str(corpus), texts_per_kind=8, text_characters=[120], count_texts=10, warm_start_texts=6,
+        warm_start_steps=4, policy_hidden_size=16, ngram_buckets=256,
+    )  # fmt: skip
+    train_reader_policy(settings, arguments(broken, lookups_per_text=2), str(broken / "checkpoint-2"))
+    first, second = (load_file(folder / "model.safetensors") for folder in (whole, broken))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    started = load_file(whole / "warm_start" / "model.safetensors")
+    assert any(not torch.equal(first[name], started[name]) for name in first)
+
+    compressor = Compressor.from_pretrained(whole)
+    assert compressor.takes_question and compressor.policy.unit == "word"
+    text = " ".join(line for line in (TEXT, "we saw 12 birds fly over the sea. a dog ran to the red house."))
+    plain, asked = (
+        compressor.compress(text, rate=0.5),
+        compressor.compress(text, rate=0.5, question="Who rebuilt the harbour?"),
+    )
+    for result in (plain, asked):
+        assert (
+            result.compressed_tokens <= result.target_tokens == -(-result.original_tokens // 2)
+            or result.compressed_tokens <= result.target_tokens
+        )
+    assert not np.array_equal(plain.scores, asked.scores)
+    several = compressor.compress([text, text], rate=0.5, question=[None, "Who rebuilt the harbour?"])
+    assert [one.text for one in several] == [plain.text, asked.text]
+    with pytest.raises(ValueError, match="1 questions and 2 texts"):
+        compressor.compress([text, text], question=["Who?"])
+    with pytest.raises(ValueError, match="without questions"):
+        Compressor.from_pretrained().compress(text, question="Who?")
+    stable = compressor.compress(text, rate=0.5, prefix_stable=True)
+    assert stable.compressed_tokens <= stable.target_tokens
+
+
+def test_the_recipe_is_that_run(base_folder, corpus, tmp_path):
+    run(base_folder, corpus, tmp_path / "python")
+    words = {"reader_name_or_path": base_folder, "corpus": corpus, "texts_per_kind": 8, "text_characters": 120, "count_texts": 10,
+             "warm_start_texts": 6, "warm_start_steps": 4, "policy_hidden_size": 16, "ngram_buckets": 256, "lookups_per_text": 2,
+             "output_dir": tmp_path / "recipe", "max_steps": 4, "per_device_train_batch_size": 2, "num_masks": 3, "save_strategy": "no",
+             "report_to": "none", "use_cpu": "true", "disable_tqdm": "true", "logging_steps": 1, "seed": 3}  # fmt: skip
+    line = [str(word) for key, value in words.items() for word in (f"--{key}", value)]
+    runpy.run_path(str(ROOT / "recipes/train_reader_policy.py"))["main"](line)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("python", "recipe"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"num_masks": 1}, "num_masks"), ({"far_credit": 1.5}, "far_credit"), ({"sentence_noise": -1.0}, "sentence_noise"),
+])  # fmt: skip
+def test_arguments_out_of_range_are_named(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **change)
