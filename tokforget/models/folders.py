@@ -66,7 +66,11 @@ def check_model_folder(folder: Path, with_adapter: bool = True) -> dict:
         `dict`: The config.
     """
     adapter = [f"{ADAPTER}/adapter_config.json", f"{ADAPTER}/{ADAPTER_WEIGHTS}"] if with_adapter else []
-    missing = [name for name in ("config.json", WEIGHTS) if not (folder / name).is_file()]
+    missing = [name for name in ("config.json", WEIGHTS, *adapter) if not (folder / name).is_file()]
+    if missing == adapter and adapter and read_json(folder / "config.json").get("has_adapter") is False:
+        raise ValueError(
+            f"{folder} was trained by a reader alone: it compresses, and has no reconstructor to restore with."
+        )
     if missing:
         raise ValueError(
             f"{folder} is not a tokforget model: it lacks {', '.join(missing)}. Pass the folder a run saved."
@@ -74,15 +78,6 @@ def check_model_folder(folder: Path, with_adapter: bool = True) -> dict:
     check_files(folder)
     config = check_config(folder / "config.json", MODEL_TYPE)
     check_tokenizer_files(folder)
-    if with_adapter and not config.get("has_adapter", True):
-        raise ValueError(
-            f"{folder} was trained by a reader alone: it compresses, and has no reconstructor to restore with."
-        )
-    missing = [name for name in adapter if not (folder / name).is_file()]
-    if missing:
-        raise ValueError(
-            f"{folder} is not a whole tokforget model: it lacks {', '.join(missing)}. Pass the folder a run saved."
-        )
     with torch.device("meta"):  # shapes without memory
         expected = _build_policy(config).state_dict()
     check_shapes(
