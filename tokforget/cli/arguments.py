@@ -113,6 +113,12 @@ def _add_budget(command: argparse.ArgumentParser) -> None:
     budget.add_argument("--rate", type=float, metavar="R", help="fraction of tokens kept, in (0, 1] (default: 0.5)")
     budget.add_argument("--target-tokens", type=int, metavar="N", help="tokens kept, at most")
     budget.add_argument("--threshold", type=float, metavar="S", help="keep what scores at least this, in (0, 1)")
+    budget.add_argument(
+        "--quality",
+        type=float,
+        metavar="Q",
+        help="as little as the model's calibration allows for a reader to retain this share",
+    )
     group.add_argument(
         "--unit", choices=("token", "word"), help="what is dropped whole (default: what the model was trained by)"
     )
@@ -138,7 +144,7 @@ def _add_budget(command: argparse.ArgumentParser) -> None:
 
 def compress_options(args: argparse.Namespace) -> dict:
     """The arguments of `Compressor.compress`."""
-    names = ("rate", "target_tokens", "threshold", "unit", "prefix_stable", "nested", "budget", "tags", "min_tokens",
+    names = ("rate", "target_tokens", "threshold", "quality", "unit", "prefix_stable", "nested", "budget", "tags", "min_tokens",
              "on_impossible", "question")  # fmt: skip
     protect = [f"re:{item[1:-1]}" if len(item) > 2 and item[0] == item[-1] == "/" else item for item in args.protect]
     for name, count in (("first", args.keep_first), ("last", args.keep_last)):

@@ -209,7 +209,9 @@ def _compress(args: argparse.Namespace) -> int:
 
 
 def _check_stream(args: argparse.Namespace, options: dict) -> None:
-    unfit = [name for name in ("target_tokens", "prefix_stable", "nested", "tags", "min_tokens") if options[name]]
+    unfit = [
+        name for name in ("target_tokens", "quality", "prefix_stable", "nested", "tags", "min_tokens") if options[name]
+    ]
     unfit += [name for name in ("keep_first", "keep_last", "column") if getattr(args, name)]
     unfit += ["budget"] if args.budget == "corpus" else []
     if unfit:

@@ -16,6 +16,7 @@ import torch
 from tokforget.compression.chunks import CHUNK, CONTEXT, blocks, chunk_ends
 from tokforget.compression.pieces import cut
 from tokforget.compression.protection import parse_tags
+from tokforget.compression.quality import Calibration
 from tokforget.compression.ranked_text import RankedText, search
 from tokforget.compression.request import Request
 from tokforget.compression.results import CompressedText, encodable
@@ -105,6 +106,7 @@ class Compressor:
         rate: float | None = None,
         target_tokens: int | None = None,
         threshold: float | None = None,
+        quality: float | None = None,
         unit: str | None = None,
         protect=None,
         nested: bool = False,
@@ -127,6 +129,9 @@ class Compressor:
             rate (`float`, *optional*): Fraction of tokens to keep, in (0, 1]. 0.5 if no budget is given.
             target_tokens (`int`, *optional*): Tokens to keep.
             threshold (`float`, *optional*): Keep what scores at least this, in (0, 1); no budget then.
+            quality (`float`, *optional*): Keep as little as the model's calibration allows for a reader to retain this share of
+                what the text tells it, in (0, 1]; see [`tokforget.compression.quality`]. A text for which nothing shorter can be
+                promised is returned whole, and says so.
             unit (`str`, *optional*): `"token"`, or `"word"`: a word is kept or dropped whole. What the model was trained by
                 without it.
             protect (*optional*): What must stay byte for byte; one item or several: names out of `"numbers"`, `"urls"`,
@@ -151,7 +156,7 @@ class Compressor:
             `ValueError`: If arguments exclude each other, or what is protected does not fit the budget.
         """
         request = Request(
-            rate=rate, target_tokens=target_tokens, threshold=threshold, unit=unit or self.policy.unit, protect=protect, nested=nested,
+            rate=rate, target_tokens=target_tokens, threshold=threshold, quality=quality, unit=unit or self.policy.unit, protect=protect, nested=nested,
             prefix_stable=prefix_stable, budget=budget, tags=tags, min_tokens=min_tokens, on_impossible=on_impossible,
         )  # fmt: skip
         single = isinstance(texts, str)
@@ -193,6 +198,10 @@ class Compressor:
                 item.returned_whole_because = "no tokens"
             elif len(item.ids) < request.min_tokens:
                 item.returned_whole_because = "min_tokens"
+            elif request.quality is not None:
+                needed = self.calibration.needed(request.quality)
+                item.worth_needed = 1.0 if needed is None else needed
+                item.returned_whole_because = "quality" if needed is None else None
         self._score(items, request.conditioning_rates([len(item.ids) for item in items]))
         active = [item for item in items if not item.returned_whole_because]
         for item in active:
@@ -208,6 +217,8 @@ class Compressor:
                 start += len(item.pieces)
                 shortfall = 0 if item.target is None else item.target - choice.count
                 done[id(item)] = item.result(keep, text, np.array(encoded.ids, np.int64), shortfall, self.fingerprint)
+                if request.quality is not None:
+                    done[id(item)].predicted_retention = round(self.calibration.expected(item.worth_kept(keep)), 4)
         results = [done.get(id(item)) or item.returned_whole(self.fingerprint) for item in items]
         seconds = (time.perf_counter() - began) / max(sum(len(item.ids) for item in items), 1)
         for result in results:
@@ -332,6 +343,21 @@ class Compressor:
             )
             start = end
         return np.concatenate([*found, np.zeros((0, self.policy.num_features), np.float32)])
+
+    def reference_logits(self, text: str, question: str | None = None) -> np.ndarray:
+        """Keep logits of each token `(num_tokens,)` that a `quality` goes by: those of the rate 0.5."""
+        (item,) = self._encode([text], tags=False)
+        if self.takes_question:
+            item.features = self._features(item, question)
+        self._score([item], [0.5])
+        return item.logits
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """What the model's folder promises of its texts; `ValueError` if it promises nothing."""
+        if self.folder is None:
+            raise ValueError("This compressor was built without a model folder and promises no quality: pass `rate`.")
+        return Calibration.load(self.folder)
 
     @cached_property
     def _rarity(self):

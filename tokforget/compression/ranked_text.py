@@ -8,6 +8,7 @@ import torch
 from tokforget.compression.chunks import search_chunks
 from tokforget.compression.pieces import Pieces, cut
 from tokforget.compression.protection import Segment
+from tokforget.compression.quality import token_worth
 from tokforget.compression.request import _SCORE_SCALE, Request
 from tokforget.compression.results import CompressedText
 from tokforget.compression.search import (
@@ -18,6 +19,7 @@ from tokforget.compression.search import (
     search_nested,
     search_threshold,
     separated,
+    try_pieces,
 )
 from tokforget.masking import keep_count
 
@@ -35,6 +37,8 @@ class RankedText:
         logits (`np.ndarray` of shape `(num_tokens,)`), pieces (`Pieces`), ranks (`np.ndarray` of shape `(num_pieces,)`),
         target (`int`, *optional*): What is found on the way; ranks are lower for what is kept first.
         returned_whole_because (`str`, *optional*): Why the text is returned whole.
+        worth_needed (`float`), pieces_needed (`int`): With a `quality`, the share of its worth that the output must hold, and
+            the pieces that it takes.
     """
 
     text: str
@@ -48,6 +52,8 @@ class RankedText:
     ranks: np.ndarray | None = None
     target: int | None = None
     returned_whole_because: str | None = None
+    worth_needed: float = 1.0
+    pieces_needed: int = 0
 
     def prepare(self, request: Request) -> None:
         """Cut the text into pieces, rank them, and set the text's own target."""
@@ -71,6 +77,19 @@ class RankedText:
             )
         self.ranks[excluded] = np.inf
         self.ranks[forced] = -np.inf
+        if request.quality is not None:
+            self.pieces_needed = self._pieces_for_worth(self.worth_needed)
+
+    def _pieces_for_worth(self, needed: float) -> int:
+        """How many pieces, the first in rank, hold so large a share of the text's worth."""
+        worth = np.add.reduceat(token_worth(self.logits), self.pieces.starts[:-1])
+        share = np.cumsum(worth[np.argsort(self.ranks, kind="stable")]) / worth.sum()
+        return min(int(np.searchsorted(share, needed - 1e-9)) + 1, len(self.pieces))
+
+    def worth_kept(self, keep: np.ndarray) -> float:
+        """Share of the text's worth in the pieces kept; see [`tokforget.compression.quality`]."""
+        worth = np.add.reduceat(token_worth(self.logits), self.pieces.starts[:-1])
+        return float(worth[keep].sum() / worth.sum())
 
     def _rank_segments(self, forced: np.ndarray, excluded: np.ndarray, rate: float) -> int:
         """
@@ -132,6 +151,8 @@ def search(items: list[RankedText], request: Request) -> Search:
     ranked = Ranked([i.text for i in items], [i.pieces for i in items], np.concatenate([i.ranks for i in items]))
     if request.threshold is not None:
         return search_threshold(ranked, _SCORE_SCALE * float(np.log((1 - request.threshold) / request.threshold)))
+    if request.quality is not None:
+        return try_pieces(ranked, ranked.best(max(items[0].pieces_needed, ranked.num_forced)))
     if request.budget == "corpus":
         total = sum(len(item.ids) for item in items)
         target = _count(total, request.rate) if request.rate is not None else min(request.target_tokens, total)

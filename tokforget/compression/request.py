@@ -17,6 +17,7 @@ class Request:
     rate: float | None = None
     target_tokens: int | None = None
     threshold: float | None = None
+    quality: float | None = None
     unit: str = "token"
     protect: InitVar = None
     nested: bool = False
@@ -29,10 +30,12 @@ class Request:
 
     def __post_init__(self, protect):
         self.protection = Protection.parse(protect)
-        budgets = ("rate", "target_tokens", "threshold")
+        budgets = ("rate", "target_tokens", "threshold", "quality")
         given = [name for name in budgets if getattr(self, name) is not None]
         if len(given) > 1:
-            raise ValueError(f"Pass one of `rate`, `target_tokens` and `threshold`, got {' and '.join(given)}.")
+            raise ValueError(
+                f"Pass one of `rate`, `target_tokens`, `threshold` and `quality`, got {' and '.join(given)}."
+            )
         if not given:
             self.rate = 0.5
         self._check_values()
@@ -46,6 +49,8 @@ class Request:
             raise ValueError(f"`target_tokens` must be a whole number of at least 1, got {target!r}.")
         if self.threshold is not None and not 0.0 < self.threshold < 1.0:
             raise ValueError(f"`threshold` must lie in (0, 1), got {self.threshold}.")
+        if self.quality is not None and not 0.0 < self.quality <= 1.0:
+            raise ValueError(f"`quality` must lie in (0, 1], got {self.quality}.")
         choices = {"unit": ("token", "word"), "budget": ("per_text", "corpus"), "on_impossible": ("raise", "warn")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -55,8 +60,13 @@ class Request:
 
     def _check_pairs(self) -> None:
         corpus, stable, threshold = self.budget == "corpus", self.prefix_stable, self.threshold is not None
+        quality = self.quality is not None
         target = self.target_tokens is not None
         for clash, message in (
+            (
+                quality and (corpus or stable or self.tags or self.nested),
+                "`quality` sets a budget for each text: leave out `budget='corpus'`, `prefix_stable`, `tags` and `nested`.",
+            ),
             (corpus and threshold, "A `threshold` is no budget: leave out `budget='corpus'`."),
             (
                 corpus and self.tags,
@@ -89,7 +99,7 @@ class Request:
 
     def conditioning_rates(self, lengths: list[int]) -> list[float]:
         """The rate that the policy is told for texts of these many tokens."""
-        if self.nested or self.threshold is not None:
+        if self.nested or self.threshold is not None or self.quality is not None:
             rates = [_REFERENCE_RATE] * len(lengths)
         elif self.rate is not None:
             rates = [self.rate] * len(lengths)

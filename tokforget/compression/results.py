@@ -35,7 +35,9 @@ class CompressedText:
         target_tokens (`int`, *optional*): The budget, of all texts together with `budget="corpus"`.
         shortfall (`int`): Tokens that `text` stays below the budget; negative where protected text exceeds it and
             `on_impossible="warn"` was asked for. Of all texts together with `budget="corpus"`.
-        returned_whole (`str`, *optional*): Why nothing was tried: `"min_tokens"` or `"no tokens"`.
+        returned_whole (`str`, *optional*): Why nothing was tried: `"min_tokens"`, `"no tokens"`, or `"quality"` where nothing
+            shorter can be promised.
+        predicted_retention (`float`, *optional*): What the model's calibration expects a reader to retain; `None` without one.
         start (`int`): Where the text begins in its stream (`compress_stream`), in characters.
         tokenizer (`str`): Fingerprint of the tokenizer the ids belong to.
         seconds (`float`): Share of the call's time, by tokens.
@@ -53,6 +55,7 @@ class CompressedText:
     target_tokens: int | None = None
     shortfall: int = 0
     returned_whole: str | None = None
+    predicted_retention: float | None = None
     start: int = 0
     tokenizer: str = ""
     seconds: float = 0.0

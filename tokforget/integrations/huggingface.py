@@ -107,7 +107,7 @@ class CompressionPipeline:
 
     def _merged(self, options: dict) -> dict:
         """The call's options over the constructor's; a budget of any kind replaces a budget of another."""
-        budgets = {"rate", "target_tokens", "threshold"}
+        budgets = {"rate", "target_tokens", "threshold", "quality"}
         kept = {
             name: value for name, value in self.options.items() if not (budgets & options.keys() and name in budgets)
         }

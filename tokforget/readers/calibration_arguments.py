@@ -1,0 +1,51 @@
+"""
+Arguments of the calibration of a quality floor.
+
+No `from __future__ import annotations` here: the host's parser reads the annotations as types.
+"""
+
+from dataclasses import dataclass, field
+
+from tokforget.masking import check_rate
+from tokforget.parsing import check_at_least
+
+
+@dataclass
+class CalibrationArguments:
+    """Which model, by which reader, on which texts, at which risk."""
+
+    model_path: str = field(metadata={"help": "Folder of the model; calibration.json is written into it."})
+    reader_name_or_path: str = field(
+        metadata={"help": "Causal language model whose retention is promised: a folder or Hub id."}
+    )
+    corpus: str = field(
+        metadata={
+            "help": "Folder of .jsonl(.gz) files with `text` and `source`; validation sources calibrate, test sources check."
+        }
+    )
+    kinds: list[str] = field(
+        default_factory=list, metadata={"help": "Kinds of the corpus that calibrate; all by default."}
+    )
+    texts_per_kind: int = field(default=16, metadata={"help": "Calibration texts per kind, and as many to check."})
+    passage_characters: int = field(default=1000, metadata={"help": "Length of a text."})
+    lookups_per_text: int = field(default=8, metadata={"help": "Lookups by which a text's retention is measured."})
+    rates: list[float] = field(
+        default_factory=lambda: [0.3, 0.45, 0.6, 0.7, 0.8, 0.9],
+        metadata={"help": "Rates at which each text is measured."},
+    )
+    risk: float = field(default=0.1, metadata={"help": "Probability that a promise is broken, at most; in (0, 1)."})
+    check_qualities: list[float] = field(
+        default_factory=lambda: [0.7, 0.8, 0.9],
+        metadata={"help": "Qualities whose promises are checked on test sources."},
+    )
+    seed: int = field(default=0, metadata={"help": "Of texts and lookups."})
+    use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU where there is a GPU."})
+
+    def __post_init__(self):
+        for name in ("texts_per_kind", "lookups_per_text"):
+            check_at_least(self, name, 1)
+        check_at_least(self, "passage_characters", 100)
+        for rate in self.rates:
+            check_rate(rate)
+        if not 0 < self.risk < 1:
+            raise ValueError(f"`risk` must lie in (0, 1), got {self.risk}.")
