@@ -238,7 +238,7 @@ def test_small_texts_can_be_left_alone(compressor):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"rate": 0.5, "target_tokens": 3}, "one of `rate`, `target_tokens` and `threshold`"),
+        ({"rate": 0.5, "target_tokens": 3}, "one of `rate`, `target_tokens`, `threshold` and `quality`"),
         ({"rate": 4.0}, "for four times smaller pass 0.25"),
         ({"target_tokens": 0}, "at least 1, got 0"),
         ({"threshold": 1.5}, "in (0, 1)"),
