@@ -47,7 +47,13 @@ setup(
     packages=[*find_packages(include=["tokforget*"]), *(f"tokforget.{name}" for name in BESIDE)],
     package_dir={f"tokforget.{name}": name for name in BESIDE},
     package_data={
-        "tokforget": ["py.typed", "assets/base_model/*", "assets/forget_model/*", "assets/forget_model/adapter/*"],
+        "tokforget": [
+            "py.typed",
+            "assets/base_model/*",
+            "assets/reader_model/*",
+            "assets/forget_model/*",
+            "assets/forget_model/adapter/*",
+        ],
         "tokforget.evaluation": ["templates/*"],
         "tokforget.hub_cards": ["*.md"],
         "tokforget.recipes": ["*.yaml"],

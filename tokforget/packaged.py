@@ -1,10 +1,13 @@
-"""The two models that the package carries: a small GPT-2, and a policy trained over it."""
+"""The models that the package carries: a compressor for real text, a small GPT-2, and a policy trained over it."""
 
 from importlib import resources
 from pathlib import Path
 
 
+# The small GPT-2, and with it the small compressor, by name.
 EMBEDDED = "embedded"
+READER_MODEL = "assets/reader_model"
+FORGET_MODEL = "assets/forget_model"
 
 
 def base_model_path() -> str:
@@ -12,17 +15,29 @@ def base_model_path() -> str:
     return str(resources.files("tokforget") / "assets" / "base_model")
 
 
-PACKAGED = "assets/forget_model"
-
-
-def forget_model_path() -> Path:
+def reader_model_path() -> Path:
     """
-    Folder of the trained model that the package carries.
+    Folder of the compressor for real text, what [`Compressor`] loads by default: trained by words, with and without a question,
+    from what SmolLM2-135M-Instruct loses. It has no reconstructor.
 
     Raises:
         `FileNotFoundError`: If this installation carries none.
     """
-    folder = Path(str(resources.files("tokforget") / PACKAGED))
+    return _carried(READER_MODEL)
+
+
+def forget_model_path() -> Path:
+    """
+    Folder of the small model over the small GPT-2, by name `"embedded"`: trained by tokens in the joint loop, it restores.
+
+    Raises:
+        `FileNotFoundError`: If this installation carries none.
+    """
+    return _carried(FORGET_MODEL)
+
+
+def _carried(name: str) -> Path:
+    folder = Path(str(resources.files("tokforget") / name))
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"This installation of tokforget carries no trained model ({folder} is missing). Install tokforget again, "

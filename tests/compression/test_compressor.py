@@ -72,7 +72,7 @@ def test_half_precision_ranks_alike(folder, texts, dtype):
 
 
 def test_without_an_argument_the_packaged_model_is_meant(monkeypatch):
-    monkeypatch.setattr(packaged, "PACKAGED", "no_such_folder")
+    monkeypatch.setattr(packaged, "READER_MODEL", "no_such_folder")
     with pytest.raises(FileNotFoundError, match="carries no trained model.*pass the folder"):
         Compressor.from_pretrained()
 

@@ -22,6 +22,7 @@ from tokforget.models.starting_models import load_by_arguments
 from tokforget.parsing import parse_arguments
 from tokforget.readers.arguments import ReaderArguments
 from tokforget.training.config import ForgetConfig, ReconstructorConfig
+from tokforget.training.reader_arguments import ReaderPolicyArguments, ReaderPolicyConfig
 
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +39,7 @@ TYPES = {
     "evaluation_quick.yaml": EVALUATION,
     "reader_benchmark.yaml": (ReaderArguments,),
     "reader_benchmark_quick.yaml": (ReaderArguments,),
+    "reader_policy.yaml": (ReaderPolicyArguments, ReaderPolicyConfig),
     "leaderboard.yaml": (LeaderboardArguments,),
     "leaderboard_gpu.yaml": (LeaderboardArguments,),
 }
@@ -45,6 +47,7 @@ TYPES = {
 ASKED_FOR = {
     "reader_benchmark.yaml": ["--corpus", "my_texts"],
     "reader_benchmark_quick.yaml": ["--corpus", "my_texts"],
+    "reader_policy.yaml": ["--corpus", "my_texts"],
 }
 HARDWARE = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 

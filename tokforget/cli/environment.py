@@ -9,7 +9,7 @@ from importlib import metadata, util
 from pathlib import Path
 
 import tokforget
-from tokforget.packaged import PACKAGED, forget_model_path
+from tokforget.packaged import READER_MODEL, reader_model_path
 
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets", "tokenizers", "safetensors",
@@ -48,9 +48,9 @@ def _version(name: str) -> str:
 
 def _packaged_model() -> str:
     try:
-        return "present" if forget_model_path() else ""
+        return "present" if reader_model_path() else ""
     except FileNotFoundError:
-        return f"missing ({PACKAGED} is not in the package)"
+        return f"missing ({READER_MODEL} is not in the package)"
 
 
 def _torch_build() -> str:

@@ -25,7 +25,7 @@ from tokforget.compression.search import Choice, run_searches
 from tokforget.masking import keep_count
 from tokforget.models.folders import local_folder, read_policy, read_tokenizer
 from tokforget.models.word_features import token_features
-from tokforget.packaged import forget_model_path
+from tokforget.packaged import EMBEDDED, forget_model_path, reader_model_path
 
 
 # Chunks before one whose words are known to it, where a text is decided in chunks.
@@ -41,7 +41,7 @@ class Compressor:
         tokenizer (`tokenizers.Tokenizer`): Of the policy's vocabulary; special tokens in a text are to be read as text.
         folder (`Path`, *optional*): Where the adapter lies, for `restore`.
 
-    With `compressor = Compressor.from_pretrained()`:
+    With `compressor = Compressor.from_pretrained("embedded")`:
 
     >>> text = "The meeting has been moved to Tuesday, 3 pm, in room B12. Please bring the report, and the signed forms."
     >>> result = compressor.compress(text, rate=0.5)
@@ -79,8 +79,9 @@ class Compressor:
         Load a model folder: the policy with its table, and the tokenizer. No base model, and no network for a local path.
 
         Args:
-            pretrained_model_name_or_path (`str` or `Path`, *optional*): A local folder or a Hub id; without it the model
-                that the package carries.
+            pretrained_model_name_or_path (`str` or `Path`, *optional*): A local folder or a Hub id; without it the compressor for
+                real text that the package carries, which decides by words and takes a question. `"embedded"` is the small
+                model that the package carries with its reconstructor: it restores.
             device (`str` or `torch.device`, *optional*): Where the policy runs; "cpu" without it.
             dtype (`torch.dtype`, *optional*): Of the policy's weights; float32 without it.
             **hub_options: `revision`, `token`, `cache_dir`, `local_files_only`.
@@ -89,7 +90,10 @@ class Compressor:
             `ValueError`: If the folder is no tokforget model, or not a whole one, or holds anything that would run.
         """
         name = pretrained_model_name_or_path
-        folder = forget_model_path() if name is None else local_folder(name, **hub_options)
+        if name is None:
+            folder = reader_model_path()
+        else:
+            folder = forget_model_path() if name == EMBEDDED else local_folder(name, **hub_options)
         policy = read_policy(folder)
         tokenizer = read_tokenizer(folder, len(policy.tokens.table))
         if device is not None or dtype is not None:

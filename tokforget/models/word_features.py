@@ -94,19 +94,19 @@ class Rarity:
     def __init__(self, pieces: np.ndarray, total: float):
         self.total = max(total, 2.0)
         self.counts = np.maximum(np.exp2(pieces.astype(np.float64) / _LOG_STEPS) - 1, 1.0)
-        self._facts: dict[str, tuple[float, ...]] = {}
+        self._facts: dict[str, tuple[tuple[float, ...], str]] = {}
 
     def __call__(self, word: str) -> float:
         count = self.counts[_bucket(stem(word))]
         return min(1.0, max(0.0, math.log(self.total / count) / math.log(self.total)))
 
-    def facts(self, word: str) -> tuple[float, ...]:
-        """`FORM` of a word with its white space, and whether it is marked by digits or inner capitals; remembered."""
+    def facts(self, word: str) -> tuple[tuple[float, ...], str]:
+        """`FORM` of a word with its white space and whether it is marked by digits or inner capitals; its stem. Remembered."""
         found = self._facts.get(word)
         if found is None:
             if len(self._facts) > 200_000:
                 self._facts.clear()
-            found = self._facts[word] = self._look(word)
+            found = self._facts[word] = (self._look(word), stem(word))
         return found
 
     def _look(self, word: str) -> tuple[float, ...]:
@@ -144,7 +144,8 @@ def word_features(text: str, rarity: Rarity, question: str | None = None) -> tup
     words = [text[a:b] for a, b in spans]
     n = len(words)
     edges = np.array([0, *(b for _, b in spans[:-1]), len(text)])
-    facts = np.array([rarity.facts(word) for word in words])
+    known = [rarity.facts(word) for word in words]
+    facts, stems = np.array([of_word for of_word, _ in known]), [its_stem for _, its_stem in known]
     form, marked = facts[:, : len(FORM)], facts[:, _MARKED]
     place = np.arange(n, dtype=np.float64)
 
@@ -165,7 +166,6 @@ def word_features(text: str, rarity: Rarity, question: str | None = None) -> tup
         [np.log2(1 + place) / 8, place / n, np.log2(n - place) / 8, np.log2(1 + sentence) / 4, in_sentence / length,
          np.log2(length) / 5, in_sentence == 0, np.log2(1 + paragraph) / 4, np.log2(1 + in_paragraph) / 6, title_like], 1)  # fmt: skip
 
-    stems = [stem(word) for word in words]
     numbers: dict[str, int] = {}
     ids = np.array([numbers.setdefault(s, len(numbers)) for s in stems])
     earlier, later = _earlier_and_later(ids)
