@@ -1,12 +1,12 @@
 # install: a virtual environment in .venv; quickstart: train, compare, compress and restore a sample; test: the suite;
-# test-slow: launches, killed runs, a Hub on this machine, the wheel; smollm2: a real language model for readers.
+# test-slow: launches, killed runs, a Hub on this machine, the wheel; smollm2: a real language model for readers; docs: the site.
 PYTHON ?= python3
 BIN := .venv/bin
 # Threads on purpose: what the machine has, unless the caller says otherwise.
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: install smollm2 quickstart test test-slow quality style
+.PHONY: install smollm2 quickstart test test-slow docs quality style
 
 install: .venv/.installed
 
@@ -30,6 +30,10 @@ test: install
 test-slow: install
 	$(BIN)/pip install -q -c constraints-cpu.txt -e ".[deepspeed]"
 	$(OFFLINE) $(BIN)/pytest -q tests -m slow
+
+docs: install
+	$(BIN)/pip install -q -c constraints-cpu.txt -e ".[docs]"
+	$(BIN)/mkdocs build --strict -q && echo outputs/site/index.html
 
 quality: install
 	$(BIN)/ruff check .

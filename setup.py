@@ -35,6 +35,9 @@ READERS = ["bm25s>=0.2", "gguf>=0.10"]
 # Folders of the checkout that a wheel carries inside the package; tokforget/shipped.py finds them in both places.
 BESIDE = ["recipes", "accelerate_configs", "hub_cards"]
 
+# The generator of the site that `make docs` builds.
+DOCS = ["mkdocs>=1.6"]
+
 setup(
     name="tokforget",
     version="0.1.0",
@@ -68,7 +71,8 @@ setup(
         "deepspeed": ["deepspeed>=0.18.6"],
         "langchain": LANGCHAIN,
         "llama-index": LLAMA_INDEX,
-        "test": ["pytest>=8", "hypothesis", "regex", *EVALUATION, *READERS, *LANGCHAIN, *LLAMA_INDEX],
+        "docs": DOCS,
+        "test": ["pytest>=8", "hypothesis", "regex", *DOCS, *EVALUATION, *READERS, *LANGCHAIN, *LLAMA_INDEX],
         "quality": ["ruff"],
     },
 )

@@ -1,4 +1,4 @@
-"""The README's code runs, and its commands name things that exist."""
+"""The code of the README and of docs/ runs, their commands name things that exist, and the site builds."""
 
 import ast
 import inspect
@@ -22,18 +22,28 @@ from tokforget.hub.arguments import PushArguments
 from tokforget.models.arguments import ModelArguments, ReconstructorArguments
 from tokforget.packaged import forget_model_path
 from tokforget.parsing import parse_arguments
+from tokforget.readers.arguments import ReaderArguments
+from tokforget.readers.calibration_arguments import CalibrationArguments
 from tokforget.training.config import ForgetConfig, ReconstructorConfig
 from tokforget.training.episodes import EpisodeBatch
+from tokforget.training.reader_arguments import ReaderPolicyArguments, ReaderPolicyConfig
 from tokforget.training.rewards import WeightedRewards
 
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-# The code of "Share your model" needs a Hub: tests/hub/test_client.py runs it against one.
-OFFLINE = re.sub(r"\n## Share your model\n.*?(?=\n## )", "\n", README, flags=re.DOTALL)
-PYTHON = re.findall(r"```python\n(.*?)```", OFFLINE, re.DOTALL)
+PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+# The code of hub.md needs a Hub: tests/hub/test_client.py runs it against one. A page's blocks follow each other.
+PYTHON = {
+    name: blocks
+    for name, page in PAGES.items()
+    if name != "hub.md" and (blocks := re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+}
 COMMANDS = [
-    line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line
+    line
+    for page in PAGES.values()
+    for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    for line in block.splitlines()
+    if line
 ]
 
 
@@ -45,10 +55,16 @@ def quick_test_folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("block", PYTHON, ids=range(len(PYTHON)))
-def test_python_blocks_run(block, quick_test_folder, capsys):
+@pytest.mark.parametrize("page", PYTHON)
+def test_python_blocks_run(page, quick_test_folder, capsys):
+    names = {}
+    for block in PYTHON[page]:
+        check_block(block, names, capsys)
+
+
+def check_block(block: str, names: dict, capsys) -> None:
     """Every statement of a block is executed, and nothing goes wrong: what stands behind `except` is not."""
-    names, executed = {}, set()
+    executed = set()
 
     def trace(frame, event, argument):
         if frame.f_code.co_filename == "README.md":
@@ -99,7 +115,7 @@ def test_a_block_that_fails_or_skips_a_line_is_seen(quick_test_folder, capsys):
         "def never_called():\n    return 1\n",
     ):
         with pytest.raises(AssertionError):
-            test_python_blocks_run(block, quick_test_folder, capsys)
+            check_block(block, {}, capsys)
 
 
 RECIPES = {
@@ -110,6 +126,9 @@ RECIPES = {
     "run_baselines.py": (EvaluationArguments,),
     "push_to_hub.py": (PushArguments,),
     "leaderboard.py": (LeaderboardArguments,),
+    "train_reader_policy.py": (ReaderPolicyArguments, ReaderPolicyConfig),
+    "calibrate_quality.py": (CalibrationArguments,),
+    "reader_benchmark.py": (ReaderArguments,),
 }
 LAUNCHES = [c for c in COMMANDS if re.search(rf"recipes/({'|'.join(RECIPES)}) ".replace(".", r"\."), c)]
 
@@ -126,7 +145,7 @@ def test_commands_of_recipes_parse(command, monkeypatch):
 
 def test_every_recipe_of_the_workflow_is_shown():
     shown = {re.search(r"recipes/(\w+\.py)", command)[1] for command in LAUNCHES}
-    assert shown >= {"train.py", "train_reconstructor.py", "prepare_data.py", "evaluate.py"}
+    assert shown >= {"train.py", "train_reconstructor.py", "prepare_data.py", "evaluate.py", "train_reader_policy.py"}
 
 
 def test_make_targets_exist():
@@ -136,8 +155,25 @@ def test_make_targets_exist():
 
 
 def test_files_that_are_named_exist():
-    for path in re.findall(r"(?:recipes|accelerate_configs|tokforget)/[\w/]+\.(?:py|yaml)", README):
-        assert (ROOT / path).is_file(), path
+    for page in PAGES.values():
+        for path in re.findall(r"(?:recipes|accelerate_configs|tokforget)/[\w/]+\.(?:py|yaml)", page):
+            assert (ROOT / path).is_file(), path
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    readme = PAGES["README.md"]
+    assert len(readme.encode()) <= 10_000
+    for target in re.findall(r"\]\(([^)#]+)\)", readme):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs")
+    line = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path / "site")]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pages = {path.stem for path in (tmp_path / "site").glob("*.html")}
+    assert pages >= {Path(name).stem for name in PAGES if name != "README.md"}
 
 
 # -- make and CI -------------------------------------------------------------------------------------------------------

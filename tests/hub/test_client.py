@@ -16,7 +16,7 @@ from tokforget.packaged import forget_model_path
 
 pytestmark = pytest.mark.slow
 
-README = (ROOT / "README.md").read_text()
+HUB_PAGE = (ROOT / "docs" / "hub.md").read_text()
 
 
 @pytest.fixture
@@ -261,10 +261,10 @@ def test_downloads_break_off_in_one_line_or_are_resumed(pushed, tmp_path):
         assert expected in said and "\n" not in said and bool(struck) == bool(fault), (name, fault, options, said)
 
 
-# -- the README's section ----------------------------------------------------------------------------------------------
-def test_the_readmes_section_runs_as_it_stands(hub, pushed, texts, tmp_path):
-    """Each command of "Share your model" in order, from a place that has what the quick test and the preparation leave."""
-    section = README.split("\n## Share your model\n")[1].split("\n## ")[0]
+# -- the page of docs ------------------------------------------------------------------------------------------------
+def test_the_page_on_sharing_runs_as_it_stands(hub, pushed, texts, tmp_path):
+    """Each command of docs/hub.md in order, from a place that has what the quick test and the preparation leave."""
+    section = HUB_PAGE
     commands = [
         line for block in re.findall(r"```bash\n(.*?)```", section, re.DOTALL) for line in block.splitlines() if line
     ]

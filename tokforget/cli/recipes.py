@@ -36,7 +36,9 @@ RECIPES = {
     "prepare": Recipe("prepare_data.py", "Read, divide, deduplicate and tokenise texts, once.", "nobody"),
     "train-reconstructor": Recipe("train_reconstructor.py", "Train the model that restores texts.", "launcher"),
     "train": Recipe("train.py", "Train a policy, compare it with the baselines, save the model.", "launcher"),
-    "train-compressor": Recipe("train_reader_policy.py", "Train a compressor from what a reader loses, by words.", "nobody"),
+    "train-compressor": Recipe(
+        "train_reader_policy.py", "Train a compressor from what a reader loses, by words.", "nobody"
+    ),
     "calibrate": Recipe("calibrate_quality.py", "Calibrate the quality floor of a model.", "nobody"),
     "evaluate": Recipe("evaluate.py", "Compare models with every baseline, write a report.", "launcher"),
     "baselines": Recipe("run_baselines.py", "Compare the baselines alone.", "launcher"),
