@@ -199,6 +199,10 @@ def test_a_run_goes_on_from_a_checkpoint_to_the_bit_and_compresses(base_folder, 
     started = load_file(whole / "warm_start" / "model.safetensors")
     assert any(not torch.equal(first[name], started[name]) for name in first)
 
+    card = (whole / "README.md").read_text()
+    assert "trained parameters" in card and "compressor.compress(text, rate=0.5, question=" in card
+    assert json.loads((whole / "training_config.json").read_text())["texts_per_kind"] == 8
+
     compressor = Compressor.from_pretrained(whole)
     assert compressor.takes_question and compressor.policy.unit == "word"
     text = " ".join(line for line in (TEXT, "we saw 12 birds fly over the sea. a dog ran to the red house."))

@@ -4,6 +4,7 @@ Cards: the templates of `hub_cards/`, filled from the records that lie in a fold
     config.json, adapter/adapter_config.json   what it is
     training_config.json                       every argument, data, hardware, time, versions
     eval_results.json                          the numbers of the tables, of the plot and of `model-index`
+    reader_results.json                        what a reader retains, of the reader benchmark
 """
 
 import json
@@ -20,7 +21,7 @@ from tokforget.shipped import CARDS, shipped_folder
 
 
 PLOT = "rate_quality.png"
-TRAINING, RESULTS = "training_config.json", "eval_results.json"
+TRAINING, RESULTS, RETENTION = "training_config.json", "eval_results.json", "reader_results.json"
 # Parts of the record that have a section of their own.
 _SECTIONS = ("data", "run", "trainable_parameters")
 
@@ -57,7 +58,8 @@ def write_card(
     Write `README.md`, and `rate_quality.png` if there are measurements and matplotlib, from what lies in a folder.
 
     Args:
-        template (`str`): `model.md` for policy and reconstructor, `reconstructor.md` for a reconstructor alone.
+        template (`str`): `model.md` for policy and reconstructor, `reconstructor.md` for a reconstructor alone,
+            `reader_policy.md` for a policy that a reader has trained.
         name (`str`, *optional*): What the card's code loads: an id on the Hub; the folder itself by default.
         license (`str`, *optional*): Under which the model is given.
         evaluation (`list[str]`, *optional*): Files of an evaluation that lie in the folder's `evaluation/`.
@@ -81,6 +83,7 @@ def write_card(
         texts=texts,
         rates=sorted({row["rate"] for row in rows}),
         base=base,
+        retention=[row for row in _read(folder / RETENTION).get("rows", []) if row["retention"] is not None],
         plot=_draw(folder / PLOT, rows, results),
         evaluation=sorted(evaluation or []),
     )

@@ -15,7 +15,7 @@ QUESTION_FREE = [
     "self_information_tokens", "self_information_words", "self_information_sentences", "hand_made", "hand_made_attention",
     "iterative_pruning", "phrases", "policy_tokens", "policy_words",
 ]  # fmt: skip
-WITH_QUESTION = ["overlap_sentences", "bm25_sentences", "question_perplexity"]
+WITH_QUESTION = ["overlap_sentences", "bm25_sentences", "question_perplexity", "policy_question"]
 
 
 @dataclass

@@ -155,7 +155,11 @@ class ReaderBenchmark:
         self.reader = Reader.from_pretrained(args.reader_name_or_path, device, batch_tokens=args.batch_tokens)
         self.counts = WordCounts.load(args.counts_path) if args.counts_path else self._count_words()
         self.context = CompressorContext(self.reader, self.counts, args.seed, args.model_path)
-        self.compressors = text_compressors(args.compressors, self.context)
+        names = list(args.compressors)
+        if "policy_question" in names and not self.context.policy.takes_question:
+            print("policy_question: this model was trained without questions; left out.")
+            names.remove("policy_question")
+        self.compressors = text_compressors(names, self.context)
         for path in args.questions:
             self._add(Path(path).name.split(".")[0], load_question_items(path, args.max_questions))
         if args.corpus is not None and args.texts_per_kind:

@@ -61,7 +61,7 @@ class ReaderPolicyConfig(BaseForgetConfig):
     question_share: float = field(default=0.5, metadata={"help": "Share of the texts with a question."})
     lookups_per_text: int = field(default=6, metadata={"help": "Spans asked for where there is no question."})
     sentence_noise: float = field(
-        default=1.5,
+        default=4.0,
         metadata={
             "help": "Spread of a random shift that all words of a sentence share while masks are drawn, in logits."
         },
@@ -71,12 +71,21 @@ class ReaderPolicyConfig(BaseForgetConfig):
         metadata={"help": "Share of a target's reward that goes to words outside the answer's sentence, in [0, 1]."},
     )
     most_bits: float = field(default=8.0, metadata={"help": "A target's advantage is cut at so many bits."})
+    trained_part: str = field(
+        default="head",
+        metadata={
+            "help": "What the policy gradient changes: the `head`, which ranks words by features and by what the trunk found, or `all`. "
+            "A thousand texts do not carry a gradient for all (LOG.md)."
+        },
+    )
     entropy_coef: float = field(default=0.0, metadata={"help": "Weight of the policy's entropy."})
 
     def __post_init__(self):
         super().__post_init__()
         check_at_least(self, "num_masks", 2)
         check_at_least(self, "lookups_per_text", 1)
+        if self.trained_part not in ("head", "all"):
+            raise ValueError(f"`trained_part` must be 'head' or 'all', got {self.trained_part!r}.")
         for name in ("question_share", "far_credit"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}.")

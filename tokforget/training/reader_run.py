@@ -66,7 +66,12 @@ def train_reader_policy(
         model.save_pretrained(folder / WARM_START)
         reader.tokenizer.save_pretrained(folder / WARM_START)
     trainer = ReaderPolicyTrainer(
-        model, args, PassageTexts(passages, texts, args.seed), reader, processing_class=reader.tokenizer
+        model,
+        args,
+        PassageTexts(passages, texts, args.seed),
+        reader,
+        processing_class=reader.tokenizer,
+        settings=(run,),
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(args.output_dir, _internal_call=True)

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from tokforget.compression.pieces import Pieces
 from tokforget.compression.search import join
 from tokforget.files import write_json
+from tokforget.hub.cards import write_card
 from tokforget.masking import keep_count, seeded_generator
 from tokforget.models.forget_model import ForgetModel
 from tokforget.models.unit_decisions import decide_units, pool_units, unit_sizes
@@ -62,6 +63,7 @@ class ReaderPolicyTrainer(InterruptibleTrainer):
         train_dataset (`Dataset`): Of [`ReaderText`]s; see [`PassageTexts`].
         reader ([`Reader`]): Untouched.
         processing_class (`PreTrainedTokenizerBase`): Of the policy; saved with it.
+        settings (`Sequence`): Further arguments of the run, dataclasses, for its record.
 
     Source: REINFORCE with a leave-one-out baseline, Ahmadian et al. 2024, arXiv 2402.14740. Differs: an advantage per target,
     credited in full to the words of its sentence and in part to the others.
@@ -70,13 +72,23 @@ class ReaderPolicyTrainer(InterruptibleTrainer):
     _tag_names = ["tokforget", "prompt-compression"]
 
     def __init__(
-        self, model: ForgetModel, args: ReaderPolicyConfig, train_dataset, reader: Reader, processing_class, **kwargs
+        self,
+        model: ForgetModel,
+        args: ReaderPolicyConfig,
+        train_dataset,
+        reader: Reader,
+        processing_class,
+        settings: Sequence = (),
+        **kwargs,
     ):
         if model.config.unit != "word" or not model.config.word_features:
             raise ValueError(
                 "A reader's policy decides by words and is told their features: `unit='word'`, `word_features=True`."
             )
         args.remove_unused_columns = False
+        if args.trained_part == "head":
+            for name, parameter in model.policy.named_parameters():
+                parameter.requires_grad_(name.startswith(("to_head.", "to_logit.", "direct.")))
         super().__init__(
             model=model,
             args=args,
@@ -85,7 +97,7 @@ class ReaderPolicyTrainer(InterruptibleTrainer):
             data_collator=_as_batch,
             **kwargs,
         )
-        self.reader, self._figures = reader, {}
+        self.reader, self.settings, self._figures = reader, settings, {}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         texts, args = inputs["texts"], self.args
@@ -177,7 +189,13 @@ class ReaderPolicyTrainer(InterruptibleTrainer):
         self.accelerator.unwrap_model(self.model).save_pretrained(folder)
         self.processing_class.save_pretrained(folder)
         (folder / "training_args.bin").unlink(missing_ok=True)
-        write_json(folder / "training_config.json", as_record(self.args))
+        trained = sum(p.numel() for p in self.accelerator.unwrap_model(self.model).policy.parameters())
+        record = as_record(*self.settings, self.args) | {"trainable_parameters": {"policy": trained}}
+        write_json(folder / "training_config.json", record)
+        # A checkpoint is written under another name than it will have.
+        write_card(
+            folder, "reader_policy.md", str(Path(self.args.output_dir, folder.name) if self._run_dir else folder)
+        )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         self.accelerator.unwrap_model(model or self.model).load_policy(resume_from_checkpoint)

@@ -70,7 +70,7 @@ def fit_ranking(
     min_rate: float,
     max_rate: float,
     seed: int,
-    logit_scale: float = 2.5,
+    logit_scale: float = 7.5,
 ) -> list[float]:
     """
     Fit the policy's plan over units to [`target_scores`], by squares, the rate drawn at random.
