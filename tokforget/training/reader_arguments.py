@@ -71,6 +71,13 @@ class ReaderPolicyConfig(BaseForgetConfig):
         metadata={"help": "Share of a target's reward that goes to words outside the answer's sentence, in [0, 1]."},
     )
     most_bits: float = field(default=8.0, metadata={"help": "A target's advantage is cut at so many bits."})
+    sharpness: float = field(
+        default=3.0,
+        metadata={
+            "help": "What logits are multiplied by while masks are drawn: where masks are soft, nearly all that the policy gradient can "
+            "gain is sharper ones, and it pays for them with the order of the words (LOG.md)."
+        },
+    )
     trained_part: str = field(
         default="head",
         metadata={
@@ -89,6 +96,6 @@ class ReaderPolicyConfig(BaseForgetConfig):
         for name in ("question_share", "far_credit"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}.")
-        for name in ("sentence_noise", "most_bits", "entropy_coef"):
+        for name in ("sentence_noise", "sharpness", "most_bits", "entropy_coef"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")

@@ -109,7 +109,7 @@ class ReaderPolicyTrainer(InterruptibleTrainer):
         valid, unit_ids = batch["attention_mask"].bool(), batch["unit_ids"]
         num_units = batch["groups"].shape[1]
         plan = policy.first_plan(batch["input_ids"], valid, rate.to(device), batch["features"])
-        logits, sizes = pool_units(plan, unit_ids, num_units), unit_sizes(unit_ids, num_units)
+        logits, sizes = args.sharpness * pool_units(plan, unit_ids, num_units), unit_sizes(unit_ids, num_units)
         counts = keep_count(valid.sum(1), rate.to(device))
         own = [generator for generator in generators for _ in range(args.num_masks)]
         decisions = decide_units(

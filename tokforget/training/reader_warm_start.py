@@ -70,14 +70,14 @@ def fit_ranking(
     min_rate: float,
     max_rate: float,
     seed: int,
-    logit_scale: float = 7.5,
+    logit_scale: float = 2.5,
 ) -> list[float]:
     """
     Fit the policy's plan over units to [`target_scores`], by squares, the rate drawn at random.
 
     Args:
-        logit_scale (`float`): What the plan is multiplied by when the fit is through: where the first masks are soft, nearly all
-            that the policy gradient can gain is sharper ones, and it pays for them with the order of the words (LOG.md).
+        logit_scale (`float`): What the plan is multiplied by when the fit is through, so that scores spread as those of other
+            policies do.
 
     Returns:
         `list[float]`: Mean squared difference of each step.
