@@ -85,7 +85,7 @@ def test_a_column_of_questions(compressor):
     with pytest.raises(ValueError, match="No column 'asked'"):
         compress_column(compressor, question_column="asked")(rows[0])
     with pytest.raises(ValueError, match="trained without"):
-        compress_column("embedded" and Compressor.from_pretrained("embedded"), question_column="question")
+        compress_column(Compressor.from_pretrained("embedded"), question_column="question")
 
 
 @pytest.fixture
