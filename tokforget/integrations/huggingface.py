@@ -36,14 +36,22 @@ class ColumnCompressor:
         return {name: [row[name] for row in done] for name in COLUMNS}
 
     def __getstate__(self) -> dict:
-        # Without what was loaded for `restore`: it decides nothing here.
-        bare = Compressor(self.compressor.policy, self.compressor.tokenizer)
+        # Without its folder: where a model lies decides nothing here, but for the promises that a `quality` goes by.
+        promised = self.options.get("quality") is not None
         return {
-            "compressor": bare,
+            "compressor": Compressor(self.compressor.policy, self.compressor.tokenizer),
+            "calibration": self.compressor.calibration if promised else None,
             "column": self.column,
             "options": self.options,
             "question_column": self.question_column,
         }
+
+    def __setstate__(self, state: dict) -> None:
+        state = dict(state)
+        calibration = state.pop("calibration")
+        vars(self).update(state)
+        if calibration is not None:
+            self.compressor.calibration = calibration
 
 
 def compress_column(

@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from tokforget.forks import let_children_compute
 from tokforget.models.folder_checks import (
     Shapes,
     check_adapter,
@@ -49,6 +50,7 @@ def load_base_model(
     only way in which reconstructors, readers and targets are read: safetensors only, and no code of its own. `ValueError` in
     one line for that, as for a folder that is broken or asks for more than its weights hold.
     """
+    let_children_compute()
     path = resolve_base(name_or_path)
     try:
         if Path(path).is_dir():
