@@ -60,6 +60,11 @@ class BaseForgetConfig(_BaseConfig):
         },
     )
 
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={"help": "Start anew in a folder that holds a run: what that run left there is deleted first."},
+    )
+
     # Rates and evaluation
     min_rate: float = field(default=0.2, metadata={"help": "Lowest requested rate in training, in (0, 1)."})
     max_rate: float = field(default=0.8, metadata={"help": "Highest requested rate in training, in (0, 1)."})
@@ -92,6 +97,10 @@ class BaseForgetConfig(_BaseConfig):
             raise ValueError("`eval_rates` is empty; pass at least one rate.")
         for rate in self.eval_rates:
             check_rate(rate)
+        if self.overwrite_output_dir and (self.auto_resume or self.resume_from_checkpoint):
+            raise ValueError(
+                "`overwrite_output_dir` starts anew, `auto_resume` and `resume_from_checkpoint` go on: leave one of them out."
+            )
         if self.early_stopping_patience is not None and not self.load_best_model_at_end:
             raise ValueError(
                 "`early_stopping_patience` needs `load_best_model_at_end: true` and evaluations to compare."

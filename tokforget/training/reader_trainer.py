@@ -32,6 +32,7 @@ from tokforget.training.random_masks import draw_rates
 from tokforget.training.reader_arguments import ReaderPolicyConfig
 from tokforget.training.reader_texts import ReaderText, ReaderTexts, collate
 from tokforget.training.resumable_trainer import InterruptibleTrainer
+from tokforget.training.run_folder import RECORD, texts_per_step
 
 
 class PassageTexts(Dataset):
@@ -62,6 +63,7 @@ class ReaderPolicyTrainer(InterruptibleTrainer):
         train_dataset (`Dataset`): Of [`ReaderText`]s; see [`PassageTexts`].
         reader ([`Reader`]): Untouched.
         processing_class (`PreTrainedTokenizerBase`): Of the policy; saved with it.
+        run_record (`dict`, *optional*): Every argument of the run, for `training_config.json`.
 
     Source: REINFORCE with a leave-one-out baseline, Ahmadian et al. 2024, arXiv 2402.14740. Differs: an advantage per target,
     credited in full to the words of its sentence and in part to the others.
@@ -70,7 +72,14 @@ class ReaderPolicyTrainer(InterruptibleTrainer):
     _tag_names = ["tokforget", "prompt-compression"]
 
     def __init__(
-        self, model: ForgetModel, args: ReaderPolicyConfig, train_dataset, reader: Reader, processing_class, **kwargs
+        self,
+        model: ForgetModel,
+        args: ReaderPolicyConfig,
+        train_dataset,
+        reader: Reader,
+        processing_class,
+        run_record: dict | None = None,
+        **kwargs,
     ):
         if model.config.unit != "word" or not model.config.word_features:
             raise ValueError(
@@ -86,6 +95,7 @@ class ReaderPolicyTrainer(InterruptibleTrainer):
             **kwargs,
         )
         self.reader, self._figures = reader, {}
+        self.run_record = (run_record or as_record(args)) | {"texts_per_step": texts_per_step(args)}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         texts, args = inputs["texts"], self.args
@@ -177,7 +187,7 @@ class ReaderPolicyTrainer(InterruptibleTrainer):
         self.accelerator.unwrap_model(self.model).save_pretrained(folder)
         self.processing_class.save_pretrained(folder)
         (folder / "training_args.bin").unlink(missing_ok=True)
-        write_json(folder / "training_config.json", as_record(self.args))
+        write_json(folder / RECORD, self.run_record)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         self.accelerator.unwrap_model(model or self.model).load_policy(resume_from_checkpoint)

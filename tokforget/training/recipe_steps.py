@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tokforget.launch import check_launcher, check_run
-from tokforget.parsing import parse_arguments, refuse
+from tokforget.parsing import as_record, parse_arguments, refuse
 from tokforget.training.checkpoints import check_output_dir, checkpoint_to_resume
 
 
@@ -32,7 +32,7 @@ def begin(dataclass_types: Sequence[type], argv: Sequence[str] | None, descripti
     args = groups[-1]
     check_run(args)
     check_output_dir(args)
-    checkpoint = checkpoint_to_resume(args)
+    checkpoint = checkpoint_to_resume(args, as_record(*groups))
 
     from rich.console import Console  # what is imported from here on takes seconds, and a wrong key none of them
     from transformers import set_seed
