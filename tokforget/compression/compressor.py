@@ -115,10 +115,7 @@ class Compressor:
         policy = read_policy(folder)
         tokenizer = read_tokenizer(folder, len(policy.tokens.table))
         if device is not None or dtype is not None:
-            counted = policy.ngrams.total if policy.ngrams is not None else None
             policy = policy.to(device=device, dtype=dtype)
-            if counted is not None:  # a sum over the training text: half precision cannot hold it
-                policy.ngrams.total = counted.to(device)
         # `restore` reads it later, when the process may stand in another folder.
         return cls(policy, tokenizer, folder.absolute())
 
