@@ -31,6 +31,18 @@ def resolve_base(name_or_path: str) -> str:
     return base_model_path() if name_or_path == EMBEDDED else name_or_path
 
 
+def lasting_name(name_or_path: str) -> str:
+    """A base model as it is written down: a local folder by its whole path, which holds wherever one stands."""
+    if name_or_path != EMBEDDED and Path(name_or_path).is_dir():
+        return str(Path(name_or_path).absolute())
+    return name_or_path
+
+
+def is_local_path(name: str) -> bool:
+    """Whether a name can only be one of a file or folder, and no id of the Hub."""
+    return name.startswith(("/", "./", "../", "~", "\\")) or name[1:3] in (":\\", ":/")
+
+
 def marker_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that separates or stands in for text: the mask token, else the end, else the begin token."""
     for token_id in (tokenizer.mask_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id):
@@ -52,6 +64,13 @@ def load_base_model(
     """
     let_children_compute()
     path = resolve_base(name_or_path)
+    if (
+        is_local_path(path) and not Path(path).is_dir()
+    ):  # the Hub would be asked for it, and say that it has no such id
+        raise ValueError(
+            f"The base model {name_or_path!r} is a local folder that is not there. Put it there, or train over an id of the Hub, "
+            "which is found from anywhere."
+        )
     try:
         if Path(path).is_dir():
             _check_size(path, check_base_folder(Path(path)))

@@ -8,6 +8,7 @@ import torch
 from transformers import set_seed
 
 from tokforget.models.forget_model import ForgetModel, ForgetModelConfig
+from tokforget.models.loading import lasting_name
 from tokforget.parsing import as_record
 from tokforget.readers.language_model import Reader
 from tokforget.readers.tasks import read_corpus
@@ -51,7 +52,7 @@ def train_reader_policy(
     passages = draw_stretches(
         read_corpus(run.corpus, "train", run.kinds), run.texts_per_kind, run.text_characters, args.seed
     )
-    model = fresh_policy(reader, run.policy_hidden_size, run.ngram_buckets, str(run.reader_name_or_path))
+    model = fresh_policy(reader, run.policy_hidden_size, run.ngram_buckets, lasting_name(run.reader_name_or_path))
     started = run.policy_name_or_path or (
         folder / WARM_START if (folder / WARM_START / "config.json").is_file() else None
     )
