@@ -158,7 +158,12 @@ def _with_config(argv: list[str], parser: argparse.ArgumentParser) -> list[str]:
     path = Path(argv[at + 1])
     try:
         path = run_file(argv[at + 1])
-        keys = yaml.safe_load(path.read_text())
+        keys = yaml.safe_load(path.read_text(encoding="utf-8-sig"))  # whatever the locale says
+    except UnicodeDecodeError as error:
+        parser.error(
+            f"the run file {path} is not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8, for instance with `iconv -f "
+            "LATIN1 -t UTF-8`."
+        )
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:

@@ -461,7 +461,7 @@ class Compressor:
     def _restore_window(self) -> int:
         """Tokens of a window: as long as the texts of the training run, where that is on record, and as the model takes."""
         record = self.folder / "training_config.json"
-        trained = json.loads(record.read_text()).get("max_length") if record.is_file() else None
+        trained = json.loads(record.read_text(encoding="utf-8")).get("max_length") if record.is_file() else None
         return min(trained or WINDOW, self.reconstructor.max_tokens or trained or WINDOW)
 
 

@@ -54,7 +54,7 @@ def check_checkpoint(folder: str | Path) -> None:
     optimizer = "optimizer.bin" if (folder / "optimizer.bin").is_file() else "optimizer.pt"
     wanted = [STATE] if sharded else [STATE, optimizer, "scheduler.pt", *_weights(folder)]
     if (folder / "latest").is_file():
-        tag = (folder / "latest").read_text()[:256].strip()
+        tag = (folder / "latest").read_text(encoding="utf-8")[:256].strip()
         if not re.fullmatch(r"\w[\w.-]*", tag) or not (folder / tag).is_dir():
             raise ValueError(f"{folder / 'latest'} names {tag!r}, which is no folder beside it.")
     missing = [name for name in wanted if not (folder / name).is_file()]
