@@ -425,7 +425,11 @@ def test_env_can_ask_torch(shell):
     [
         (["compress", "--rate", "4"], "must lie in (0, 1], got 4.0"),
         (["compress", "--rate", "0.5", "--target-tokens", "3"], "not allowed with argument"),
-        (["compress", "--rat", "0.5"], "unrecognized arguments"),
+        (["compress", "--rate", "50"], "`rate` must lie in (0, 1], got 50.0. It is the fraction of tokens kept; for 50 % pass 0.5."),
+        (["compress", "--rat", "0.5"], "unrecognized arguments: --rat"),
+        (["compress", "--units", "word"], "tokforget compress: error: unrecognized arguments: --units. Did you mean --unit? (`tokforget compress --help`"),
+        (["inspect", "--htm=a.html"], "Did you mean --html? (`tokforget inspect --help` lists"),
+        (["compress", "--unit", "wrod"], "invalid choice: 'wrod' (choose from token, word). Did you mean 'word'?"),
         (["compress", "no such file"], "no such file: no such file."),
         (["compress", "."], ". is a folder: name its files"),
         (["compress", "-", "-"], "can be read only once"),
@@ -442,12 +446,35 @@ def test_env_can_ask_torch(shell):
         (["restore", "--abstain-below", "7"], "probability in (0, 1], got 7.0"),
         (["restore", "--batch-size", "0"], "at least 1, got 0"),
         (["inspect", "--unit", "letter"], "invalid choice: 'letter'"),
+        (["restore"], "- is no output of `tokforget compress --json`"),
         ([], "are required: compress | restore | inspect | env"),
     ],
 )  # fmt: skip
 def test_a_users_mistake_is_one_line_and_exit_code_two(shell, words, message):
-    done = shell(*words, stdin=TEXT.encode() if words[:1] != ["restore"] else b"", model=bool(words))
+    done = shell(
+        *words, stdin=TEXT.encode() if words[:1] != ["restore"] or len(words) == 1 else b"", model=bool(words)
+    )
     assert done.code == 2 and message in done.err and done.err.count("\n") == 1 and done.out == b"", done.err
+
+
+def test_a_command_that_does_not_exist_is_told_the_nearest(shell):
+    done = shell("compres", "a.txt", model=False)
+    assert done.code == 2 and done.err.count("\n") == 1 and "Did you mean 'compress'?" in done.err
+
+
+def test_a_model_that_is_not_there_offline_speaks_of_no_connection(shell):
+    done = shell("compress", "--model", "nobody/none", stdin=b"a", model=False)
+    assert done.code == 2 and "HF_HUB_OFFLINE is set. Unset that variable" in done.err and "connection" not in done.err
+
+
+def test_of_a_file_that_is_no_result_one_line_is_said(shell):
+    Path("readme.md").write_text("# A file\n\nwith many lines\n" * 30)
+    done = shell("restore", "readme.md")
+    assert (
+        done.code == 2
+        and done.err.count("\n") == 1
+        and "readme.md is no output of `tokforget compress --json`" in done.err
+    )
 
 
 def test_an_impossible_budget_can_be_a_warning(shell):

@@ -511,6 +511,35 @@ def test_the_terminal_shows_what_was_dropped_with_and_without_colours(compressor
     assert TEXT in coloured.export_text(clear=False) and "\x1b[" in coloured.export_text(styles=True)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"texts": None}, "`texts` must be a string or a sequence of strings, got None. Leave out what is missing"),
+        ({"texts": {"text": ["a"], "id": [1]}}, "got a dict, .* Pass one of its columns, there are 'text', 'id'"),
+        ({"texts": 5}, "sequence of strings, got a int, 5"),
+        ({"texts": b"abc"}, "got a bytes, b'abc'. Decode bytes first"),
+        ({"texts": {"a", "b"}}, "Pass a list: a set has no order"),
+        ({"texts": ["a", None]}, "Text 1 of `texts` must be a string, got None"),
+        ({"texts": ["a", b"b"]}, "Text 1 of `texts` must be a string, got a bytes, b'b'. Decode bytes first"),
+        ({"rate": "0.5"}, "`rate` must be a number, got '0.5', a str"),
+        ({"rate": True}, "`rate` must be a number, got True, a bool"),
+        ({"rate": 50}, r"`rate` must lie in \(0, 1\], got 50. .* for 50 % pass 0.5"),
+        ({"rate": float("nan")}, r"`rate` must lie in \(0, 1\], got nan"),
+        ({"threshold": "x"}, "`threshold` must be a number"),
+        ({"quality": "high"}, "`quality` must be a number"),
+        ({"min_tokens": "x"}, "`min_tokens` must be a number"),
+        ({"target_tokens": True}, "`target_tokens` must be a whole number of at least 1, got True"),
+        ({"protect": 5}, "`protect` takes names, .* got a int: 5"),
+        ({"protect": [None]}, "`protect` takes names"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_of_the_wrong_type_is_named_in_one_line(compressor, words, message):
+    with pytest.raises((TypeError, ValueError), match=message) as error:
+        compressor.compress(**({"texts": "the cat sat"} | words))
+    assert "\n" not in str(error.value)
+
+
 # -- what users' own functions and texts bring -------------------------------------------------------------------------
 @pytest.mark.parametrize("given", [(-1, 4), (0, 10**9), (5, 3), "ab", (1.5, 2), 7, (1, 2, 3)], ids=str)
 @pytest.mark.parametrize("how", [{}, {"prefix_stable": True}], ids=str)

@@ -239,7 +239,7 @@ def test_the_baselines_alone(folder, tmp_path):
     "extra, message",
     [
         (["--scorers", "entropy"], "Unknown baseline 'entropy'; there are random, "),
-        (["--rates", "1.5"], "`compression_rate` must lie in (0, 1], got 1.5"),
+        (["--rates", "1.5"], "`rates` must lie in (0, 1], got 1.5"),
         (["--model_path", "nowhere/model"], "nowhere/model"),
         (["--dataset_name", "nowhere.jsonl"], "'nowhere.jsonl'"),
         (["--layout", "infill"], "was trained for 'prefix'"),

@@ -297,6 +297,11 @@ def test_a_column_that_is_missing_or_would_be_lost_is_named(compressor):
         function({"txt": "a"})
     with pytest.raises(ValueError, match="already has compressed: rename"):
         function({"text": "a", "compressed": "b"})
+    for rows, count in (({"text": ["a", None, "b"]}, "1 of 3 rows"), ({"text": None}, "1 of 1 rows")):
+        with pytest.raises(
+            ValueError, match=f"'text' holds None in {count}. Leave these rows out first: `dataset.filter"
+        ):
+            function(rows)
     with pytest.raises(ValueError, match="in \\(0, 1\\], got 5"):
         compress_column(compressor, rate=5)
     assert function({"text": []}) == {name: [] for name in COLUMNS}

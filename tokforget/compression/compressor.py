@@ -19,7 +19,7 @@ from tokforget.compression.pieces import cut
 from tokforget.compression.protection import parse_tags
 from tokforget.compression.quality import Calibration
 from tokforget.compression.ranked_text import RankedText, search
-from tokforget.compression.request import Request
+from tokforget.compression.request import Request, as_texts
 from tokforget.compression.results import CompressedText, encodable
 from tokforget.compression.scores import WINDOW, score
 from tokforget.compression.search import Choice, run_searches
@@ -180,7 +180,7 @@ class Compressor:
             prefix_stable=prefix_stable, budget=budget, tags=tags, min_tokens=min_tokens, on_impossible=on_impossible,
         )  # fmt: skip
         single = isinstance(texts, str)
-        texts = [texts] if single else list(texts)
+        texts = as_texts(texts)
         request.check_texts(texts, single)
         results = self._compress(texts, request, self._questions(question, len(texts)))
         return results[0] if single else results

@@ -105,6 +105,8 @@ class Protection:
         """
         found = cls()
         single = isinstance(protect, (str, re.Pattern)) or callable(protect) or _is_span(protect)
+        if not single and protect is not None and not isinstance(protect, Iterable):
+            protect = [protect]  # which is named below for what it is
         for item in [protect] if single else protect or ():
             found._add(item)
         return found

@@ -23,6 +23,12 @@ class ColumnCompressor:
             if column is not None and column not in rows:
                 raise ValueError(f"No column {column!r}; there are {', '.join(map(repr, rows))}.")
         texts = rows[self.column]
+        missing = [texts] if texts is None else [] if isinstance(texts, str) else [t for t in texts if t is None]
+        if missing:
+            raise ValueError(
+                f"Column {self.column!r} holds None in {len(missing)} of {1 if texts is None else len(texts)} rows. Leave these rows out "
+                f"first: `dataset.filter(lambda row: row[{self.column!r}] is not None)`."
+            )
         taken = [name for name in COLUMNS if name in rows]
         if taken:
             raise ValueError(

@@ -90,13 +90,13 @@ class BaseForgetConfig(_BaseConfig):
             )
         super().__post_init__()
         for name in ("min_rate", "max_rate"):
-            check_rate(getattr(self, name))
+            check_rate(getattr(self, name), name)
         if not self.min_rate <= self.max_rate < 1:
             raise ValueError(f"Needed is `min_rate` <= `max_rate` < 1, got {self.min_rate} and {self.max_rate}.")
         if not self.eval_rates:
             raise ValueError("`eval_rates` is empty; pass at least one rate.")
         for rate in self.eval_rates:
-            check_rate(rate)
+            check_rate(rate, "eval_rates")
         if self.overwrite_output_dir and (self.auto_resume or self.resume_from_checkpoint):
             raise ValueError(
                 "`overwrite_output_dir` starts anew, `auto_resume` and `resume_from_checkpoint` go on: leave one of them out."
