@@ -109,6 +109,7 @@ class BaseForgetConfig(_BaseConfig):
             raise ValueError(
                 "`activation_checkpointing` is not supported: models of the sizes trained here fit without it."
             )
+        self._check_best_model()
         if self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
             raise ValueError(
                 f"`hub_strategy` must be 'end' or 'every_save', got {str(self.hub_strategy.value)!r}, which sends optimizer "
@@ -116,6 +117,20 @@ class BaseForgetConfig(_BaseConfig):
             )
         if self.label_smoothing_factor:
             raise ValueError("`label_smoothing_factor` would smooth the bits that are counted; leave it at 0.")
+
+    def _check_best_model(self) -> None:
+        """The host looks for the metric at the first evaluation, which may be hours away."""
+        rates = [
+            f"{name}_{rate:g}"
+            for name in ("bits_lost", "exact_restored", "compression_rate")
+            for rate in self.eval_rates
+        ]
+        known = ["bits_lost", "loss", *rates]
+        name = self.metric_for_best_model
+        if self.load_best_model_at_end and name is not None and name.removeprefix("eval_") not in known:
+            raise ValueError(
+                f"`metric_for_best_model` {name!r} is none that an evaluation measures; there are {', '.join(known)}."
+            )
 
 
 @dataclass
