@@ -274,7 +274,8 @@ def table_rows(evaluation: Path) -> list[dict]:
     without a language-model pass, and for the policy its interval: the paired difference over texts, divided by those bits.
     """
     models, others = (
-        json.loads((evaluation / name).read_text())["scorers"] for name in (MODEL_RESULTS, BASELINE_RESULTS)
+        json.loads((evaluation / name).read_text(encoding="utf-8"))["scorers"]
+        for name in (MODEL_RESULTS, BASELINE_RESULTS)
     )
     rows = [row for row in models + others if row["scorer"] != KEEP_ALL]
     for row in models:
@@ -291,7 +292,7 @@ def table_rows(evaluation: Path) -> list[dict]:
 
 def write_table(args: LeaderboardArguments, record: dict) -> None:
     folder, evaluation = Path(args.output_dir), Path(args.output_dir, "evaluation")
-    config = json.loads((evaluation / EVALUATION_CONFIG).read_text())
+    config = json.loads((evaluation / EVALUATION_CONFIG).read_text(encoding="utf-8"))
     rows = record["table"] = table_rows(evaluation)
     write_json(folder / RECORD, record)
     lines = [
@@ -353,7 +354,7 @@ def main(argv: list[str] | None = None) -> None:
     (args,) = parse_arguments((LeaderboardArguments,), argv, __doc__)
     steps, path = plan(args), Path(args.output_dir, RECORD)
     check(args, steps)
-    record = json.loads(path.read_text()) if path.is_file() else {"steps": {}}
+    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"steps": {}}
     record |= {"arguments": asdict(args), "commit": commit()}
     numbers = {step.name: number for number, step in enumerate(steps, 1)}
     for _, stage in itertools.groupby(steps, lambda step: step.kind):

@@ -2,7 +2,7 @@
 A reward for a downstream answer: what a reader loses on it when it reads the kept tokens alone.
 
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/train.py --config recipes/quick_test.yaml \
-        --data_path answers.jsonl --reward_funcs recipes.reward_answer:AnswerReward
+        --data_path answers.jsonl --reward_funcs recipes.reward_answer:AnswerReward --output_dir outputs/answers
 
 Takes `answers.jsonl` of the working directory: a line for each text with `text`, `answer` and, if there is one, `question`;
 the same file is the training data. For another file or reader put an object of your own in a module,

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"show_sample.py: error: {error}", file=sys.stderr)
         return 2
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    run = json.loads(Path(args.model, "training_config.json").read_text())
+    run = json.loads(Path(args.model, "training_config.json").read_text(encoding="utf-8"))
     if args.text:
         ids = tokenizer(args.text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         if len(ids) > run["max_length"]:

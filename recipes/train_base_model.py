@@ -145,9 +145,11 @@ def validation_loss(model: GPT2LMHeadModel, rows: list[dict]) -> float:
 
 def write_card(folder: Path, record: dict) -> None:
     """The packaged model's card, filled from its record and its configuration."""
-    template = jinja2.Template(template_path("embedded_model.md").read_text(), undefined=jinja2.StrictUndefined)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "README.md").write_text(template.render(record, config=config) + "\n")
+    template = jinja2.Template(
+        template_path("embedded_model.md").read_text(encoding="utf-8"), undefined=jinja2.StrictUndefined
+    )
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "README.md").write_text(template.render(record, config=config) + "\n", encoding="utf-8")
 
 
 def parse() -> argparse.Namespace:
@@ -253,7 +255,7 @@ def main() -> None:
     shutil.rmtree(staging, ignore_errors=True)
     model.half().save_pretrained(staging)
     tokenizer.save_pretrained(staging)
-    (staging / "training_record.json").write_text(json.dumps(record, indent=2) + "\n")
+    (staging / "training_record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     if args.dataset_name == EMBEDDED:
         write_card(staging, record)
     shutil.rmtree(args.output_dir, ignore_errors=True)

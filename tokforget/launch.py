@@ -15,7 +15,7 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
-from tokforget.parsing import refuse
+from tokforget.parsing import refuse, say
 
 
 logger = logging.getLogger(__name__)
@@ -49,6 +49,30 @@ def check_run(args: TrainingArguments, environ: Mapping[str, str] = os.environ) 
     )
     if problem:
         refuse(problem)
+
+
+def check_libraries(args: TrainingArguments) -> None:
+    """Refuse trackers and optimizers that are not installed or do not exist: the host finds that out when all is loaded."""
+    from transformers import Trainer
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    try:
+        for callback in get_reporting_integration_callbacks(args.report_to):
+            callback()
+    except (RuntimeError, ImportError, AssertionError, ValueError) as error:
+        refuse(f"`report_to` {' '.join(args.report_to)}: {error} Or pass `--report_to none`.")
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args)
+    except ImportError as error:
+        refuse(f"`optim` {getattr(args.optim, 'value', args.optim)}: {error}. Or leave it out.")
+    except (ValueError, AttributeError, TypeError):
+        pass  # one that asks for the model; what is wrong with it shows when it is made
+
+
+def say_device(args: TrainingArguments, environ: Mapping[str, str] = os.environ) -> None:
+    """Where a run is on the CPU and nobody asked for that, one line: a hardware file for a GPU says nothing of it."""
+    if args.device.type == "cpu" and not args.use_cpu and not _asks(environ, "ACCELERATE_USE_CPU"):
+        say("There is no GPU here: this run is on the CPU. `--use_cpu true` says that it is meant to be.")
 
 
 def check_evaluation(num_processes: int, environ: Mapping[str, str] = os.environ) -> None:

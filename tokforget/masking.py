@@ -8,6 +8,7 @@ rare tokens kept, by a noisy surprisal.
 """
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 
 import numpy as np
 import torch
@@ -17,13 +18,18 @@ import torch
 _ROUNDING_SLACK = 1e-6
 
 
-def check_rate(rate: float) -> float:
-    """Return `rate` if it is a compression rate in (0, 1], else raise `ValueError`."""
-    if not 0.0 < float(rate) <= 1.0:
-        raise ValueError(
-            f"`compression_rate` must lie in (0, 1], got {rate}. It is the fraction of tokens kept; for four times "
-            "smaller pass 0.25."
-        )
+def check_number(value: float, name: str) -> float:
+    """Return `value` if it is a number, else raise `TypeError`; `name` is what the user knows it by."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
+        raise TypeError(f"`{name}` must be a number, got {value!r}, a {type(value).__name__}.")
+    return float(value)
+
+
+def check_rate(rate: float, name: str = "rate") -> float:
+    """Return `rate` if it is a compression rate in (0, 1], else raise `ValueError`; `TypeError` if it is no number."""
+    if not 0.0 < check_number(rate, name) <= 1.0:
+        hint = f"for {rate:g} % pass {rate / 100:g}" if 10 <= rate <= 100 else "for four times smaller pass 0.25"
+        raise ValueError(f"`{name}` must lie in (0, 1], got {rate}. It is the fraction of tokens kept; {hint}.")
     return float(rate)
 
 

@@ -55,7 +55,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 class _OneLineParser(HfArgumentParser):
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+        self.exit(2, f"{self.prog}: error: {as_written(' '.join(message.split()))}\n")
 
 
 def parse_arguments(
@@ -158,7 +158,12 @@ def _with_config(argv: list[str], parser: argparse.ArgumentParser) -> list[str]:
     path = Path(argv[at + 1])
     try:
         path = run_file(argv[at + 1])
-        keys = yaml.safe_load(path.read_text())
+        keys = yaml.safe_load(path.read_text(encoding="utf-8-sig"))  # whatever the locale says
+    except UnicodeDecodeError as error:
+        parser.error(
+            f"the run file {path} is not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8, for instance with `iconv -f "
+            "LATIN1 -t UTF-8`."
+        )
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:
@@ -189,11 +194,15 @@ def _as_words(key: str, value: object, path: Path, parser: argparse.ArgumentPars
 
 def _without_aliases(words: list[str], parser: argparse.ArgumentParser) -> list[str]:
     out = []
+    _written.clear()
     for word in words:
         name, equals, value = word.partition("=")
         target = f"--{ALIASES.get(name[2:].replace('-', '_'))}" if name.startswith("--") else None
         if target in parser._option_string_actions:  # a recipe may have a key of the alias's name, and not this one
+            _written[target[2:]] = name[2:]
             name = target
+        elif name.startswith("--"):
+            _written.pop(name[2:], None)  # passed again, by its own name
         out += [name, value] if equals and name.startswith("--") else [word if equals else name]
     while "--device" in out and "--device" in parser._option_string_actions:
         at = out.index("--device")
@@ -211,8 +220,18 @@ def say(line: str) -> None:
 
 def refuse(message: str) -> NoReturn:
     """End a recipe for what its user asked of it: one line, exit code 2."""
-    sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}\n")
+    sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {as_written(' '.join(message.split()))}\n")
     sys.exit(2)
+
+
+_written: dict[str, str] = {}  # keys of this process's command line, and the aliases by which they were passed
+
+
+def as_written(message: str) -> str:
+    """A message about keys by the names that stand on the command line: of `--data_path x`, not of `dataset_name`."""
+    for name, alias in _written.items():
+        message = message.replace(f"`{name}`", f"`{alias}`")
+    return message
 
 
 def as_record(*arguments) -> dict:

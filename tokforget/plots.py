@@ -1,7 +1,11 @@
 """Rows of results to figures."""
 
+import logging
+from importlib.util import find_spec
 from pathlib import Path
 
+
+logger = logging.getLogger(__name__)
 
 # One colour and one marker a scorer, the same in every plot; policies first, the two anchors in grey.
 _GREY = {"random": "#9a9a9a", "greedy_oracle": "#4d4d4d"}
@@ -22,6 +26,10 @@ def draw_rate_quality(path: Path, rows: list[dict], dataset: str) -> None:
 
 
 def _draw(folder: Path, rows: list[dict], log: list[dict] | None) -> list[dict]:
+    if find_spec("matplotlib") is None:  # the numbers were dear, and are not to be lost for it
+        logger.warning("The report is without plots: matplotlib is missing. `pip install matplotlib`, then draw them by "
+                       "`tokforget.evaluation.report.write_report(%r)`.", str(folder))  # fmt: skip
+        return []
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,8 +1,10 @@
 """The shell command: what it prints, reads, writes and refuses."""
 
+import gzip
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -136,13 +138,107 @@ def test_several_files_follow_each_other_or_fill_a_folder(shell, compressor):
     for name, text in {"a.txt": TEXT, "b.txt": TEXT[10:70]}.items():
         Path(name).write_bytes(text.encode())
         short[name] = compressor.compress(text).text
-    assert shell("compress", "a.txt", "b.txt").out.decode() == short["a.txt"] + short["b.txt"]
+    assert short["a.txt"][-1] != "\n" and shell("compress", "a.txt", "b.txt").out.decode() == "\n".join(short.values())
     assert shell("compress", "a.txt", "b.txt", "-o", "new/").code == 0
     assert {path.name: path.read_bytes().decode() for path in Path("new").iterdir()} == short
     shell("compress", "a.txt", "-o", "new", "--json")
     assert json.loads(Path("new/a.txt.json").read_text())["text"] == short["a.txt"]
-    assert shell("compress", "a.txt", "-o", "a.txt").code == 0  # onto itself
-    assert Path("a.txt").read_bytes().decode() == short["a.txt"]
+
+
+@pytest.mark.parametrize("mode", [[], ["--stream"]], ids=" ".join)
+def test_files_do_not_run_into_each_other(shell, mode):
+    Path("a.txt").write_text("there are 12")
+    Path("b.txt").write_text("34 people")
+    Path("c.txt").write_text("")
+    done = shell("compress", "a.txt", "c.txt", "b.txt", "--rate", "1", "--quiet", *mode)
+    assert done.out == b"there are 12\n34 people"
+    assert shell("compress", "a.txt", "b.txt", "--rate", "1", "--json", "-o", "all.json", *mode).code == 0
+    assert shell("restore", "--quiet", "all.json").out == b"there are 12\n34 people"
+    Path("a.txt").write_text("there are 12\n")
+    assert shell("compress", "a.txt", "b.txt", "--rate", "1", *mode).out == b"there are 12\n34 people"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["compress", "in.txt", "-o", "in.txt"],
+        ["compress", "other.txt", "in.txt", "--output", "./in.txt", "--stream"],
+        ["compress", "in.txt", "-o", "link.txt"],
+        ["compress", "in.txt", "-o", "."],
+        ["compress", "in.txt", "--json", "-o", "in.txt"],
+        ["compress", "in.txt", "--column", "text", "-o", "in.txt"],
+        ["restore", "in.txt", "-o", "in.txt"],
+        ["inspect", "in.txt", "--html", "in.txt"],
+    ],
+    ids=" ".join,
+)
+def test_an_output_never_takes_the_place_of_its_input(shell, words):
+    for name in ("in.txt", "other.txt"):
+        Path(name).write_bytes(TEXT.encode())
+    Path("link.txt").symlink_to("in.txt")
+    done = shell(*words)
+    assert done.code == 2 and done.out == b"" and done.err.count("\n") == 1
+    assert "is an input itself (in.txt), and what is dropped would be lost. Name another file." in done.err
+    assert Path("in.txt").read_bytes() == TEXT.encode()
+
+
+def test_a_redirected_input_is_no_output_either(folder, tmp_path):
+    path = tmp_path / "in.txt"
+    path.write_bytes(TEXT.encode())
+    with path.open("rb") as stdin:
+        done = process("compress", "--model", folder, "-o", path, stdin=stdin)
+    assert (
+        done.returncode == 2
+        and b"is an input itself (standard input)" in done.stderr
+        and path.read_bytes() == TEXT.encode()
+    )
+
+
+UNREADABLE = {
+    "UTF-16": TEXT.encode("utf-16"),
+    "UTF-32": TEXT.encode("utf-32"),
+    "UTF-16 without a mark": TEXT.encode("utf-16-le"),
+    "a gzip archive": gzip.compress(TEXT.encode()),
+    "an image": b"\x89PNG\r\n\x1a\n" + bytes(range(256)),
+    "a zip archive or an office document": b"PK\x03\x04" + bytes(300),
+    "a PDF": b"%PDF-1.7\n",
+    "another alphabet": "Съешь же ещё этих мягких французских булок".encode("koi8-r"),
+    "bytes": bytes(range(256)) * 9,
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+@pytest.mark.parametrize(
+    "words",
+    [["compress"], ["compress", "--stream"], ["compress", "--column", "text"], ["restore"], ["inspect"]],
+    ids=" ".join,
+)
+def test_what_is_no_text_is_refused_in_one_line(shell, kind, words):
+    Path("in.bin").write_bytes(UNREADABLE[kind])
+    done = shell(*words, "in.bin", "--quiet")
+    assert done.code == 2 and done.out == b"" and done.err.count("\n") == 1 and "UTF-8" in done.err
+    assert (f"in.bin is {kind}, and" in done.err) or "in.bin is no UTF-8 text: " in done.err
+
+
+def test_text_with_some_foreign_bytes_is_read(shell):
+    data = "Übergrößen für Straßenfeste, fällig ab März: 12 Stück, später dann öfter.\n".encode("latin1") * 20
+    Path("in.txt").write_bytes(data)
+    done = shell("compress", "in.txt", "--rate", "1", "--quiet")
+    assert (done.code, done.out) == (0, data)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGTERM there")
+def test_a_command_that_is_ended_leaves_nothing_half_written(shell, monkeypatch):
+    def ended(*args, **kwargs):
+        assert [path.suffix for path in Path().iterdir()].count(".part") == 1
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield
+
+    Path("in.txt").write_text(TEXT)
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cli, "read_texts", ended)
+    assert shell("compress", "in.txt", "-o", "out.txt").code == 128 + signal.SIGTERM
+    assert [path.name for path in Path().iterdir()] == ["in.txt"] and signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_failed_run_leaves_the_old_output(tmp_path):
@@ -200,6 +296,42 @@ def test_of_many_bad_lines_twenty_are_named(shell):
     done = shell("compress", "--column", "text", stdin=b"x\n" * 50)
     assert done.code == 2 and done.out == b"" and done.err.count("not JSON") == 20
     assert "50 lines could not be used and left out, 30 of them not named here, the last at -:50." in done.err
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]], ids=" ".join)
+def test_the_rows_written_are_read_by_those_who_read_json_lines(shell, compressor, words):
+    """A key twice is read in as many ways as there are readers, and by some not at all."""
+    rows = [
+        '{"id": 1, "text": "the cat sat on the mat"}',
+        '{"id": 2, "text": "a\\u2028dog \\"ran\\" to 日本\\n"}',
+        '{"id": 3, "text": ""}',
+    ]
+    taken = ['{"text": "a", "compressed": "b"}', '{"text": "a", "original_tokens": 1, "compression_rate": 2}',
+             '{"text": "a", "text": "b"}', '{"text": "a", "x": {"y": 1, "y": 2}}']  # fmt: skip
+    Path("rows.jsonl").write_text("\n".join(rows + taken))
+    done = shell("compress", "rows.jsonl", "--column", "text", "-o", "short.jsonl", *words)
+    assert done.code == 2
+    for line, reason in (
+        (4, "it has 'compressed' already, which would stand there twice: rename or remove it"),
+        (5, "it has 'original_tokens', 'compression_rate' already"),
+        (6, "the key 'text' stands twice in it"),
+        (7, "the key 'y' stands twice in it"),
+    ):
+        assert f"tokforget: rows.jsonl:{line}: {reason}" in done.err
+    texts = [json.loads(row)["text"] for row in rows]
+    expected = [result.text for result in compressor.compress(texts)]
+    import pandas
+    import pyarrow.json
+
+    for read in (pandas.read_json(Path("short.jsonl"), lines=True), pyarrow.json.read_json("short.jsonl").to_pandas()):
+        assert (read["id"].tolist(), read["text"].tolist(), read["compressed"].tolist()) == (
+            [1, 2, 3],
+            texts,
+            expected,
+        )
+    # What was written once has its columns; it is not written again.
+    again = shell("compress", "short.jsonl", "--column", "text", *words)
+    assert again.code == 2 and again.out == b"" and "3 lines could not be used" in again.err
 
 
 # -- restore -----------------------------------------------------------------------------------------------------------
@@ -293,7 +425,11 @@ def test_env_can_ask_torch(shell):
     [
         (["compress", "--rate", "4"], "must lie in (0, 1], got 4.0"),
         (["compress", "--rate", "0.5", "--target-tokens", "3"], "not allowed with argument"),
-        (["compress", "--rat", "0.5"], "unrecognized arguments"),
+        (["compress", "--rate", "50"], "`rate` must lie in (0, 1], got 50.0. It is the fraction of tokens kept; for 50 % pass 0.5."),
+        (["compress", "--rat", "0.5"], "unrecognized arguments: --rat"),
+        (["compress", "--units", "word"], "tokforget compress: error: unrecognized arguments: --units. Did you mean --unit? (`tokforget compress --help`"),
+        (["inspect", "--htm=a.html"], "Did you mean --html? (`tokforget inspect --help` lists"),
+        (["compress", "--unit", "wrod"], "invalid choice: 'wrod' (choose from token, word). Did you mean 'word'?"),
         (["compress", "no such file"], "no such file: no such file."),
         (["compress", "."], ". is a folder: name its files"),
         (["compress", "-", "-"], "can be read only once"),
@@ -310,12 +446,35 @@ def test_env_can_ask_torch(shell):
         (["restore", "--abstain-below", "7"], "probability in (0, 1], got 7.0"),
         (["restore", "--batch-size", "0"], "at least 1, got 0"),
         (["inspect", "--unit", "letter"], "invalid choice: 'letter'"),
+        (["restore"], "- is no output of `tokforget compress --json`"),
         ([], "are required: compress | restore | inspect | env"),
     ],
 )  # fmt: skip
 def test_a_users_mistake_is_one_line_and_exit_code_two(shell, words, message):
-    done = shell(*words, stdin=TEXT.encode() if words[:1] != ["restore"] else b"", model=bool(words))
+    done = shell(
+        *words, stdin=TEXT.encode() if words[:1] != ["restore"] or len(words) == 1 else b"", model=bool(words)
+    )
     assert done.code == 2 and message in done.err and done.err.count("\n") == 1 and done.out == b"", done.err
+
+
+def test_a_command_that_does_not_exist_is_told_the_nearest(shell):
+    done = shell("compres", "a.txt", model=False)
+    assert done.code == 2 and done.err.count("\n") == 1 and "Did you mean 'compress'?" in done.err
+
+
+def test_a_model_that_is_not_there_offline_speaks_of_no_connection(shell):
+    done = shell("compress", "--model", "nobody/none", stdin=b"a", model=False)
+    assert done.code == 2 and "HF_HUB_OFFLINE is set. Unset that variable" in done.err and "connection" not in done.err
+
+
+def test_of_a_file_that_is_no_result_one_line_is_said(shell):
+    Path("readme.md").write_text("# A file\n\nwith many lines\n" * 30)
+    done = shell("restore", "readme.md")
+    assert (
+        done.code == 2
+        and done.err.count("\n") == 1
+        and "readme.md is no output of `tokforget compress --json`" in done.err
+    )
 
 
 def test_an_impossible_budget_can_be_a_warning(shell):

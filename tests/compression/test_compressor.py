@@ -67,7 +67,7 @@ def test_a_loaded_policy_scores_like_the_model_it_was_saved_from(folder, base_fo
 def test_half_precision_ranks_alike(folder, texts, dtype):
     whole, half = Compressor.from_pretrained(folder), Compressor.from_pretrained(folder, dtype=dtype)
     a, b = (one.compress(texts[0], rate=0.5) for one in (whole, half))
-    assert half.policy.inputs.weight.dtype == dtype and half.policy.ngrams.total.dtype == torch.float32
+    assert half.policy.inputs.weight.dtype == dtype and half.policy.ngrams.total.dtype == torch.int64
     assert np.corrcoef(a.scores, b.scores)[0, 1] > 0.99 and b.compressed_tokens <= b.target_tokens
 
 
@@ -509,3 +509,70 @@ def test_the_terminal_shows_what_was_dropped_with_and_without_colours(compressor
     coloured = Console(width=300, force_terminal=True, color_system="truecolor", record=True, file=StringIO())
     coloured.print(explanation)
     assert TEXT in coloured.export_text(clear=False) and "\x1b[" in coloured.export_text(styles=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"texts": None}, "`texts` must be a string or a sequence of strings, got None. Leave out what is missing"),
+        ({"texts": {"text": ["a"], "id": [1]}}, "got a dict, .* Pass one of its columns, there are 'text', 'id'"),
+        ({"texts": 5}, "sequence of strings, got a int, 5"),
+        ({"texts": b"abc"}, "got a bytes, b'abc'. Decode bytes first"),
+        ({"texts": {"a", "b"}}, "Pass a list: a set has no order"),
+        ({"texts": ["a", None]}, "Text 1 of `texts` must be a string, got None"),
+        ({"texts": ["a", b"b"]}, "Text 1 of `texts` must be a string, got a bytes, b'b'. Decode bytes first"),
+        ({"rate": "0.5"}, "`rate` must be a number, got '0.5', a str"),
+        ({"rate": True}, "`rate` must be a number, got True, a bool"),
+        ({"rate": 50}, r"`rate` must lie in \(0, 1\], got 50. .* for 50 % pass 0.5"),
+        ({"rate": float("nan")}, r"`rate` must lie in \(0, 1\], got nan"),
+        ({"threshold": "x"}, "`threshold` must be a number"),
+        ({"quality": "high"}, "`quality` must be a number"),
+        ({"min_tokens": "x"}, "`min_tokens` must be a number"),
+        ({"target_tokens": True}, "`target_tokens` must be a whole number of at least 1, got True"),
+        ({"protect": 5}, "`protect` takes names, .* got a int: 5"),
+        ({"protect": [None]}, "`protect` takes names"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_of_the_wrong_type_is_named_in_one_line(compressor, words, message):
+    with pytest.raises((TypeError, ValueError), match=message) as error:
+        compressor.compress(**({"texts": "the cat sat"} | words))
+    assert "\n" not in str(error.value)
+
+
+# -- what users' own functions and texts bring -------------------------------------------------------------------------
+@pytest.mark.parametrize("given", [(-1, 4), (0, 10**9), (5, 3), "ab", (1.5, 2), 7, (1, 2, 3)], ids=str)
+@pytest.mark.parametrize("how", [{}, {"prefix_stable": True}], ids=str)
+def test_a_function_that_gives_no_spans_is_one_clear_error(compressor, given, how):
+    """A span before the text voided the protection of everything else; one behind it was an IndexError."""
+    with pytest.raises(ValueError, match=r"A function in `protect` gave .*; a span is \(start, end\) in characters"):
+        compressor.compress("it is 12 o'clock now", rate=0.9, protect=["numbers", lambda text: [given]], **how)
+
+
+def test_a_function_protects_beside_names_and_an_empty_span_protects_nothing(compressor):
+    text = "it is 12 o'clock now, and 7 is gone"
+    find = lambda text: [(0, 0), np.array([0, 2]), (len(text), len(text))]  # noqa: E731
+    result = compressor.compress(text, rate=0.6, protect=["numbers", find], on_impossible="warn")
+    assert result.text.startswith("it") and "12" in result.text and "7" in result.text
+    assert (
+        compressor.compress(text, rate=0.4, protect=lambda text: [(3, 3)]).text
+        == compressor.compress(text, rate=0.4).text
+    )
+
+
+def test_what_only_begins_like_a_tag_is_text(compressor):
+    text = "send <keep-alive> and <drop.column> and <llmlinguatool> on"
+    assert compressor.compress(text, rate=1.0, tags=True).text == text
+    assert (
+        "<keep-alive>"
+        in compressor.compress(f"<keep>{text}</keep> now", rate=0.9, tags=True, on_impossible="warn").text
+    )
+
+
+def test_flags_in_a_row_are_kept_or_dropped_one_by_one(compressor):
+    for text in ("🇩🇪🇫🇷🇮🇹🇪🇸", "in 🇩🇪🇫🇷 or 🇮🇹🇪🇸🇵🇹!", "🇩🇪🇫🇷a🇮🇹", "\U0001f1e9🇫"):
+        (item,) = compressor._encode([text], tags=False)
+        edges = cut(text, item.offsets, "token").chars
+        pieces = [text[a:b] for a, b in pairwise(edges)]
+        assert [piece for piece in pieces if piece >= "\U0001f1e6"] == re.findall("[\U0001f1e6-\U0001f1ff]{1,2}", text)
+    assert 0 < compressor.compress("🇩🇪🇫🇷🇮🇹🇪🇸" * 5, rate=0.5).kept_rate < 1

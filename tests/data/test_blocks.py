@@ -353,3 +353,50 @@ def test_what_cannot_be_read_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         load_documents(str(tmp_path if name == "dataset_dict.json" else tmp_path / name))
+
+
+def texts_of(path) -> list[str]:
+    return [document.text for document in open_source(str(path)).splits["train"]]
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("rows.ndjson", '{"text": "one"}\n{"text": "two"}\n'),
+        ("rows.JSONL", '{"text": "one"}\n{"text": "two"}\n'),
+        ("rows.Json", '["one", "two"]'),
+        ("rows.tsv", "id\ttext\n1\tone\n2\ttwo\n"),
+        ("rows.CSV", "id,text\n1,one\n2,two\n"),
+        ("rows.TXT", "one<|endoftext|>two"),
+        ("rows.NDJSON.GZ", gzip.compress(b'"one"\n"two"\n')),
+        ("rows", "one<|endoftext|>two"),
+        ("rows.md", "one<|endoftext|>two"),
+    ],
+)
+def test_a_file_is_read_by_its_kind_however_its_name_is_written(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert texts_of(tmp_path / name) == ["one", "two"]
+
+
+@pytest.mark.parametrize("name", ["rows", "rows.dat", "rows.jsonlines"])
+@pytest.mark.parametrize("content", ['{"text": "x"}\n', '["x"]', '{\n "text": "x"\n}'])
+def test_rows_that_do_not_say_so_are_not_learnt_as_one_text(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match="holds JSON, and its name does not say so"):
+        texts_of(tmp_path / name)
+    (tmp_path / "rows.txt").write_text(content)
+    assert texts_of(tmp_path / "rows.txt") == [content.strip()]
+
+
+def test_files_of_a_folder_that_are_left_out_are_named(tmp_path, caplog):
+    for name, content in {
+        "a.TXT": "one",
+        "b.md": "two",
+        "c.JSONL": '"three"',
+        ".hidden": "x",
+        ".git/config": "x",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert texts_of(tmp_path) == ["one", "three"]
+    assert "are left out, of no kind that is read: b.md. Read are .txt" in caplog.text

@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import make_model
 from tests.support.recipes import call
+from tokforget import plots
 from tokforget.evaluation.report import write_report
 
 
@@ -157,6 +158,16 @@ def test_report_and_plots_are_drawn_from_the_files_alone(evaluated, tmp_path):
         write_report(tmp_path / "nowhere")
 
 
+def test_without_matplotlib_the_report_has_no_plots(evaluated, tmp_path, monkeypatch, caplog):
+    for name in FILES:
+        shutil.copy(evaluated / name, tmp_path / name)
+    monkeypatch.setattr(plots, "find_spec", lambda name: None)
+    assert {path.name for path in write_report(tmp_path)} == {"report.md", "heatmap.html"}
+    tables = [line for line in (evaluated / "report.md").read_text().splitlines() if line.startswith("|")]
+    assert [line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("|")] == tables
+    assert "without plots: matplotlib is missing. `pip install matplotlib`" in caplog.text
+
+
 def test_plots_show_the_scorers_asked_for_and_tables_all(evaluated, tmp_path):
     for name in FILES:
         shutil.copy(evaluated / name, tmp_path / name)
@@ -228,7 +239,7 @@ def test_the_baselines_alone(folder, tmp_path):
     "extra, message",
     [
         (["--scorers", "entropy"], "Unknown baseline 'entropy'; there are random, "),
-        (["--rates", "1.5"], "`compression_rate` must lie in (0, 1], got 1.5"),
+        (["--rates", "1.5"], "`rates` must lie in (0, 1], got 1.5"),
         (["--model_path", "nowhere/model"], "nowhere/model"),
         (["--dataset_name", "nowhere.jsonl"], "'nowhere.jsonl'"),
         (["--layout", "infill"], "was trained for 'prefix'"),

@@ -208,6 +208,37 @@ def test_a_common_budget_may_leave_documents_out(compressor):
         ForgetDocumentCompressor(compressor, ratio=0.5)
 
 
+SHORT = ["Yes", "No.", "", "  ", TEXTS[0]]
+BUDGETS = [
+    {"rate": 0.5, "unit": "word"},
+    {"rate": 0.01, "unit": "word"},
+    {"target_tokens": 1, "unit": "word"},
+    {"rate": 0.2},
+]
+
+
+@pytest.mark.parametrize("options", BUDGETS, ids=str)
+def test_no_document_is_lost_for_being_short(options):
+    """By words half of "Yes", three pieces of this vocabulary, is nothing: what was retrieved is then passed on as it is."""
+    pytest.importorskip("langchain_core")
+    pytest.importorskip("llama_index.core")
+    from langchain_core.documents import Document
+    from llama_index.core.schema import NodeWithScore, TextNode
+
+    from tokforget.integrations.langchain import ForgetDocumentCompressor
+    from tokforget.integrations.llama_index import ForgetNodePostprocessor
+
+    compressor = Compressor.from_pretrained()
+    expected = [result.text for result in compressor.compress(SHORT, **options)]
+    assert "" in expected[:2] or options == {"rate": 0.2}
+    expected = [text if text.strip() else before for text, before in zip(expected, SHORT)]
+    found = ForgetDocumentCompressor(compressor, **options).compress_documents([Document(text) for text in SHORT], "q")
+    assert [document.page_content for document in found] == [text for text in expected if text.strip()]
+    assert found[0].metadata["tokforget_compressed_tokens"] == len(compressor.tokenizer.encode(expected[0]).ids)
+    nodes = [NodeWithScore(node=TextNode(text=text)) for text in SHORT]
+    assert [n.text for n in ForgetNodePostprocessor(compressor, **options).postprocess_nodes(nodes)] == expected
+
+
 # -- LlamaIndex --------------------------------------------------------------------------------------------------------
 def test_llama_index_nodes_are_shortened_and_stay_themselves(compressor):
     pytest.importorskip("llama_index.core")
@@ -266,6 +297,11 @@ def test_a_column_that_is_missing_or_would_be_lost_is_named(compressor):
         function({"txt": "a"})
     with pytest.raises(ValueError, match="already has compressed: rename"):
         function({"text": "a", "compressed": "b"})
+    for rows, count in (({"text": ["a", None, "b"]}, "1 of 3 rows"), ({"text": None}, "1 of 1 rows")):
+        with pytest.raises(
+            ValueError, match=f"'text' holds None in {count}. Leave these rows out first: `dataset.filter"
+        ):
+            function(rows)
     with pytest.raises(ValueError, match="in \\(0, 1\\], got 5"):
         compress_column(compressor, rate=5)
     assert function({"text": []}) == {name: [] for name in COLUMNS}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tests.conftest import make_model
+from tokforget import Compressor
+from tokforget.hub.staging import stage
 from tokforget.models.forget_model import ForgetModel, check_model_folder
 
 
@@ -156,3 +159,28 @@ def test_an_interrupted_save_keeps_the_former_weights(saved, model, monkeypatch)
     after = load_file(saved / "model.safetensors")
     assert all(torch.equal(before[n], after[n]) for n in before)
     ForgetModel.from_pretrained(saved)
+
+
+def test_a_local_base_is_found_from_elsewhere_and_its_path_stays_here(base_folder, tokenizer, tmp_path, monkeypatch):
+    shutil.copytree(base_folder, tmp_path / "mybase")
+    monkeypatch.chdir(tmp_path)
+    model = make_model("mybase", tokenizer)
+    model.save_pretrained("saved")
+    tokenizer.save_pretrained("saved")
+    result = Compressor.from_pretrained("saved").compress("the cat sat on the mat", rate=0.5)
+    (tmp_path / "elsewhere").mkdir()
+    compressor = Compressor.from_pretrained("saved")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert compressor.restore(result, progress=False).is_restoration
+    assert ForgetModel.from_pretrained(tmp_path / "saved").config.base_model_name_or_path == str(tmp_path / "mybase")
+
+    stage(tmp_path / "saved", tmp_path / "pushed", "user/model")
+    for path in ("config.json", "adapter/adapter_config.json", "README.md"):
+        assert str(tmp_path) not in (tmp_path / "pushed" / path).read_text()
+    assert "base_model:" not in (tmp_path / "pushed" / "README.md").read_text()
+    with pytest.raises(
+        ValueError, match=r"The base model '\./mybase' is a local folder that is not there\. Put it there, or"
+    ):
+        ForgetModel.from_pretrained(tmp_path / "pushed")
+    monkeypatch.chdir(tmp_path)  # where it is put there
+    assert ForgetModel.from_pretrained(tmp_path / "pushed").reconstructor is not None

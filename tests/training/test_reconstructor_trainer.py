@@ -394,7 +394,7 @@ def test_what_cannot_run_is_one_line(words, message, trained, base_folder, tmp_p
     words = [word.format(base=base_folder, out=out, empty=tmp_path) for word in words]
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
-        recipe("train_reconstructor").main([*launched, *words])
+        recipe("train_reconstructor").main([*launched, "--output_dir", str(tmp_path), *words])
     error = capsys.readouterr().err
     assert stop.value.code == 2
     assert message in error.strip().splitlines()[-1] and "Traceback" not in error

@@ -23,6 +23,7 @@ from tokforget.training.faults import CheckpointError, NotFiniteError, RunInterr
 from tokforget.training.forget_trainer import ForgetTrainer
 from tokforget.training.resumable_trainer import NumberedTexts
 from tokforget.training.rewards import WeightedRewards
+from tokforget.training.run_folder import RECORD
 
 
 ROOT = Path(__file__).parents[2]
@@ -305,7 +306,7 @@ def test_a_write_that_the_system_refuses(name, base_folder, tokenizer, tmp_path)
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert f"{tmp_path / 'checkpoint-4'} could not be written" in str(caught.value)
     assert f"The last checkpoint is {tmp_path / 'checkpoint-2'}." in str(caught.value)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2"], (
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", RECORD], (
         "the room of the half checkpoint is free"
     )
     checkpoints.check_checkpoint(tmp_path / "checkpoint-2")

@@ -1,6 +1,7 @@
 """The arguments of the shell command, and what `--help` says of them."""
 
 import argparse
+import difflib
 import sys
 
 from tokforget import __version__
@@ -44,6 +45,26 @@ class _OneLineParser(argparse.ArgumentParser):
     def error(self, message: str):
         sys.stderr.write(f"{self.prog}: error: {message} (`{self.prog} --help` lists what exists)\n")
         sys.exit(2)
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As the host's, but that a command's parser refuses what it does not know itself: it knows what is meant, and its help."""
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            known = [*self._option_string_actions, *self._commands()]
+            near = difflib.get_close_matches(unknown[0].split("=")[0], known, 1, 0.7)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}.{f' Did you mean {near[0]}?' if near else ''}")
+        return namespace, unknown
+
+    def _check_value(self, action, value):
+        if action.choices is not None and value not in action.choices:
+            near = difflib.get_close_matches(str(value), list(map(str, action.choices)), 1, 0.6)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise argparse.ArgumentError(
+                action, f"invalid choice: {value!r} (choose from {', '.join(map(str, action.choices))}).{hint}"
+            )
+
+    def _commands(self) -> list[str]:
+        return [name for action in self._actions if isinstance(action.choices, dict) for name in action.choices]
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -59,7 +59,7 @@ def _torch_build() -> str:
     if spec is None or spec.origin is None:
         return "not installed"
     version_file = Path(spec.origin).with_name("version.py")
-    text = version_file.read_text() if version_file.is_file() else ""
+    text = version_file.read_text(encoding="utf-8") if version_file.is_file() else ""
     found = re.findall(r"^(cuda|hip|xpu)\b.*=\s*'([^']+)'", text, re.MULTILINE)
     return ", ".join(f"{name} {version}" for name, version in found) or "cpu"
 

@@ -4,12 +4,13 @@ that are no UTF-8 travel as surrogate escapes (PEP 383), so that they come out a
 """
 
 import codecs
+import io
 import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,21 @@ from typing import BinaryIO
 STDIN = "-"
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _BLOCK_BYTES = 65_536
+_UTF_16 = "Convert it first, for instance with `iconv -f UTF-16 -t UTF-8`."
+_UNPACK, _EXTRACT = "Unpack it first.", "Take the text out of it first."
+# How what is no text begins, what it is, and what to do about it. The longer mark of two comes first.
+_NO_TEXT = (
+    (b"\xff\xfe\x00\x00", "UTF-32", _UTF_16.replace("16", "32")),
+    (b"\x00\x00\xfe\xff", "UTF-32", _UTF_16.replace("16", "32")),
+    (b"\xff\xfe", "UTF-16", _UTF_16), (b"\xfe\xff", "UTF-16", _UTF_16),
+    (b"\x1f\x8b", "a gzip archive", _UNPACK.replace("it", "it with `gunzip`")),
+    (b"BZh", "a bzip2 archive", _UNPACK), (b"\xfd7zXZ", "an xz archive", _UNPACK), (b"\x28\xb5\x2f\xfd", "a zstd archive", _UNPACK),
+    (b"PK\x03\x04", "a zip archive or an office document", _EXTRACT), (b"PAR1", "a Parquet table", _EXTRACT),
+    (b"%PDF-", "a PDF", _EXTRACT), (b"\x89PNG", "an image", _EXTRACT), (b"\xff\xd8\xff", "an image", _EXTRACT),
+    (b"GIF8", "an image", _EXTRACT),
+)  # fmt: skip
+# Bytes that are no UTF-8, and control characters that no text has; terminals' escapes and backspaces stand in logs.
+_NO_CHARACTERS = re.compile("[\udc80-\udcff\x00-\x07\x0e-\x1a\x1c-\x1f]")
 
 
 class UserError(Exception):
@@ -53,15 +69,42 @@ class Record:
 
 # -- in ----------------------------------------------------------------------------------------------------------------
 @contextmanager
-def open_input(source: str) -> Iterator[BinaryIO]:
-    """A file, or standard input for `-`, in bytes."""
+def open_input(source: str) -> Iterator[io.BufferedReader]:
+    """
+    A file, or standard input for `-`, in bytes.
+
+    Raises:
+        `UserError`: If its beginning is no text.
+    """
     if source != STDIN:
-        with open(source, "rb") as file:
+        with open(source, "rb", buffering=_BLOCK_BYTES) as file:
+            check_is_text(file.peek(_BLOCK_BYTES), source)
             yield file
         return
     if sys.stdin.isatty():
         sys.stderr.write("tokforget: reading from the terminal; end with Ctrl-D.\n")
-    yield sys.stdin.buffer
+    buffer = sys.stdin.buffer
+    if hasattr(buffer, "peek"):
+        check_is_text(buffer.peek(), source)
+    yield buffer
+
+
+def check_is_text(beginning: bytes, source: str) -> None:
+    """
+    `UserError` if these first bytes of an input are of an archive, an image, a document or of another encoding than UTF-8.
+
+    Single bytes that are no UTF-8 are let through, and come out as they went in: logs have them.
+    """
+    for mark, kind, advice in _NO_TEXT:
+        if beginning.startswith(mark):
+            raise UserError(f"{source} is {kind}, and what is read is UTF-8 text. {advice}")
+    sample = beginning[:_BLOCK_BYTES]
+    broken = len(_NO_CHARACTERS.findall(sample.decode("utf-8", "surrogateescape")))
+    if broken >= 8 and broken > len(sample) / 4:
+        raise UserError(
+            f"{source} is no UTF-8 text: {broken:,} of its first {len(sample):,} bytes are no characters. Convert it first, for "
+            "instance with `iconv -f LATIN1 -t UTF-8`, or take the text out of the document."
+        )
 
 
 def decode(data: bytes) -> str:
@@ -96,30 +139,39 @@ def read_parts(source: str, advance: Callable[[int], None]) -> Iterator[str]:
 
 
 def read_rows(
-    sources: list[str], column: str, reject: Callable[[str, str], None], question_column: str | None = None
+    sources: list[str],
+    column: str,
+    reject: Callable[[str, str], None],
+    question_column: str | None = None,
+    added: Sequence[str] = (),
 ) -> Iterator[Record]:
-    """The rows of JSONL files. What is no row with a text in `column` goes to `reject(place, reason)`; blank lines to nobody."""
+    """
+    The rows of JSONL files. What is no row with a text in `column`, or has a key that is to be `added`, goes to
+    `reject(place, reason)`; blank lines to nobody.
+    """
     for source in sources:
         with open_input(source) as file:
             for number, data in enumerate(file, 1):
                 if data.strip():
                     record = Record(source, "", len(data), number)
                     try:
-                        record.line, record.text, record.question = _row(data, number, column, question_column)
+                        record.line, record.text, record.question = _row(data, number, column, question_column, added)
                     except (ValueError, RecursionError) as error:
                         reject(record.place, str(error) or "nested too deeply")
                     else:
                         yield record
 
 
-def _row(data: bytes, number: int, column: str, question_column: str | None) -> tuple[str, str, str | None]:
+def _row(
+    data: bytes, number: int, column: str, question_column: str | None, added: Sequence[str]
+) -> tuple[str, str, str | None]:
     """A line as text without its ending, what stands in its column, and its question."""
     try:
         line = data.decode("utf-8-sig" if number == 1 else "utf-8").strip()
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from None
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
     if not isinstance(row, dict):
@@ -131,7 +183,21 @@ def _row(data: bytes, number: int, column: str, question_column: str | None) -> 
             raise ValueError(f"no column {name!r}; it has {', '.join(map(repr, list(row)[:8])) or 'none'}")
         if not isinstance(row[name], str):
             raise ValueError(f"column {name!r} holds {_kind(row[name])}, not a text")
+    taken = [name for name in added if name in row]
+    if taken:
+        raise ValueError(
+            f"it has {', '.join(map(repr, taken))} already, which would stand there twice: rename or remove it"
+        )
     return line, row[column], None if question_column is None else row[question_column]
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict:
+    """An object of JSON; one with a key twice is read in as many ways as there are readers, and by some not at all."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} stands twice in it")
+    return row
 
 
 def _kind(value) -> str:
@@ -160,8 +226,7 @@ def _escaped(text: str) -> str:
 @contextmanager
 def open_output(path: str | None) -> Iterator[BinaryIO]:
     """
-    Standard output, or a file that appears, whole, only when all went well: reading and writing the same file is safe, and
-    a failure leaves what was there before.
+    Standard output, or a file that appears, whole, only when all went well: a failure leaves what was there before.
     """
     if path is None:
         yield sys.stdout.buffer
@@ -183,9 +248,26 @@ def open_output(path: str | None) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
 
 
+def refuse_input_as_output(path: Path, sources: list[str], option: str = "--output") -> None:
+    """`UserError` if a result would take the place of a text that it is made from: what was dropped would be gone for good."""
+    if not path.is_file():
+        return
+    for source in sources:
+        try:
+            there = os.stat(source) if source != STDIN else os.fstat(sys.stdin.fileno())
+        except (OSError, ValueError):  # not there, which is said elsewhere; or a standard input without a file
+            continue
+        if os.path.samestat(there, path.stat()):
+            named = "standard input" if source == STDIN else source
+            raise UserError(
+                f"`{option}` {path} is an input itself ({named}), and what is dropped would be lost. Name another file."
+            )
+
+
 class Outputs:
     """
-    Where results go: standard output, one file, or a folder with a file for each source.
+    Where results go: standard output, one file, or a folder with a file for each source. Several sources in one file, or on
+    standard output, are apart: behind one that does not end in a line break comes one.
 
     Args:
         path (`str`, *optional*): Nothing for standard output; a folder that exists or a name that ends in a slash; or a file.
@@ -200,6 +282,8 @@ class Outputs:
         if not self.is_folder:
             if path is not None and not Path(path).resolve().parent.is_dir():
                 raise UserError(f"`--output` {path}: no such folder.")
+            if path is not None:
+                refuse_input_as_output(Path(path), sources)
             return
         names = [Path(source).name for source in sources]
         if STDIN in sources:
@@ -209,6 +293,8 @@ class Outputs:
             raise UserError(
                 f"`--output` is a folder, and several inputs are called {twice[0]}: write them one by one."
             )
+        for name in names:
+            refuse_input_as_output(Path(path, name + suffix), sources)
         Path(path).mkdir(parents=True, exist_ok=True)
 
     @property
@@ -222,25 +308,25 @@ class Outputs:
         return self.on_terminal and self.last not in (b"", b"\n")
 
     @contextmanager
-    def open_all(self) -> Iterator[Callable[[str, bytes], None]]:
-        """A function that takes a source and bytes of its result. Sources must come one after the other."""
-        if not self.is_folder:
-            with open_output(self.path) as file:
-
-                def write_on(source: str, data: bytes) -> None:
-                    self.last = data[-1:] or self.last
-                    file.write(data)
-
-                yield write_on
-            return
+    def open_all(self) -> Iterator[Callable[..., None]]:
+        """
+        A function that takes a source, bytes of its result, and whether a text begins with them, as it does with a new source.
+        Sources must come one after the other.
+        """
         with ExitStack() as stack:
-            current: list = [None, None]  # source and its file
+            current: list = [None, None]  # source and the file for it
 
-            def write(source: str, data: bytes) -> None:
-                if source != current[0]:
+            def write(source: str, data: bytes, begins: bool = False) -> None:
+                begins |= source != current[0]
+                if current[1] is None or (self.is_folder and source != current[0]):
                     stack.close()
-                    path = Path(self.path, Path(source).name + self.suffix)
-                    current[:] = source, stack.enter_context(open_output(str(path)))
+                    path = str(Path(self.path, Path(source).name + self.suffix)) if self.is_folder else self.path
+                    current[1], self.last = stack.enter_context(open_output(path)), b""
+                if begins and data and self.last not in (b"", b"\n"):
+                    current[1].write(b"\n")
+                current[0], self.last = source, data[-1:] or self.last
                 current[1].write(data)
 
+            if not self.is_folder:  # there, and empty, even if nothing is written
+                current[1] = stack.enter_context(open_output(self.path))
             yield write

@@ -8,7 +8,9 @@ Results go to standard output, everything else to standard error. Exit codes: 0 
 # Only what costs nothing is imported here: `--help` and `env` must not wait for torch.
 import argparse
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -29,6 +31,7 @@ from tokforget.cli.files import (
     read_parts,
     read_rows,
     read_texts,
+    refuse_input_as_output,
     with_columns,
 )
 from tokforget.cli.recipes import RECIPES, run_recipe
@@ -53,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
             return _say_error(str(error), 2)
     args = make_parser().parse_args(words)
     try:
-        with _one_line_warnings():
+        with _one_line_warnings(), _ended_in_order():
             return COMMANDS[args.command](args)
     except UserError as error:
         return _say_error(str(error), 2)
@@ -89,6 +92,25 @@ def _one_line_warnings() -> Iterator[None]:
         warnings.filterwarnings("always", category=UserWarning, module="tokforget")
         warnings.showwarning = show
         yield
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM and a terminal that is closed end the command as Ctrl-C does: what is half written is taken away."""
+
+    def leave(number, frame):
+        raise SystemExit(128 + number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # Python lets no other thread have handlers
+        numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        # What was told to be ignored, as by `nohup`, stays ignored.
+        before = {n: signal.signal(n, leave) for n in numbers if signal.getsignal(n) == signal.SIG_DFL}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # -- what all commands do ----------------------------------------------------------------------------------------------
@@ -196,7 +218,7 @@ def _compress(args: argparse.Namespace) -> int:
                 write(record.source, _rendered(args, record, result))
         else:
             records = (
-                read_rows(files, args.column, report.reject, args.question_column)
+                read_rows(files, args.column, report.reject, args.question_column, _added_columns(args))
                 if args.column
                 else read_texts(files)
             )
@@ -266,6 +288,12 @@ def _told(group: list[Record]) -> dict:
     return {"question": questions} if any(question is not None for question in questions) else {}
 
 
+def _added_columns(args: argparse.Namespace) -> tuple[str, ...]:
+    from tokforget.compression.results import COLUMNS
+
+    return (*COLUMNS, "compression") if args.json else COLUMNS
+
+
 def _rendered(args: argparse.Namespace, record: Record, result) -> bytes:
     if args.column:
         from tokforget.compression.results import columns
@@ -315,13 +343,14 @@ def _restore(args: argparse.Namespace) -> int:
         restored = compressor.restore([result for _, result in saved], abstain_below=args.abstain_below, gap=args.gap,
                                       batch_size=args.batch_size, progress=False if args.quiet else None)  # fmt: skip
     with outputs.open_all() as write:
-        for (record, _), text in zip(saved, restored):
+        for (record, result), text in zip(saved, restored):
             if not args.quiet:
                 sys.stderr.write(f"tokforget: {record.place}: {text.label}\n")
             line = {} if record.number is None else {"line": record.number}
             named = {"source": record.source} | line | text.to_dict()
             end = b"" if record.line is None else b"\n"  # blocks of a stream join, rows do not
-            write(record.source, json_line(named) if args.json else encode(text.text) + end)
+            begins = result.start == 0  # a block of a stream goes on with the one before it
+            write(record.source, json_line(named) if args.json else encode(text.text) + end, begins)
     return report.end()
 
 
@@ -345,6 +374,8 @@ def _quiet_host() -> Iterator[None]:
 def _inspect(args: argparse.Namespace) -> int:
     options = compress_options(args)
     _check_files([args.files])
+    if args.html:
+        refuse_input_as_output(Path(args.html), [args.files], "--html")
     record = next(read_texts([args.files]))
     compressor = _load(args, options)
     with _users_mistake(record.place):

@@ -5,8 +5,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from tokforget.cli.files import Record, open_input
+from tokforget.cli.files import Record, UserError, open_input
 from tokforget.compression.results import CompressedText
+
+
+# Lines at the beginning of a file of which one at least has to be what is wanted; else the file is another one.
+_TRIED = 20
 
 
 def read_saved(
@@ -21,6 +25,11 @@ def read_saved(
         with open_input(source) as file:
             data = file.read()
         lines = [(number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
+        if lines and not _is_object(data) and not any(_is_object(line) for _, line in lines[:_TRIED]):
+            raise UserError(
+                f"{source} is no output of `tokforget compress --json`, which is a JSON object on each line. Compress with --json what is "
+                "to be restored."
+            )
         if len(lines) > 1 and _is_object(data):  # one object, printed over several lines
             lines = [(1, data)]
         for number, line in lines:

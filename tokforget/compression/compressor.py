@@ -12,16 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from tokforget.compression.chunks import CHUNK, CONTEXT, blocks, chunk_ends
 from tokforget.compression.pieces import cut
 from tokforget.compression.protection import parse_tags
 from tokforget.compression.quality import Calibration
 from tokforget.compression.ranked_text import RankedText, search
-from tokforget.compression.request import Request
+from tokforget.compression.request import Request, as_texts
 from tokforget.compression.results import CompressedText, encodable
 from tokforget.compression.scores import WINDOW, score
 from tokforget.compression.search import Choice, run_searches
+from tokforget.forks import let_children_compute
 from tokforget.masking import keep_count
 from tokforget.models.folders import local_folder, read_policy, read_tokenizer
 from tokforget.models.word_features import token_features
@@ -66,6 +68,26 @@ class Compressor:
     def __init__(self, policy, tokenizer, folder: Path | None = None):
         self.policy, self.tokenizer, self.folder = policy, tokenizer, folder
         self.fingerprint = hashlib.blake2b(tokenizer.to_str().encode(), digest_size=8).hexdigest()
+        let_children_compute()
+
+    def __getstate__(self) -> dict:
+        """
+        What decides, and nothing of what was loaded or counted on the way: that is found again when it is needed. `copy` and
+        `deepcopy` take the same way.
+        """
+        names = ("policy", "folder", "fingerprint")
+        # As its library pickles it, a tokenizer forgets how it treats special tokens: the file does not say it.
+        return {name: vars(self)[name] for name in names} | {
+            "tokenizer": self.tokenizer.to_str(),
+            "encode_special_tokens": self.tokenizer.encode_special_tokens,
+        }
+
+    def __setstate__(self, state: dict) -> None:
+        state = dict(state)
+        tokenizer = Tokenizer.from_str(state["tokenizer"])
+        tokenizer.encode_special_tokens = state.pop("encode_special_tokens")
+        vars(self).update(state | {"tokenizer": tokenizer})
+        let_children_compute()
 
     @classmethod
     def from_pretrained(
@@ -97,11 +119,9 @@ class Compressor:
         policy = read_policy(folder)
         tokenizer = read_tokenizer(folder, len(policy.tokens.table))
         if device is not None or dtype is not None:
-            counted = policy.ngrams.total if policy.ngrams is not None else None
             policy = policy.to(device=device, dtype=dtype)
-            if counted is not None:  # a sum over the training text: half precision cannot hold it
-                policy.ngrams.total = counted.to(device)
-        return cls(policy, tokenizer, folder)
+        # `restore` reads it later, when the process may stand in another folder.
+        return cls(policy, tokenizer, folder.absolute())
 
     # -- compress ------------------------------------------------------------------------------------------------------
     def compress(
@@ -164,7 +184,7 @@ class Compressor:
             prefix_stable=prefix_stable, budget=budget, tags=tags, min_tokens=min_tokens, on_impossible=on_impossible,
         )  # fmt: skip
         single = isinstance(texts, str)
-        texts = [texts] if single else list(texts)
+        texts = as_texts(texts)
         request.check_texts(texts, single)
         results = self._compress(texts, request, self._questions(question, len(texts)))
         return results[0] if single else results
@@ -445,7 +465,7 @@ class Compressor:
     def _restore_window(self) -> int:
         """Tokens of a window: as long as the texts of the training run, where that is on record, and as the model takes."""
         record = self.folder / "training_config.json"
-        trained = json.loads(record.read_text()).get("max_length") if record.is_file() else None
+        trained = json.loads(record.read_text(encoding="utf-8")).get("max_length") if record.is_file() else None
         return min(trained or WINDOW, self.reconstructor.max_tokens or trained or WINDOW)
 
 

@@ -156,7 +156,17 @@ def _is_character_break(classes: np.ndarray, place: np.ndarray) -> np.ndarray:
     before, after = classes[place - 1], classes[place]
     linked = _is_linked(classes)[place - 1] if (classes & LINK).any() else np.zeros(len(place), dtype=bool)
     linked &= before & SPACE <= after & SPACE  # CR takes white space only
-    return ~((after & EXTEND > 0) | linked | (before & after & FLAG > 0))
+    return ~((after & EXTEND > 0) | linked | _is_inside_flag(classes, place))
+
+
+def _is_inside_flag(classes: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Whether a flag, which is two letters, would be cut at `place`: in a run of flags between every second two of them."""
+    flags = classes & FLAG > 0
+    if not flags.any():
+        return np.zeros(len(place), dtype=bool)
+    index = np.arange(len(classes))
+    start = np.maximum.accumulate(np.where(~flags, index + 1, 0))  # of the run that a letter stands in
+    return flags[place - 1] & flags[place] & ((place - start[place]) % 2 == 1)
 
 
 def _is_linked(classes: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ Every pattern is linear in the text: it begins at the edge of a run of its own c
 same character in two ways.
 """
 
+import operator
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -104,6 +105,8 @@ class Protection:
         """
         found = cls()
         single = isinstance(protect, (str, re.Pattern)) or callable(protect) or _is_span(protect)
+        if not single and protect is not None and not isinstance(protect, Iterable):
+            protect = [protect]  # which is named below for what it is
         for item in [protect] if single else protect or ():
             found._add(item)
         return found
@@ -141,7 +144,7 @@ class Protection:
         for _, end in self.spans:
             if end > len(text):
                 raise ValueError(f"A protected span ends at character {end}, but the text has {len(text)}.")
-        return [*self.spans, *((int(a), int(b)) for finder in self.finders for a, b in finder(text) if a < b)]
+        return [*self.spans, *(span for finder in self.finders for span in _spans_of(finder, text))]
 
     def find_in_chunks(self, text: str, ends: list[int]) -> list[tuple[int, int]]:
         """
@@ -156,12 +159,29 @@ class Protection:
         return found
 
 
+def _spans_of(finder: Finder, text: str) -> Iterator[tuple[int, int]]:
+    """What a function finds in a text, empty spans aside; one that lies outside would void what others protect."""
+    for span in finder(text):
+        try:
+            start, end = map(operator.index, span)
+        except (TypeError, ValueError):
+            start, end = -1, -1
+        if not 0 <= start <= end <= len(text):
+            raise ValueError(
+                f"A function in `protect` gave {span!r}; a span is (start, end) in characters with 0 <= start <= end <= {len(text)}, "
+                "the length of the text it was given."
+            )
+        if start < end:
+            yield start, end
+
+
 def _is_span(item) -> bool:
     return isinstance(item, tuple) and len(item) == 2 and all(isinstance(i, int) for i in item)
 
 
 # -- segments ----------------------------------------------------------------------------------------------------------
-_TAG = re.compile(r"<(/?)(llmlingua|keep|drop)\b([^<>]*)>")
+# A tag's name ends there: `<keep-alive>` and `<drop.column>` are text.
+_TAG = re.compile(r"<(/?)(llmlingua|keep|drop)(?=[\s,/>])([^<>]*)>")
 _ATTRIBUTE = re.compile(r"[\s,]*(\w+)\s*=\s*[\"']?([\w.]+)[\"']?")
 
 

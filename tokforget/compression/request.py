@@ -2,12 +2,13 @@
 One call of `compress`: what was asked for, checked, and a text on its way from tokens to a result.
 """
 
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import InitVar, dataclass, field
 
 import numpy as np
 
 from tokforget.compression.protection import Protection
-from tokforget.masking import check_rate
+from tokforget.masking import check_number, check_rate
 
 
 @dataclass(kw_only=True)
@@ -45,8 +46,12 @@ class Request:
         if self.rate is not None:
             check_rate(self.rate)
         target = self.target_tokens
-        if target is not None and (not isinstance(target, (int, np.integer)) or target < 1):
+        whole = isinstance(target, (int, np.integer)) and not isinstance(target, bool)
+        if target is not None and not (whole and target >= 1):
             raise ValueError(f"`target_tokens` must be a whole number of at least 1, got {target!r}.")
+        for name in ("threshold", "quality", "min_tokens"):
+            if getattr(self, name) is not None:
+                check_number(getattr(self, name), name)
         if self.threshold is not None and not 0.0 < self.threshold < 1.0:
             raise ValueError(f"`threshold` must lie in (0, 1), got {self.threshold}.")
         if self.quality is not None and not 0.0 < self.quality <= 1.0:
@@ -86,12 +91,9 @@ class Request:
 
     def check_texts(self, texts: list, single: bool) -> None:
         """Raise unless these are texts, and as many as the spans allow."""
-        for text in texts:
+        for place, text in enumerate(texts):
             if not isinstance(text, str):
-                raise TypeError(
-                    f"`texts` must be a string or a sequence of strings, got {type(text).__name__} {text!r:.60}. Decode "
-                    "bytes first, for instance with `.decode('utf-8', 'replace')`."
-                )
+                raise TypeError(f"Text {place} of `texts` must be a string, got {_shown(text)}. {_advice(text)}")
         if self.protection.spans and not single:
             raise ValueError(
                 "Protected spans belong to one text. For several texts pass a function from a text to spans."
@@ -108,6 +110,31 @@ class Request:
         else:
             rates = [self.target_tokens / max(length, 1) for length in lengths]
         return np.clip(rates, *_TOLD_RATES).tolist()
+
+
+def as_texts(texts: str | Iterable[str]) -> list[str]:
+    """The texts of a call as a list; `TypeError` for what is neither a text nor a row of them."""
+    if isinstance(texts, str):
+        return [texts]
+    keyed = isinstance(texts, Mapping)
+    if keyed or isinstance(texts, bytes | bytearray | Set) or not isinstance(texts, Iterable):
+        advice = (
+            f"Pass one of its columns, there are {', '.join(map(repr, list(texts)[:8]))}." if keyed else _advice(texts)
+        )
+        raise TypeError(f"`texts` must be a string or a sequence of strings, got {_shown(texts)}. {advice}")
+    return list(texts)
+
+
+def _shown(value: object) -> str:
+    return "None" if value is None else f"a {type(value).__name__}, {value!r:.60}"
+
+
+def _advice(value: object) -> str:
+    if isinstance(value, bytes | bytearray):
+        return "Decode bytes first, for instance with `.decode('utf-8', 'replace')`."
+    if value is None:
+        return "Leave out what is missing, or pass an empty text for it."
+    return "Pass the text itself." if not isinstance(value, Set) else "Pass a list: a set has no order."
 
 
 # The rate a policy is told lies within what it was trained on; scores that must not depend on a rate are those of 0.5.

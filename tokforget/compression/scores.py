@@ -66,6 +66,11 @@ def score(
     told = None if features is None else np.concatenate(features)
     for rows in _batches(windows[:, 1] - windows[:, 0]):
         _score_rows(policy, ids, windows[rows], window_rates[rows], scores, told)
+    if not np.isfinite(scores).all():  # an order of them would be that of the text: it would only be cut off
+        raise ValueError(
+            "The model's scores are not finite: its weights hold nan or infinity, or its precision is too low for them. Load it in "
+            "float32 (`dtype=None`), or save it again."
+        )
     return [scores[base : base + length] for base, length in zip(bases, lengths)]
 
 

@@ -7,6 +7,7 @@ A source that cannot be loaded is an error that names what was tried; no other t
 import gzip
 import itertools
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,9 +19,13 @@ from tokforget.data.embedded_corpus import PYTHON_LICENSE, embedded_documents
 from tokforget.packaged import EMBEDDED
 
 
+logger = logging.getLogger(__name__)
+
 DOCUMENT_END = "<|endoftext|>"
-_KINDS = {".txt": "text", ".tokens": "text", ".json": "json", ".jsonl": "lines", ".csv": "csv", ".parquet": "parquet"}
-_READABLE = ".txt, .json, .jsonl, .csv, .parquet, .tokens (all but .parquet also as .gz)"
+# By the ending, in small letters.
+_KINDS = {".txt": "text", ".tokens": "text", ".json": "json", ".jsonl": "lines", ".ndjson": "lines", ".csv": "csv", ".tsv": "csv",
+          ".parquet": "parquet"}  # fmt: skip
+_READABLE = ".txt, .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .tokens (all but .parquet also as .gz)"
 # Words in the name of a file or a Hub split, and the split they stand for.
 SPLIT_WORDS = {
     "train": "train", "training": "train",
@@ -171,7 +176,12 @@ def _in_one_line(error: Exception) -> str:
 
 # -- local files -------------------------------------------------------------------------------------------------------
 def _kind(path: Path) -> str | None:
-    return _KINDS.get(path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix)
+    return _KINDS.get(_ending(path))
+
+
+def _ending(path: Path) -> str:
+    """What a file's name ends in, the `.gz` aside, in small letters."""
+    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
 
 
 def _files_by_split(path: Path) -> dict[str, list[Path]]:
@@ -179,9 +189,17 @@ def _files_by_split(path: Path) -> dict[str, list[Path]]:
         return {"train": [path]}
     if (path / "dataset_dict.json").is_file():
         raise ValueError(f"{path} is a saved data set without a `manifest.json`: not made by recipes/prepare_data.py.")
-    files = sorted(file for file in path.rglob("*") if _kind(file) and file.is_file())
+    there = sorted(file for file in path.rglob("*") if file.is_file())
+    files = [file for file in there if _kind(file)]
     if not files:
         raise ValueError(f"The folder {path} holds none of {_READABLE}.")
+    others = [file.relative_to(path).as_posix() for file in there if not _kind(file)]
+    others = [name for name in others if not name.startswith(".") and "/." not in name]
+    if others:
+        logger.warning(
+            "%d of %d files in %s are left out, of no kind that is read: %s. Read are %s.",
+            len(others), len(there), path, ", ".join(others[:5]) + (", ..." if others[5:] else ""), _READABLE,
+        )  # fmt: skip
     splits: dict[str, list[Path]] = {}
     for file in files:
         words = re.split(r"[^a-z0-9]+", file.relative_to(path).as_posix().lower())
@@ -207,6 +225,8 @@ def _file_texts(file: Path, text_column: str) -> Iterator[str]:
     if kind == "text":
         with _open(file) as lines:
             first, lines = _first_text(lines)
+            if _kind(file) is None:
+                _refuse_hidden_rows(file, first)
             yield from join_articles(lines) if _begins_wiki(file.name, first) else _marked_texts(lines)
         return
     readers = {
@@ -219,8 +239,21 @@ def _file_texts(file: Path, text_column: str) -> Iterator[str]:
     yield from _articles_if_wiki(file.name, rows)
 
 
+def _refuse_hidden_rows(file: Path, first: str) -> None:
+    """`ValueError` if the first line of a file of no known kind is a row of JSON: read as one text, its syntax would be learnt."""
+    try:
+        row = json.loads(first)
+    except (ValueError, RecursionError):
+        row = None
+    if isinstance(row, dict | list) or first.strip() in ("{", "[", "[{"):
+        raise ValueError(
+            f"{file} holds JSON, and its name does not say so: it would be read as one text, braces and all. Name it .jsonl (a row "
+            "on each line) or .json; or .txt, if that is what is meant."
+        )
+
+
 def _open(file: Path) -> IO[str]:
-    return (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8-sig")
+    return (gzip.open if file.suffix.lower() == ".gz" else open)(file, "rt", encoding="utf-8-sig")
 
 
 def _marked_texts(lines: Iterable[str]) -> Iterator[str]:
@@ -272,7 +305,8 @@ def _csv_rows(file: Path, text_column: str) -> Iterator[dict]:
     import pandas
 
     try:
-        with pandas.read_csv(file, chunksize=256, dtype=str, keep_default_na=False, encoding="utf-8-sig") as chunks:
+        form = {"chunksize": 256, "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
+        with pandas.read_csv(file, sep="\t" if _ending(file) == ".tsv" else ",", **form) as chunks:
             for chunk in chunks:
                 yield from chunk.to_dict("records")
     except pandas.errors.ParserError as error:

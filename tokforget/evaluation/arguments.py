@@ -113,8 +113,9 @@ class EvaluationArguments:
             )
         if not self.rates:
             raise ValueError("`rates` is empty; pass at least one rate.")
-        for rate in [*self.rates, self.speed_rate]:
-            check_rate(rate)
+        for rate in self.rates:
+            check_rate(rate, "rates")
+        check_rate(self.speed_rate, "speed_rate")
         if self.speed_rate == 1:
             raise ValueError("`speed_rate` must be below 1, got 1: a prompt that keeps all tokens saves nothing.")
         for name in [*self.scorers, *self.question_scorers]:

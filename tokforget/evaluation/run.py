@@ -81,7 +81,9 @@ class EvaluationRun:
                 f"The policy {path} reads another vocabulary than the judge {self.judge_path}: their tokens cannot be compared."
             )
         record = Path(path, "training_config.json")
-        self.training_seeds.append(json.loads(record.read_text()).get("seed") if record.is_file() else None)
+        self.training_seeds.append(
+            json.loads(record.read_text(encoding="utf-8")).get("seed") if record.is_file() else None
+        )
         return Policy(model, label)
 
     # -- compare -------------------------------------------------------------------------------------------------------
@@ -260,7 +262,7 @@ class EvaluationRun:
         if path is None:
             inside = Path(self.args.models[0][1], "trainer_state.json") if self.args.models else None
             path = inside if inside is not None and inside.is_file() else None
-        return None if path is None else json.loads(Path(path).read_text())["log_history"]
+        return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))["log_history"]
 
     def show(self) -> None:
         for dataset in dict.fromkeys(row["dataset"] for row in self.rows):

@@ -61,7 +61,9 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
         work()
         return torch.cuda.max_memory_allocated(device) - before
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark to what is in use now
+        Path("/proc/self/clear_refs").write_text(
+            "5", encoding="utf-8"
+        )  # sets the high-water mark to what is in use now
     except OSError:
         return None
     before = _status_bytes("VmRSS")
@@ -70,7 +72,11 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
 
 
 def _status_bytes(name: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        if line.startswith(f"{name}:")
+    )
     return int(line.split()[1]) * 1024
 
 

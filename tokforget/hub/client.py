@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 
 # `HTTPError` is the base of all errors of the client's HTTP library, which is another one in each major version.
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 
 logger = logging.getLogger(__name__)
@@ -178,6 +178,8 @@ def _seconds_until_retry(error: Exception) -> float | None:
 
 def explain(error: Exception) -> str:
     """An error of the Hub's client in one line: what came, and what to do."""
+    if constants.HF_HUB_OFFLINE and isinstance(error, LocalEntryNotFoundError):  # which would speak of the connection
+        return "It was never downloaded here, and HF_HUB_OFFLINE is set. Unset that variable, or pass a folder that is there."
     if not isinstance(error, HfHubHTTPError):
         return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     response = error.response

@@ -23,6 +23,12 @@ class ColumnCompressor:
             if column is not None and column not in rows:
                 raise ValueError(f"No column {column!r}; there are {', '.join(map(repr, rows))}.")
         texts = rows[self.column]
+        missing = [texts] if texts is None else [] if isinstance(texts, str) else [t for t in texts if t is None]
+        if missing:
+            raise ValueError(
+                f"Column {self.column!r} holds None in {len(missing)} of {1 if texts is None else len(texts)} rows. Leave these rows out "
+                f"first: `dataset.filter(lambda row: row[{self.column!r}] is not None)`."
+            )
         taken = [name for name in COLUMNS if name in rows]
         if taken:
             raise ValueError(
@@ -36,14 +42,22 @@ class ColumnCompressor:
         return {name: [row[name] for row in done] for name in COLUMNS}
 
     def __getstate__(self) -> dict:
-        # Without what was loaded for `restore`: it decides nothing here.
-        bare = Compressor(self.compressor.policy, self.compressor.tokenizer)
+        # Without its folder: where a model lies decides nothing here, but for the promises that a `quality` goes by.
+        promised = self.options.get("quality") is not None
         return {
-            "compressor": bare,
+            "compressor": Compressor(self.compressor.policy, self.compressor.tokenizer),
+            "calibration": self.compressor.calibration if promised else None,
             "column": self.column,
             "options": self.options,
             "question_column": self.question_column,
         }
+
+    def __setstate__(self, state: dict) -> None:
+        state = dict(state)
+        calibration = state.pop("calibration")
+        vars(self).update(state)
+        if calibration is not None:
+            self.compressor.calibration = calibration
 
 
 def compress_column(

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from tokforget.compression.compressor import Compressor
 from tokforget.compression.results import counts
-from tokforget.integrations._common import PREFIX, ready
+from tokforget.integrations._common import PREFIX, compress_documents, ready
 
 
 class ForgetDocumentCompressor(BaseDocumentCompressor, BaseDocumentTransformer):
@@ -37,7 +37,7 @@ class ForgetDocumentCompressor(BaseDocumentCompressor, BaseDocumentTransformer):
     def transform_documents(self, documents: Sequence[Document], **kwargs: Any) -> list[Document]:
         """Each document shortened; `kwargs` are options of `compress` for this call."""
         options = self.options | kwargs
-        results = self.compressor.compress([document.page_content for document in documents], **options)
+        results = compress_documents(self.compressor, [document.page_content for document in documents], options)
         return [
             document.model_copy(
                 update={"page_content": result.text, "metadata": document.metadata | counts(result, PREFIX)}
@@ -46,6 +46,6 @@ class ForgetDocumentCompressor(BaseDocumentCompressor, BaseDocumentTransformer):
         ]
 
     def compress_documents(self, documents: Sequence[Document], query: str, callbacks=None) -> list[Document]:
-        """Each document shortened; those of which a common budget or a threshold left nothing are not returned."""
+        """Each document shortened; only those of which a common budget or a threshold left nothing are not returned."""
         told = {"question": query} if query and self.compressor.takes_question else {}
         return [document for document in self.transform_documents(documents, **told) if document.page_content.strip()]

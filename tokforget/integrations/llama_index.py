@@ -9,7 +9,7 @@ from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, Query
 
 from tokforget.compression.compressor import Compressor
 from tokforget.compression.results import CompressedText, counts
-from tokforget.integrations._common import PREFIX, ready
+from tokforget.integrations._common import PREFIX, compress_documents, ready
 
 
 class ForgetNodePostprocessor(BaseNodePostprocessor):
@@ -45,7 +45,7 @@ class ForgetNodePostprocessor(BaseNodePostprocessor):
         told = {}
         if query_bundle is not None and query_bundle.query_str and self.compressor.takes_question:
             told["question"] = query_bundle.query_str
-        results = iter(self.compressor.compress([text for text in texts if text], **self.options, **told))
+        results = iter(compress_documents(self.compressor, [text for text in texts if text], self.options, **told))
         return [
             NodeWithScore(node=_shortened(node.node, next(results)), score=node.score) if text else node
             for node, text in zip(nodes, texts)

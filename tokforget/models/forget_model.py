@@ -277,7 +277,7 @@ class ForgetModel(PreTrainedModel):
         policy = {
             name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if name.startswith("policy.")
         }
-        policy["policy.tokens.table"] = self.policy.tokens.table.cpu()
+        policy["policy.tokens.table"] = self.policy.tokens.table.half().cpu()  # of a model in any precision
         _replace_file(folder / WEIGHTS, lambda path: save_file(policy, path, metadata={"format": "pt"}))
         if self.reconstructor is not None:
             prefix = "reconstructor."
@@ -321,6 +321,7 @@ class ForgetModel(PreTrainedModel):
         config: ForgetModelConfig | None = None,
         with_reconstructor: bool = True,
         is_trainable: bool = False,
+        dtype: torch.dtype | str | None = None,
         revision: str | None = None,
         token: str | None = None,
         cache_dir: str | None = None,
@@ -333,10 +334,13 @@ class ForgetModel(PreTrainedModel):
         Args:
             with_reconstructor (`bool`): False loads the policy alone: no base model, no adapter, no PEFT.
             is_trainable (`bool`): Whether the adapter is to be trained on.
+            dtype (`torch.dtype` or `str`, *optional*): Of all weights, such as `torch.bfloat16` or `"bfloat16"`; float32 without
+                it.
 
         Raises:
             `ValueError`: If the folder is no tokforget model, or its weights are broken or of another shape.
         """
+        dtype = _floating(dtype if dtype is not None else kwargs.pop("torch_dtype", None))
         folder = local_folder(
             pretrained_model_name_or_path,
             revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only,
@@ -356,20 +360,31 @@ class ForgetModel(PreTrainedModel):
             reconstructor = Reconstructor(peft_model, config.layout, config.marker_token_id)
         model = cls(config, reconstructor)
         model.load_policy(folder)
-        return model.train(is_trainable)
+        return model.to(dtype).train(is_trainable)
 
     def load_policy(self, folder: str | Path) -> None:
         """Read the policy's weights from a model folder into this model."""
         path = Path(folder, WEIGHTS)
-        own = {f"policy.{name}": tuple(tensor.shape) for name, tensor in self.policy.state_dict().items()}
-        check_shapes(path, check_safetensors(path), own)
-        read_into(self, load_file(path))
+        own = {f"policy.{name}": tensor for name, tensor in self.policy.state_dict().items()}
+        check_shapes(path, check_safetensors(path), {name: tuple(tensor.shape) for name, tensor in own.items()})
+        # What was counted is a whole number here, and was none in folders of before.
+        read_into(self, {name: tensor.to(own[name].dtype) for name, tensor in load_file(path).items()})
 
     def load_weights(self, folder: str | Path) -> None:
         """Read policy and adapter of a checkpoint into this model, in place."""
         check_model_folder(Path(folder))
         self.load_policy(folder)
         load_weights(self.reconstructor, Path(folder, ADAPTER))
+
+
+def _floating(dtype: torch.dtype | str | None) -> torch.dtype:
+    """A floating type by itself or its name; float32 for `None` and "auto", as which folders are read."""
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if dtype in (None, "auto"):
+        return torch.float32
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"`dtype` must be a floating type such as torch.bfloat16, got {dtype!r}.")
+    return found
 
 
 def _replace_file(path: Path, write) -> None:

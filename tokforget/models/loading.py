@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from tokforget.forks import let_children_compute
 from tokforget.models.folder_checks import (
     Shapes,
     check_adapter,
@@ -28,6 +29,18 @@ _COMPUTED = 2**26
 def resolve_base(name_or_path: str) -> str:
     """`"embedded"` to the packaged model's folder; any other name as it is."""
     return base_model_path() if name_or_path == EMBEDDED else name_or_path
+
+
+def lasting_name(name_or_path: str) -> str:
+    """A base model as it is written down: a local folder by its whole path, which holds wherever one stands."""
+    if name_or_path != EMBEDDED and Path(name_or_path).is_dir():
+        return str(Path(name_or_path).absolute())
+    return name_or_path
+
+
+def is_local_path(name: str) -> bool:
+    """Whether a name can only be one of a file or folder, and no id of the Hub."""
+    return name.startswith(("/", "./", "../", "~", "\\")) or name[1:3] in (":\\", ":/")
 
 
 def marker_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -49,7 +62,15 @@ def load_base_model(
     only way in which reconstructors, readers and targets are read: safetensors only, and no code of its own. `ValueError` in
     one line for that, as for a folder that is broken or asks for more than its weights hold.
     """
+    let_children_compute()
     path = resolve_base(name_or_path)
+    if (
+        is_local_path(path) and not Path(path).is_dir()
+    ):  # the Hub would be asked for it, and say that it has no such id
+        raise ValueError(
+            f"The base model {name_or_path!r} is a local folder that is not there. Put it there, or train over an id of the Hub, "
+            "which is found from anywhere."
+        )
     try:
         if Path(path).is_dir():
             _check_size(path, check_base_folder(Path(path)))

@@ -37,7 +37,8 @@ class NgramTables(nn.Module):
         self.register_buffer("unigram", torch.zeros(vocab_size, dtype=torch.uint8))
         for name in ("pair", "triple", "gap"):
             self.register_buffer(name, torch.zeros(num_buckets, dtype=torch.uint8))
-        self.register_buffer("total", torch.zeros((), dtype=torch.float32))
+        # A whole number: `half()` would make infinity of it, and every score nan.
+        self.register_buffer("total", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
     def fit(self, texts: Iterable[list[int]]) -> None:

@@ -69,7 +69,7 @@ class TokenTable(nn.Module):
         """Write the projected rows of the attached base model into the table."""
         if self.base_embeddings:
             for chunk in torch.arange(len(self.table), device=self.table.device).split(4096):
-                self.table[chunk] = self._rows(self.base_embeddings[0](chunk)).half()
+                self.table[chunk] = self._rows(self.base_embeddings[0](chunk)).to(self.table.dtype)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         if self.training and self.base_embeddings:

@@ -21,6 +21,7 @@ from tokforget.models.loading import (
     adapter_shapes,
     add_adapter,
     is_adapter,
+    lasting_name,
     load_adapter,
     load_base_model,
     marker_token_id,
@@ -73,7 +74,7 @@ def load_trainable(
         model = load_base_model(name_or_path, revision)
         if use_peft:
             model = add_adapter(model, lora_rank, lora_alpha)
-            model.peft_config["default"].base_model_name_or_path = name_or_path
+            model.peft_config["default"].base_model_name_or_path = lasting_name(name_or_path)
             model.peft_config["default"].revision = revision
     if not use_peft:
         model.requires_grad_(True)

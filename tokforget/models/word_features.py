@@ -67,7 +67,8 @@ class WordTable(nn.Module):
     def __init__(self):
         super().__init__()
         self.register_buffer("pieces", torch.zeros(_BUCKETS, dtype=torch.uint8))
-        self.register_buffer("total", torch.zeros((), dtype=torch.float32))
+        # A whole number: `half()` would make infinity of it, and every score nan.
+        self.register_buffer("total", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
     def fit(self, texts: Iterable[str]) -> None:

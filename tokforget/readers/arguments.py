@@ -101,7 +101,7 @@ class ReaderArguments:
         if not self.rates:
             raise ValueError("`rates` is empty; pass at least one rate.")
         for rate in self.rates:
-            check_rate(rate)
+            check_rate(rate, "rates")
             if rate == 1:
                 raise ValueError("`rates` must be below 1; the full passage is measured in any case.")
         if not self.questions and self.corpus is None:

@@ -46,6 +46,6 @@ class CalibrationArguments:
             check_at_least(self, name, 1)
         check_at_least(self, "passage_characters", 100)
         for rate in self.rates:
-            check_rate(rate)
+            check_rate(rate, "rates")
         if not 0 < self.risk < 1:
             raise ValueError(f"`risk` must lie in (0, 1), got {self.risk}.")

@@ -8,6 +8,8 @@ import string
 from dataclasses import dataclass
 from pathlib import Path
 
+from tokforget.data.sources import line_rows
+
 
 _YES_NO = ("no", "yes")
 _QUESTION = re.compile(r"(?P<context>.*)\n\s*(?:Question|Query):(?P<question>.+?)(?:\n\s*Answer:\s*)?", re.DOTALL)
@@ -42,14 +44,14 @@ def load_questions(path: str, split: str = "validation") -> list[Question]:
         `FileNotFoundError`, `ValueError`: Naming what was tried, or the record that fits none of these forms.
     """
     file = Path(path)
-    if file.suffix in (".json", ".jsonl"):
+    if file.suffix.lower() in (".json", ".jsonl", ".ndjson"):
         if not file.is_file():
             raise FileNotFoundError(f"Questions {path!r}: no such file.")
         text = file.read_text(encoding="utf-8")
         try:
             records = json.loads(text)
         except json.JSONDecodeError:
-            records = [json.loads(line) for line in text.splitlines() if line.strip()]
+            records = list(line_rows(file))
     else:
         from datasets import load_dataset
 

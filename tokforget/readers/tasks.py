@@ -143,7 +143,8 @@ def read_corpus(folder: str | Path, split: str, kinds: Sequence[str] = ()) -> It
     Raises:
         `ValueError`: If the folder holds no such file, or a row lacks a field.
     """
-    files = sorted(path for path in Path(folder).glob("*.jsonl*") if path.name.endswith((".jsonl", ".jsonl.gz")))
+    endings = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
+    files = sorted(path for path in Path(folder).glob("*") if path.name.lower().endswith(endings))
     files = [path for path in files if not kinds or path.name.split(".")[0] in kinds]
     if not files:
         raise ValueError(f"{folder} holds no .jsonl or .jsonl.gz file{' of these kinds' if kinds else ''}.")

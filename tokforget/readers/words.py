@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.scoring import Score
+from rouge_score.tokenizers import DefaultTokenizer
 from transformers import PreTrainedTokenizerBase
 
 
@@ -178,6 +179,15 @@ def decode_with_spans(
 
 # -- ROUGE -------------------------------------------------------------------------------------------------------------
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+# Letters from Greek on; with the Latin ones and their accents rouge-score does as it always did.
+_NOT_LATIN = re.compile(r"(?=[^\W\d_])[\u0370-\u1dff\u1f00-\u1fff\u2c00-\U0003ffff]")
+_NO_SPACES = (
+    r"\u0e00-\u0eff\u0f00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+# A run of ASCII, a character of a script without spaces with its marks, or a run of other letters and their marks.
+_ROUGE_WORD = re.compile(
+    rf"[a-z0-9]+|[{_NO_SPACES}][\u0e31\u0e34-\u0e3a\u0e47-\u0e4e]*|(?:(?![a-z0-9_{_NO_SPACES}])[\w\u0300-\u036f\u0900-\u0dff])+"
+)
 
 
 def rouge_scores(
@@ -191,16 +201,35 @@ def rouge_scores(
     Precision, recall and F of each prediction, as rouge-score computes them. Of several references the one with the best F
     counts, for each type on its own.
 
+    rouge-score knows the letters a to z and digits alone: two equal texts in Chinese or Greek have nothing in common there. Where
+    a text has letters of another alphabet than the Latin one, these are words, too: a character each in scripts without spaces.
+
     Source: Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries".
     """
-    tokenizer = None if tokenize is None else _RougeTokenizer(tokenize)
-    scorer = RougeScorer(list(rouge_types), use_stemmer=use_stemmer, tokenizer=tokenizer)
-    return [
-        scorer.score(reference, prediction)
-        if isinstance(reference, str)
-        else scorer.score_multi(reference, prediction)
-        for prediction, reference in zip(predictions, references, strict=True)
-    ]
+    kinds = list(rouge_types)
+    own = _RougeTokenizer(tokenize or _AnyScript(use_stemmer))
+    plain = RougeScorer(kinds, use_stemmer=use_stemmer, tokenizer=None if tokenize is None else own)
+    any_script = RougeScorer(kinds, use_stemmer=use_stemmer, tokenizer=own)
+    scores = []
+    for prediction, reference in zip(predictions, references, strict=True):
+        texts = [prediction, *([reference] if isinstance(reference, str) else reference)]
+        scorer = any_script if any(map(_NOT_LATIN.search, texts)) else plain
+        several = not isinstance(reference, str)
+        scores.append(scorer.score_multi(reference, prediction) if several else scorer.score(reference, prediction))
+    return scores
+
+
+class _AnyScript:
+    """Words as rouge-score finds them in Latin letters, and those of other alphabets beside them."""
+
+    def __init__(self, use_stemmer: bool):
+        self._latin = DefaultTokenizer(use_stemmer)
+
+    def __call__(self, text: str) -> list[str]:
+        found = []
+        for word in _ROUGE_WORD.findall(text.lower()):
+            found += self._latin.tokenize(word) if word.isascii() else [word]
+        return found
 
 
 class _RougeTokenizer:

@@ -30,6 +30,7 @@ from tokforget.models.sharded_weights import load_whole
 from tokforget.parsing import as_record
 from tokforget.training.random_masks import unigram_surprisal
 from tokforget.training.resumable_trainer import InterruptibleTrainer, NumberedTexts
+from tokforget.training.run_folder import RECORD, texts_per_step
 from tokforget.training.run_record import RunFacts
 
 
@@ -87,7 +88,7 @@ class BaseForgetTrainer(InterruptibleTrainer):
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         record = run_record or as_record(args)
-        self.run_record = record | self._resolved(model, record)
+        self.run_record = record | self._resolved(model, record) | {"texts_per_step": texts_per_step(args)}
         self.run_facts = RunFacts(self.accelerator.num_processes, RESULTS)
         self.add_callback(self.run_facts)
         self._metrics: dict[str, list[torch.Tensor]] = defaultdict(list)
@@ -253,7 +254,7 @@ class BaseForgetTrainer(InterruptibleTrainer):
         """The run's record and card beside the weights."""
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; training_config.json says the same
         facts = self.run_facts(self.args, self.state)
-        write_json(folder / "training_config.json", self.run_record | ({} if facts is None else {"run": facts}))
+        write_json(folder / RECORD, self.run_record | ({} if facts is None else {"run": facts}))
         # A checkpoint is written under another name than it will have.
         write_card(
             folder, self._card_template, str(Path(self.args.output_dir, folder.name) if self._run_dir else folder)

@@ -21,26 +21,25 @@ from pathlib import Path
 from transformers import TrainingArguments
 
 from tokforget.models.folder_checks import check_safetensors, read_json
-from tokforget.parsing import refuse, say
+from tokforget.parsing import as_record, refuse, say
 from tokforget.training.config import BaseForgetConfig
+from tokforget.training.faults import OtherRunError
+from tokforget.training.run_folder import CHECKPOINT, RECORD, STATE, refuse_held, refuse_other_run, texts_per_step
 
 
 logger = logging.getLogger(__name__)
 
-STATE = "trainer_state.json"
-_RECORD = "training_config.json"
-_NAME = re.compile(r"checkpoint-(\d+)")
 STAGING, _REMOVED = ".saving", ".removed-"
 
 
 def step_of(checkpoint: Path) -> int:
-    return int(_NAME.fullmatch(checkpoint.name)[1])
+    return int(CHECKPOINT.fullmatch(checkpoint.name)[1])
 
 
 def checkpoints(run_dir: str | Path) -> list[Path]:
     """The folders of a run that are named as checkpoints, by step."""
     run_dir = Path(run_dir)
-    found = [path for path in run_dir.iterdir() if _NAME.fullmatch(path.name)] if run_dir.is_dir() else []
+    found = [path for path in run_dir.iterdir() if CHECKPOINT.fullmatch(path.name)] if run_dir.is_dir() else []
     return sorted((path for path in found if path.is_dir()), key=step_of)
 
 
@@ -55,7 +54,7 @@ def check_checkpoint(folder: str | Path) -> None:
     optimizer = "optimizer.bin" if (folder / "optimizer.bin").is_file() else "optimizer.pt"
     wanted = [STATE] if sharded else [STATE, optimizer, "scheduler.pt", *_weights(folder)]
     if (folder / "latest").is_file():
-        tag = (folder / "latest").read_text()[:256].strip()
+        tag = (folder / "latest").read_text(encoding="utf-8")[:256].strip()
         if not re.fullmatch(r"\w[\w.-]*", tag) or not (folder / tag).is_dir():
             raise ValueError(f"{folder / 'latest'} names {tag!r}, which is no folder beside it.")
     missing = [name for name in wanted if not (folder / name).is_file()]
@@ -115,7 +114,7 @@ def is_finished(run_dir: str | Path, wanted: dict) -> bool:
         wanted (`dict`): Length of the run that is asked for, `max_steps` and `num_train_epochs`; one of another length
             has not finished.
     """
-    state, record = Path(run_dir, STATE), Path(run_dir, _RECORD)
+    state, record = Path(run_dir, STATE), Path(run_dir, RECORD)
     if not (state.is_file() and record.is_file()):
         return False
     try:
@@ -155,23 +154,44 @@ def rotate(run_dir: Path, limit: int | None, best: str | None) -> None:
         remove(checkpoint)
 
 
-def checkpoint_to_resume(args: BaseForgetConfig) -> str | None:
+# Keys that a model folder may answer otherwise than the arguments: compared when it is loaded.
+_TOLD_BY_FOLDERS = ("lora_rank", "lora_alpha", "layout", "base_model_name_or_path")
+
+
+def checkpoint_to_resume(args: BaseForgetConfig, asked: dict | None = None) -> str | None:
     """
-    The checkpoint to go on from, `None` to start; said in one line, and refused if it is asked for and not there or not
-    whole. Ends the process with 0 if `auto_resume` finds that the run has finished.
+    The checkpoint to go on from, `None` to start; said in one line, and refused if it is asked for and not there, not whole
+    or of another run, and if a new run would mix with what its folder holds. Ends the process with 0 if `auto_resume` finds
+    that the run has finished.
+
+    Args:
+        asked (`dict`, *optional*): Every argument of the run, as its record will have them; those of `args` by default.
     """
+    try:
+        return _checkpoint_to_resume(args, (asked or as_record(args)) | {"texts_per_step": texts_per_step(args)})
+    except OtherRunError as error:
+        refuse(str(error))
+
+
+def _checkpoint_to_resume(args: BaseForgetConfig, asked: dict) -> str | None:
     wanted, run_dir = args.resume_from_checkpoint, args.output_dir
+    unknown = [*_TOLD_BY_FOLDERS, *(["warm_start_steps"] if asked.get("warm_start_steps") is None else [])]
     if args.auto_resume and not wanted:
+        found = last_checkpoint(run_dir)
+        if found or Path(run_dir, STATE).is_file():
+            refuse_other_run(run_dir if Path(run_dir, RECORD).is_file() else found, asked, unknown)
         if is_finished(run_dir, {"max_steps": args.max_steps, "num_train_epochs": args.num_train_epochs}):
             say(
                 f"{run_dir}: this run has finished, nothing is trained. Ask for more steps to go on, or take another folder."
             )
             sys.exit(0)
-        found = last_checkpoint(run_dir)
+        if not found:
+            refuse_held(run_dir)  # a model of which nobody knows how it came about
         say(f"Going on from {found}." if found else f"{run_dir} holds no whole checkpoint: starting at step 0.")
         return str(found) if found else None
     if wanted == "last":
         found = last_checkpoint(run_dir) or refuse(f"`resume_from_checkpoint last`: {run_dir!r} holds no checkpoint.")
+        refuse_other_run(found, asked, unknown)
         say(f"Going on from {found}.")
         return str(found)
     if wanted:
@@ -181,7 +201,24 @@ def checkpoint_to_resume(args: BaseForgetConfig) -> str | None:
             check_checkpoint(wanted)
         except ValueError as error:
             refuse(f"`resume_from_checkpoint`: {error}")
+        refuse_other_run(wanted, asked, unknown)
+    elif args.overwrite_output_dir:
+        _refuse_own_source(asked, run_dir)
+    else:
+        refuse_held(run_dir)
     return wanted
+
+
+def _refuse_own_source(asked: dict, run_dir: str) -> None:
+    """What is deleted first cannot be learnt from."""
+    home = Path(run_dir).resolve()
+    for key, value in asked.items():
+        if key != "output_dir" and isinstance(value, str) and value and Path(value).exists():
+            if Path(value).resolve().is_relative_to(home):
+                raise OtherRunError(
+                    f"`overwrite_output_dir` would delete `{key}` {value!r}, which the run needs: it lies in `output_dir`. Name "
+                    "another `output_dir`."
+                )
 
 
 def check_output_dir(args: TrainingArguments) -> None:

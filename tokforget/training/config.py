@@ -60,6 +60,11 @@ class BaseForgetConfig(_BaseConfig):
         },
     )
 
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={"help": "Start anew in a folder that holds a run: what that run left there is deleted first."},
+    )
+
     # Rates and evaluation
     min_rate: float = field(default=0.2, metadata={"help": "Lowest requested rate in training, in (0, 1)."})
     max_rate: float = field(default=0.8, metadata={"help": "Highest requested rate in training, in (0, 1)."})
@@ -85,13 +90,17 @@ class BaseForgetConfig(_BaseConfig):
             )
         super().__post_init__()
         for name in ("min_rate", "max_rate"):
-            check_rate(getattr(self, name))
+            check_rate(getattr(self, name), name)
         if not self.min_rate <= self.max_rate < 1:
             raise ValueError(f"Needed is `min_rate` <= `max_rate` < 1, got {self.min_rate} and {self.max_rate}.")
         if not self.eval_rates:
             raise ValueError("`eval_rates` is empty; pass at least one rate.")
         for rate in self.eval_rates:
-            check_rate(rate)
+            check_rate(rate, "eval_rates")
+        if self.overwrite_output_dir and (self.auto_resume or self.resume_from_checkpoint):
+            raise ValueError(
+                "`overwrite_output_dir` starts anew, `auto_resume` and `resume_from_checkpoint` go on: leave one of them out."
+            )
         if self.early_stopping_patience is not None and not self.load_best_model_at_end:
             raise ValueError(
                 "`early_stopping_patience` needs `load_best_model_at_end: true` and evaluations to compare."
@@ -100,6 +109,7 @@ class BaseForgetConfig(_BaseConfig):
             raise ValueError(
                 "`activation_checkpointing` is not supported: models of the sizes trained here fit without it."
             )
+        self._check_best_model()
         if self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
             raise ValueError(
                 f"`hub_strategy` must be 'end' or 'every_save', got {str(self.hub_strategy.value)!r}, which sends optimizer "
@@ -107,6 +117,20 @@ class BaseForgetConfig(_BaseConfig):
             )
         if self.label_smoothing_factor:
             raise ValueError("`label_smoothing_factor` would smooth the bits that are counted; leave it at 0.")
+
+    def _check_best_model(self) -> None:
+        """The host looks for the metric at the first evaluation, which may be hours away."""
+        rates = [
+            f"{name}_{rate:g}"
+            for name in ("bits_lost", "exact_restored", "compression_rate")
+            for rate in self.eval_rates
+        ]
+        known = ["bits_lost", "loss", *rates]
+        name = self.metric_for_best_model
+        if self.load_best_model_at_end and name is not None and name.removeprefix("eval_") not in known:
+            raise ValueError(
+                f"`metric_for_best_model` {name!r} is none that an evaluation measures; there are {', '.join(known)}."
+            )
 
 
 @dataclass

@@ -38,6 +38,10 @@ class CheckpointError(ValueError):
     """A checkpoint that was to be gone on from is not whole, or is one of another run."""
 
 
+class OtherRunError(CheckpointError):
+    """A folder holds a run that was told otherwise, or that a new one would mix with; nothing in it was touched."""
+
+
 @contextmanager
 def faults_in_one_line() -> Iterator[None]:
     """
@@ -50,7 +54,7 @@ def faults_in_one_line() -> Iterator[None]:
         # A save may fail in one process alone.
         if isinstance(error, SaveError) or os.environ.get("RANK", "0") == "0":
             sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}\n")
-        raise SystemExit(2 if isinstance(error, PreparationError) else 1) from error
+        raise SystemExit(2 if isinstance(error, PreparationError | OtherRunError) else 1) from error
 
 
 class SignalWatch:

@@ -8,6 +8,8 @@ import torch
 from transformers import set_seed
 
 from tokforget.models.forget_model import ForgetModel, ForgetModelConfig
+from tokforget.models.loading import lasting_name
+from tokforget.parsing import as_record
 from tokforget.readers.language_model import Reader
 from tokforget.readers.tasks import read_corpus
 from tokforget.readers.word_counts import WordCounts
@@ -15,6 +17,7 @@ from tokforget.training.reader_arguments import ReaderPolicyArguments, ReaderPol
 from tokforget.training.reader_texts import ReaderTexts, draw_stretches
 from tokforget.training.reader_trainer import PassageTexts, ReaderPolicyTrainer
 from tokforget.training.reader_warm_start import fit_ranking, reader_bits, target_scores
+from tokforget.training.run_folder import take_folder
 
 
 WARM_START = "warm_start"
@@ -42,13 +45,14 @@ def train_reader_policy(
     set_seed(args.seed)
     device = "cuda" if torch.cuda.is_available() and not args.use_cpu else "cpu"
     reader = Reader.from_pretrained(run.reader_name_or_path, device, batch_tokens=run.batch_tokens)
-    folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, record = Path(args.output_dir), as_record(run, args)
+    if args.process_index == 0:  # before anything is taken up that another run may have left there
+        take_folder(folder, record, args.overwrite_output_dir, resumed=checkpoint is not None)
     counts = _word_counts(run, folder)
     passages = draw_stretches(
         read_corpus(run.corpus, "train", run.kinds), run.texts_per_kind, run.text_characters, args.seed
     )
-    model = fresh_policy(reader, run.policy_hidden_size, run.ngram_buckets, str(run.reader_name_or_path))
+    model = fresh_policy(reader, run.policy_hidden_size, run.ngram_buckets, lasting_name(run.reader_name_or_path))
     started = run.policy_name_or_path or (
         folder / WARM_START if (folder / WARM_START / "config.json").is_file() else None
     )
@@ -71,8 +75,9 @@ def train_reader_policy(
         PassageTexts(passages, texts, args.seed),
         reader,
         processing_class=reader.tokenizer,
-        settings=(run,),
+        run_record=record,
     )
+    trainer.has_folder = True
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(args.output_dir, _internal_call=True)
     return trainer

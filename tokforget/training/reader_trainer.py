@@ -33,6 +33,7 @@ from tokforget.training.random_masks import draw_rates
 from tokforget.training.reader_arguments import ReaderPolicyConfig
 from tokforget.training.reader_texts import ReaderText, ReaderTexts, collate
 from tokforget.training.resumable_trainer import InterruptibleTrainer
+from tokforget.training.run_folder import RECORD, texts_per_step
 
 
 class PassageTexts(Dataset):
@@ -63,7 +64,7 @@ class ReaderPolicyTrainer(InterruptibleTrainer):
         train_dataset (`Dataset`): Of [`ReaderText`]s; see [`PassageTexts`].
         reader ([`Reader`]): Untouched.
         processing_class (`PreTrainedTokenizerBase`): Of the policy; saved with it.
-        settings (`Sequence`): Further arguments of the run, dataclasses, for its record.
+        run_record (`dict`, *optional*): Every argument of the run, for `training_config.json`.
 
     Source: REINFORCE with a leave-one-out baseline, Ahmadian et al. 2024, arXiv 2402.14740. Differs: an advantage per target,
     credited in full to the words of its sentence and in part to the others.
@@ -78,7 +79,7 @@ class ReaderPolicyTrainer(InterruptibleTrainer):
         train_dataset,
         reader: Reader,
         processing_class,
-        settings: Sequence = (),
+        run_record: dict | None = None,
         **kwargs,
     ):
         if model.config.unit != "word" or not model.config.word_features:
@@ -97,7 +98,8 @@ class ReaderPolicyTrainer(InterruptibleTrainer):
             data_collator=_as_batch,
             **kwargs,
         )
-        self.reader, self.settings, self._figures = reader, settings, {}
+        self.reader, self._figures = reader, {}
+        self.run_record = (run_record or as_record(args)) | {"texts_per_step": texts_per_step(args)}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         texts, args = inputs["texts"], self.args
@@ -190,8 +192,7 @@ class ReaderPolicyTrainer(InterruptibleTrainer):
         self.processing_class.save_pretrained(folder)
         (folder / "training_args.bin").unlink(missing_ok=True)
         trained = sum(p.numel() for p in self.accelerator.unwrap_model(self.model).policy.parameters())
-        record = as_record(*self.settings, self.args) | {"trainable_parameters": {"policy": trained}}
-        write_json(folder / "training_config.json", record)
+        write_json(folder / RECORD, self.run_record | {"trainable_parameters": {"policy": trained}})
         # A checkpoint is written under another name than it will have.
         write_card(
             folder, "reader_policy.md", str(Path(self.args.output_dir, folder.name) if self._run_dir else folder)

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tokforget.launch import check_launcher, check_run
-from tokforget.parsing import parse_arguments, refuse
+from tokforget.launch import check_launcher, check_libraries, check_run, say_device
+from tokforget.parsing import as_record, parse_arguments, refuse
 from tokforget.training.checkpoints import check_output_dir, checkpoint_to_resume
 
 
@@ -31,8 +31,10 @@ def begin(dataclass_types: Sequence[type], argv: Sequence[str] | None, descripti
     groups = parse_arguments(dataclass_types, argv, description)
     args = groups[-1]
     check_run(args)
+    check_libraries(args)
     check_output_dir(args)
-    checkpoint = checkpoint_to_resume(args)
+    checkpoint = checkpoint_to_resume(args, as_record(*groups))
+    say_device(args)
 
     from rich.console import Console  # what is imported from here on takes seconds, and a wrong key none of them
     from transformers import set_seed
@@ -58,8 +60,9 @@ def refusals_in_one_line() -> Iterator[None]:
 
 
 def finish(trainer: "BaseForgetTrainer", console: "Console") -> None:
-    """Say that the run has finished, and send its folder with `push_to_hub`; recipes/push_to_hub.py makes up for a push that fails."""
+    """Say that the run has finished and where its model is, and send its folder with `push_to_hub`; recipes/push_to_hub.py makes up for a push that fails."""
     trainer.save_state()
+    console.print(f"Finished. The model: {trainer.args.output_dir}", soft_wrap=True, highlight=False)
     if trainer.args.push_to_hub:
         with refusals_in_one_line():
             pushed = trainer.push_to_hub()

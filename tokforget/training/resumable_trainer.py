@@ -19,8 +19,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from tokforget._trl import _BaseTrainer
 from tokforget.models.sharded_weights import is_divided, whole_weights
-from tokforget.training.checkpoints import STAGING, STATE, check_checkpoint, last_checkpoint, put_in_place, rotate
+from tokforget.training.checkpoints import STAGING, check_checkpoint, last_checkpoint, put_in_place, rotate
 from tokforget.training.faults import CheckpointError, NotFiniteError, RunInterrupted, SaveError, SignalWatch
+from tokforget.training.run_folder import STATE, refuse_held, refuse_other_run, take_folder
 
 
 class InterruptibleTrainer(_BaseTrainer):
@@ -51,8 +52,7 @@ class InterruptibleTrainer(_BaseTrainer):
         if resume_from_checkpoint:
             self._check_checkpoint(resume_from_checkpoint)
             resume_from_checkpoint = str(resume_from_checkpoint)
-        if self.is_world_process_zero():
-            Path(self.args.output_dir, STATE).unlink(missing_ok=True)  # what says that a run has finished
+        self._take_folder(resumed=bool(resume_from_checkpoint))
         self._prepare(resumed=bool(resume_from_checkpoint))
         self._step_losses: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         with SignalWatch(announces=self.is_world_process_zero()) as self._signals:
@@ -60,6 +60,20 @@ class InterruptibleTrainer(_BaseTrainer):
         if self._signals.received:
             self._interrupt(self._signals.received)  # it came after the last step
         return output
+
+    run_record: dict = {}
+    has_folder = False  # as soon as it trains for the first time
+
+    def _take_folder(self, resumed: bool) -> None:
+        """`output_dir` is this run's from now on; see [`take_folder`]. `train` again goes on in it."""
+        args, resumed = self.args, resumed or self.has_folder
+        if not resumed and not args.overwrite_output_dir:
+            refuse_held(args.output_dir)  # in every process, before one of them changes anything
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            with self._writing(args.output_dir):
+                take_folder(args.output_dir, self.run_record, args.overwrite_output_dir, resumed)
+        self.has_folder = True
 
     def _prepare(self, resumed: bool) -> None:
         """What a run does before its first step, for subclasses. A resumed one has the weights of it in its checkpoint."""
@@ -70,6 +84,8 @@ class InterruptibleTrainer(_BaseTrainer):
             TrainerState.load_from_json(str(Path(folder, STATE)))
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{folder} is no checkpoint to go on from: {error}") from error
+        unknown = ["warm_start_steps"] if self.run_record.get("warm_start_steps") is None else []
+        refuse_other_run(folder, self.run_record, unknown)
 
     def training_step(self, model, inputs, *args, **kwargs) -> torch.Tensor:
         loss = super().training_step(model, inputs, *args, **kwargs)

@@ -67,6 +67,6 @@ def _device(device: torch.device) -> str:
         return device.type
     name = platform.processor()
     if (info := Path("/proc/cpuinfo")).is_file():
-        lines = (line.partition(":") for line in info.read_text().splitlines())
+        lines = (line.partition(":") for line in info.read_text(encoding="utf-8").splitlines())
         name = next((value.strip() for key, _, value in lines if key.strip() == "model name"), name)
     return f"CPU ({name})" if name and name != "unknown" else "CPU"
