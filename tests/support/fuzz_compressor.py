@@ -50,7 +50,7 @@ SCRIPTS = {
 EMOJI = ["😀", "👍🏽", "👩‍👩‍👧‍👦", "🇩🇪", "🇫🇷🇯🇵", "1️⃣", "❤️", "🏴󠁧󠁢󠁥󠁮󠁧󠁿", "🤷🏿‍♀️", "☕", "👨‍💻"]
 ODD = ["<|endoftext|>", "<s>", "</s>", "[MASK]", "\x00", "\x1b[31m", "\u202e", "\ufeff", "\ud800", "\udfff", "\r\n", "\t", "\u00a0",
        "\u2028", "\u0301", "\u200d", "e\u0301", "\U0010ffff", "<keep>", "```", "don't", "3.14", "1,000", "a_b", "x/y", "C:\\a\\b"]  # fmt: skip
-ENGLISH = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "it", "rains", "and", "nobody", "at", "all", "knows", "why", "there", "should", "be", "so", "many", "unbelievable", "misunderstandings", "about", "counterrevolutionary", "electroencephalographers"]  # fmt: skip
+ENGLISH = ["the", "not", "before", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "it", "rains", "and", "nobody", "at", "all", "knows", "why", "there", "should", "be", "so", "many", "unbelievable", "misunderstandings", "about", "counterrevolutionary", "electroencephalographers"]  # fmt: skip
 
 
 @cache
@@ -130,7 +130,8 @@ def arguments(rng: random.Random) -> dict:
         options["threshold"] = rng.uniform(0.05, 0.95)
     if rng.random() < 0.3:
         options["protect"] = rng.sample(["numbers", "urls", "emails", "paths", "code_fences", "inline_code", "identifiers",
-                                         "first:2", r"re:[aeiou]{2}"], k=rng.randint(1, 4))  # fmt: skip
+                                         "first:2", r"re:[aeiou]{2}", "negations", "line_breaks", "sentence_ends", "roles"],
+                                        k=rng.randint(1, 4)) + rng.choice([[], ["none"]])  # fmt: skip
     return options
 
 

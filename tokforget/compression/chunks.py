@@ -63,31 +63,32 @@ def search_chunks(ranked: Ranked, ends: list[int], targets: list[int]) -> Search
     used, tail, start = 0, 0, 0
     for end, target in zip(ends, targets):
         before = yield from _count(text, pieces, keep, tail, start)
-        choice = yield from _decide(text, pieces, ranked.ranks, keep, tail, start, end, target - used + before)
+        choice = yield from _decide(ranked, keep, tail, start, end, target - used + before)
         keep[start:end] = choice.keep[start - tail :]
         used += choice.count - before
         last = (tail, start, end, target - used + choice.count)
         tail, start = (start if keep[start:end].any() else tail), end
-    whole = yield from try_(ranked, keep)
+    settled = Ranked(ranked.texts, ranked.pieces, ranked.ranks)  # what comes along was decided with each chunk
+    whole = yield from try_(settled, keep)
     # Only the last chunk, which is unfinished, may still be changed: what the joints made of the count is settled there.
     for _ in range(_PATIENCE):
         if whole.count <= targets[-1] or not keep[last[1] : last[2]].any():
             break
         tail, start, end, room = last
         last = (tail, start, end, room - (whole.count - targets[-1]))
-        choice = yield from _decide(text, pieces, ranked.ranks, keep, tail, start, end, last[3])
+        choice = yield from _decide(ranked, keep, tail, start, end, last[3])
         keep[start:end] = choice.keep[start - tail :]
-        whole = yield from try_(ranked, keep)
+        whole = yield from try_(settled, keep)
     return whole
 
 
-def _decide(
-    text: str, pieces: Pieces, ranks: np.ndarray, keep: np.ndarray, tail: int, start: int, end: int, room: int
-) -> Search:
+def _decide(ranked: Ranked, keep: np.ndarray, tail: int, start: int, end: int, room: int) -> Search:
     """The best pieces from `start` to `end`, where those from `tail` to `start` are settled."""
     settled = np.where(keep[tail:start], -np.inf, np.inf)
-    ranked = Ranked([text], [pieces[tail:end]], np.concatenate([settled, ranks[start:end]]))
-    return (yield from search_budget(ranked, max(room, 0)))
+    ranks = np.concatenate([settled, ranked.ranks[start:end]])
+    bonds = None if ranked.bonds is None else ranked.bonds[tail:end]
+    part = Ranked(ranked.texts, [ranked.pieces[0][tail:end]], ranks, bonds)
+    return (yield from search_budget(part, max(room, 0)))
 
 
 def _count(text: str, pieces: Pieces, keep: np.ndarray, start: int, end: int) -> Search:

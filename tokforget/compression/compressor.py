@@ -15,7 +15,7 @@ import torch
 
 from tokforget.compression.chunks import CHUNK, CONTEXT, blocks, chunk_ends
 from tokforget.compression.pieces import cut
-from tokforget.compression.protection import parse_tags
+from tokforget.compression.protection import PRESET, parse_tags
 from tokforget.compression.quality import Calibration
 from tokforget.compression.ranked_text import RankedText, search
 from tokforget.compression.request import Request
@@ -108,7 +108,7 @@ class Compressor:
         threshold: float | None = None,
         quality: float | None = None,
         unit: str | None = None,
-        protect=None,
+        protect=PRESET,
         nested: bool = False,
         prefix_stable: bool = False,
         budget: str = "per_text",
@@ -135,9 +135,12 @@ class Compressor:
             unit (`str`, *optional*): `"token"`, or `"word"`: a word is kept or dropped whole. What the model was trained by
                 without it.
             protect (*optional*): What must stay byte for byte; one item or several: names out of `"numbers"`, `"urls"`,
-                `"emails"`, `"paths"`, `"code_fences"`, `"inline_code"`, `"identifiers"`; compiled regular expressions or
-                `"re:<pattern>"`; `"first:<n>"` and `"last:<n>"` tokens; spans `(start, end)` in characters of a single
-                text; functions from a text to spans.
+                `"emails"`, `"paths"`, `"code_fences"`, `"inline_code"`, `"identifiers"`, `"negations"`, `"sentence_ends"`,
+                `"line_breaks"`, `"roles"`; compiled regular expressions or `"re:<pattern>"`; `"first:<n>"` and `"last:<n>"`
+                tokens; spans `(start, end)` in characters of a single text; functions from a text to spans. By words the preset
+                `"readable"` stays on beside them: negations come first and with what they negate, and line breaks, speakers,
+                ends of sentences and limits ("before", "more than") with what is left of theirs, as far as the budget allows.
+                `"none"`, `None` or `[]` switches it off.
             nested (`bool`): A smaller budget keeps a subset of what a larger one keeps.
             prefix_stable (`bool`): Appending to a text changes nothing in what was decided for it before, except in its
                 last, unfinished chunk of some 100 tokens. Takes a rate or a threshold.

@@ -2,7 +2,8 @@
 Where a text may be cut: tokens to characters, characters to words, and which piece needs the one before it.
 
 A *piece* is the smallest run of tokens that can be kept or dropped: tokens that share a character, or a character that
-is shown as one (accents, joined emoji, flags, CR LF), are one piece. In word units a piece is a whole word. The pieces
+is shown as one (accents, joined emoji, flags, CR LF), are one piece. In word units a piece is a whole word, or a line break. The
+pieces
 of a text partition its characters, so joining the kept ones reproduces what was not dropped, exactly.
 
 A piece is *bound* to the one before it if joining it to anything else would be misread: the inside of a word, and a word
@@ -34,6 +35,7 @@ _LINKING = {
     0x0D, 0x200D, *range(0x0600, 0x0606), 0x06DD, 0x070F, 0x0890, 0x0891, 0x08E2, 0x0D4E, 0x110BD, 0x110CD, 0x111C2, 0x111C3,
     0x113D1, 0x1193F, 0x11941, 0x11A3A, *range(0x11A84, 0x11A8A), 0x11D46, 0x11F02, *range(0x1100, 0x1160), *range(0xA960, 0xA97D),
 }  # fmt: skip
+_LINE_BREAKS = (0x0A, 0x0D, 0x2028, 0x2029)
 # Filled as characters are met: 1.1 million look-ups in advance would take longer than a model takes to load.
 _CLASSES = np.zeros(0x110000, dtype=np.uint8)
 
@@ -135,13 +137,13 @@ def cut(text: str, offsets: np.ndarray, unit: str) -> Pieces:
     first, place = first[inside], place[inside]
     breaks = _is_character_break(classes, place)
     if unit == "word":
-        # A word stays whole, and white space goes with the word after it.
+        # A word stays whole, and white space goes with the word after it, but for line breaks.
         breaks &= ~_is_inside_word(classes, place)
-        previous = np.concatenate([[0], place[breaks]])
-        blank = np.logical_and.reduceat(classes & SPACE > 0, previous)[: breaks.sum()]
-        breaks[np.flatnonzero(breaks)[blank]] = False
+        breaks[np.flatnonzero(breaks)[_goes_on(text, classes, place[breaks])]] = False
     first, place = first[breaks], place[breaks]
     bound = _is_inside_word(classes, place) | (classes[place] & (WORD | SPACELESS) == WORD)
+    if unit == "word":
+        bound |= (classes[place - 1] & SPACE > 0) & (classes[place] & (SPACE | SPACELESS) == 0)
     chars = np.concatenate([[0], place, [len(text)]])
     return Pieces(
         np.concatenate([[0], first, [num_tokens]]),
@@ -149,6 +151,19 @@ def cut(text: str, offsets: np.ndarray, unit: str) -> Pieces:
         np.concatenate([[False], bound]),
         classes[chars[1:] - 1] & SPACE > 0,
     )
+
+
+def _goes_on(text: str, classes: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Where white space goes with what follows it: all but before the word behind a line break; bool, one for each place."""
+    edges = np.concatenate([[0], place])
+    blank = np.logical_and.reduceat(classes & SPACE > 0, edges)
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    broken = np.logical_or.reduceat(np.isin(codes, _LINE_BREAKS), edges)
+    # Blank parts that follow each other are one run; whether it holds a line break is known at its last part.
+    run = np.cumsum(~blank | np.concatenate([[True], ~blank[:-1]]))
+    holds = np.zeros(run[-1] + 1, dtype=bool)
+    np.logical_or.at(holds, run, broken)
+    return blank[:-1] & (blank[1:] | ~holds[run[:-1]])
 
 
 def _is_character_break(classes: np.ndarray, place: np.ndarray) -> np.ndarray:

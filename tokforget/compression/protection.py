@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from tokforget.compression.meaning import find_line_breaks, find_negations, find_roles, find_sentence_ends
+
 
 Finder = Callable[[str], Iterable[tuple[int, int]]]
 
@@ -76,7 +78,16 @@ def _trimmed(pattern: re.Pattern) -> Finder:
 BUILT_IN: dict[str, Finder] = {
     name: (_trimmed if name in ("urls", "paths") else _matches)(re.compile(pattern))
     for name, pattern in _PATTERNS.items()
-} | {"code_fences": _code_fences}
+} | {
+    "code_fences": _code_fences,
+    "negations": find_negations,
+    "sentence_ends": find_sentence_ends,
+    "line_breaks": find_line_breaks,
+    "roles": find_roles,
+}
+# What keeps a text readable as far as the budget allows; [`tokforget.compression.meaning`] says how. By words it stays on beside
+# what is protected by name, because a "not" that is lost turns what is protected round.
+PRESET, NO_PRESET = "readable", "none"
 
 
 @dataclass
@@ -88,24 +99,35 @@ class Protection:
         finders (`list`): Functions from a text to the character spans that are kept.
         spans (`list`): Character spans given outright; for a single text.
         first (`int`), last (`int`): Tokens kept at both ends.
+        readable (`bool`): Whether negations, limits and marks come first or along, by words and as far as the budget allows.
     """
 
     finders: list[Finder] = field(default_factory=list)
     spans: list[tuple[int, int]] = field(default_factory=list)
     first: int = 0
     last: int = 0
+    readable: bool = False
 
     @classmethod
     def parse(cls, protect) -> "Protection":
         """
         From what a user writes: one item or several of them. An item is the name of a built-in protector, a compiled
         regular expression or `"re:<pattern>"`, `"first:<n>"`, `"last:<n>"` (tokens), a span `(start, end)` in characters,
-        or a function from a text to such spans.
+        or a function from a text to such spans. The preset `"readable"` stays on beside any of them; nothing at all, or
+        `"none"`, switches it off.
         """
         found = cls()
         single = isinstance(protect, (str, re.Pattern)) or callable(protect) or _is_span(protect)
-        for item in [protect] if single else protect or ():
-            found._add(item)
+        items = [protect] if single else list(protect or ())
+        presets = [item for item in items if isinstance(item, str) and item in (PRESET, NO_PRESET)]
+        if len(set(presets)) > 1:
+            raise ValueError(
+                f"`protect` got both {PRESET!r} and {NO_PRESET!r}, which switches it off; leave out one of them."
+            )
+        found.readable = bool(items) and NO_PRESET not in presets
+        for item in items:
+            if item not in presets:
+                found._add(item)
         return found
 
     def _add(self, item) -> None:
@@ -132,8 +154,8 @@ class Protection:
             setattr(self, match[1], max(getattr(self, match[1]), int(match[2])))
         else:
             raise ValueError(
-                f"`protect` knows no {item!r}. It takes {', '.join(sorted(BUILT_IN))}, 'first:20', 'last:5' (tokens), "
-                "'re:<pattern>', a compiled regular expression, a span (start, end) or a function."
+                f"`protect` knows no {item!r}. It takes {', '.join(sorted(BUILT_IN))}, 'readable' or 'none', 'first:20', "
+                "'last:5' (tokens), 're:<pattern>', a compiled regular expression, a span (start, end) or a function."
             )
 
     def find(self, text: str) -> list[tuple[int, int]]:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from tokforget.compression.chunks import search_chunks
+from tokforget.compression.meaning import Bonds, find_bonds
 from tokforget.compression.pieces import Pieces, cut
 from tokforget.compression.protection import Segment
 from tokforget.compression.quality import token_worth
@@ -35,7 +36,7 @@ class RankedText:
         chunks (`np.ndarray` of shape `(num_chunks, 2)`, *optional*): Ends of chunks in characters and in tokens.
         features (`np.ndarray` of shape `(num_tokens, NUM_FEATURES)`, *optional*): For a policy that takes them.
         logits (`np.ndarray` of shape `(num_tokens,)`), pieces (`Pieces`), ranks (`np.ndarray` of shape `(num_pieces,)`),
-        target (`int`, *optional*): What is found on the way; ranks are lower for what is kept first.
+        target (`int`, *optional*), bonds (`Bonds`, *optional*): What is found on the way; ranks are lower for what is kept first.
         returned_whole_because (`str`, *optional*): Why the text is returned whole.
         worth_needed (`float`), pieces_needed (`int`): With a `quality`, the share of its worth that the output must hold, and
             the pieces that it takes.
@@ -51,6 +52,7 @@ class RankedText:
     pieces: Pieces | None = None
     ranks: np.ndarray | None = None
     target: int | None = None
+    bonds: Bonds | None = None
     returned_whole_because: str | None = None
     worth_needed: float = 1.0
     pieces_needed: int = 0
@@ -60,6 +62,10 @@ class RankedText:
         self.pieces = pieces = cut(self.text, self.offsets, request.unit)
         self.ranks = -pieces.means(self.logits)
         protection, num_tokens = request.protection, len(self.ids)
+        if protection.readable and request.unit == "word":
+            self.bonds = self._find_bonds()
+            # Before and behind all others: no score comes near.
+            self.ranks = self.ranks + _FAR * (1.0 * self.bonds.marks - self.bonds.first_of_all)
         if self.chunks is None:
             protected = protection.find(self.text)
         else:
@@ -79,6 +85,20 @@ class RankedText:
         self.ranks[forced] = -np.inf
         if request.quality is not None:
             self.pieces_needed = self._pieces_for_worth(self.worth_needed)
+
+    def _find_bonds(self) -> Bonds:
+        """Of the whole text, or of each chunk by itself: what is appended later changes nothing in them."""
+        if self.chunks is None:
+            return find_bonds(self.text, self.pieces)
+        ends, parts = self.chunks[:, 0].tolist(), []
+        for start, end in zip([0, *ends], ends):
+            first, last = np.searchsorted(self.pieces.chars[:-1], [start, end])
+            own = self.pieces[first:last]
+            own.chars = own.chars - start
+            parts.append(find_bonds(self.text[start:end], own))
+        bonds = Bonds.joined(parts)
+        bonds.begin[bonds.begin >= 0] = 0  # a line break at the beginning of a chunk parts it from those before
+        return bonds
 
     def _pieces_for_worth(self, needed: float) -> int:
         """How many pieces, the first in rank, hold so large a share of the text's worth."""
@@ -148,7 +168,10 @@ class RankedText:
 
 def search(items: list[RankedText], request: Request) -> Search:
     """The search for what one budget keeps of these texts."""
-    ranked = Ranked([i.text for i in items], [i.pieces for i in items], np.concatenate([i.ranks for i in items]))
+    bonds = Bonds.joined([item.bonds for item in items]) if items[0].bonds is not None else None
+    ranked = Ranked(
+        [i.text for i in items], [i.pieces for i in items], np.concatenate([i.ranks for i in items]), bonds
+    )
     if request.threshold is not None:
         return search_threshold(ranked, _SCORE_SCALE * float(np.log((1 - request.threshold) / request.threshold)))
     if request.quality is not None:
@@ -162,7 +185,21 @@ def search(items: list[RankedText], request: Request) -> Search:
         ends = items[0].chunks[:, 1]
         targets = keep_count(torch.from_numpy(ends), request.rate).tolist()
         return search_chunks(ranked, np.searchsorted(items[0].pieces.starts, ends).tolist(), targets)
-    return (search_nested if request.nested else search_budget)(ranked, items[0].target)
+    if request.nested:
+        return search_nested(ranked, items[0].target)
+    return _search_budget(ranked, items[0].target)
+
+
+def _search_budget(ranked: Ranked, target: int) -> Search:
+    """What a budget keeps; where it holds nothing together with what comes along, something by itself."""
+    choice = yield from search_budget(ranked, target)
+    if ranked.bonds is not None and not choice.keep.any():
+        choice = yield from search_budget(Ranked(ranked.texts, ranked.pieces, ranked.ranks), target)
+    return choice
+
+
+# Farther than any two scores are apart.
+_FAR = 1e6
 
 
 def _count(num_tokens: int, rate: float) -> int:

@@ -6,7 +6,7 @@ from dataclasses import InitVar, dataclass, field
 
 import numpy as np
 
-from tokforget.compression.protection import Protection
+from tokforget.compression.protection import PRESET, Protection
 from tokforget.masking import check_rate
 
 
@@ -19,7 +19,7 @@ class Request:
     threshold: float | None = None
     quality: float | None = None
     unit: str = "token"
-    protect: InitVar = None
+    protect: InitVar = PRESET
     nested: bool = False
     prefix_stable: bool = False
     budget: str = "per_text"
