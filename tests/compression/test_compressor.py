@@ -125,7 +125,7 @@ def pieces_of(compressor: Compressor, text: str, unit: str) -> list[str]:
         ("Fuel Dilution isn't 3.14, e-mail", ["Fuel", " Dilution", " isn't", " 3.14", ",", " e-mail"]),
         ("foo\nbar", ["foo", "\n", "~bar"]),
         ("foo  \n\n  bar\n", ["foo", "  \n\n ", " bar", "\n"]),
-        ("f(x)\r\n\r\n y", ["f", "(", "~x", ")", "\r\n\r\n", " y"]),
+        ("f(x)\r\n\r\n y", ["f", "~(", "~x", ")", "\r\n\r\n", " y"]),
         ("日本語のGPTテ", ["日", "本", "語", "の", "~GPT", "テ"]),
         ("한국어 텍스트", ["한국어", " 텍스트"]),
         ("e\u0301te\u0301 👩‍👩‍👧🇩🇪 क्षत्रिय", ["e\u0301te\u0301", " 👩‍👩‍👧", "🇩🇪", " क्षत्रिय"]),
@@ -277,6 +277,9 @@ def test_wrong_types_are_refused(compressor):
         ("paths", "In /usr/lib, ~/x.py, ./a/b, src/main.c and C:\\a b, either/or.", ["/usr/lib", "~/x.py", "./a/b", "src/main.c", "C:\\a"]),
         ("inline_code", "Use `x y` or ``a`b``, not ` alone.", ["`x y`", "``a`b``"]),
         ("identifiers", "my_var, camelCase, HTTPServer, NASA, os.path, f(), --flag, $HOME, 0xFF, plain", ["my_var", "camelCase", "HTTPServer", "NASA", "os.path", "f()", "--flag", "$HOME", "0xFF"]),
+        ("code_fences", "1. a:\n    ```sh\n    rm\n    ```\n- b\n\t~~~\n\tx\nend", ["    ```sh\n    rm\n    ```", "\t~~~\n\tx\n"]),
+        ("code_fences", "> ```\n> x\n> ```\n> ~~~\n> y\nout", ["> ```\n> x\n> ```", "> ~~~\n> y\n"]),
+        ("code_fences", "```x``` text\n    ```\nno fence", []),
         ("code_fences", "a\n```py\nx\n~~~\n```\nb\n~~~\nopen", ["```py\nx\n~~~\n```", "~~~\nopen"]),
     ],
 )  # fmt: skip

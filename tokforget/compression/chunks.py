@@ -87,6 +87,8 @@ def _decide(ranked: Ranked, keep: np.ndarray, tail: int, start: int, end: int, r
     settled = np.where(keep[tail:start], -np.inf, np.inf)
     ranks = np.concatenate([settled, ranked.ranks[start:end]])
     bonds = None if ranked.bonds is None else ranked.bonds[tail:end]
+    if bonds is not None:
+        bonds.marks[: start - tail] &= keep[tail:start]  # what was dropped stays so
     part = Ranked(ranked.texts, [ranked.pieces[0][tail:end]], ranks, bonds)
     return (yield from search_budget(part, max(room, 0)))
 

@@ -2,7 +2,7 @@
 What a reader needs so as not to misread what is left: negations, limits, and the marks that keep sentences, lines and turns apart.
 
 Two things follow from it. A *finder* names characters, for protection by name. *Bonds* tie pieces: a "not" is kept with the word it
-negates, "before" with the date that it limits, a full stop with a sentence of which something is left, a line break and the name of a
+negates, "before" with the date that it limits, what is counted with its number, a full stop with a sentence of which something is left, a line break and the name of a
 speaker with a line of which something is left. Bonds never make a budget impossible: where nothing is left, its marks cost nothing.
 
 Every pattern is linear in the text, and what it says of a place depends on the line around it, and on the text's language.
@@ -118,6 +118,8 @@ _ROLE = re.compile(
 )
 # What begins a line that is one item of several: bullets, numbers, headings, quotes.
 _ITEM = re.compile(r"^[ \t]*(?:(?:[-*+•‣–]|#{1,6}|>|\(?(?:\d{1,3}|[a-zA-Z])[.)])(?=[ \t]))", re.MULTILINE)
+# A number of things, with the word for them behind it; a year counts nothing.
+_COUNT = re.compile(r"(?<![\w.,:/-])(?!(?:19|20)\d\d )\d+(?:[.,]\d+)*(?= [^\W\d_]{3})")
 # Half of a pair says nothing, and a pair little.
 _EMPHASIS = re.compile(r"(?<![\w*])\*{1,3}(?=\w)|(?<=[\w.!?,:;)])\*{1,3}(?![\w*])")
 _ROW = re.compile(r"^[^|\n]*\|[^|\n]*\|.*$", re.MULTILINE)
@@ -197,7 +199,8 @@ class Bonds:
             `last` not included.
         begin (`np.ndarray` of shape `(num_bonds,)`): Where something between this piece and the bound one must be kept too; -1 if
             not. A line break parts what is before it from what is behind.
-        marks (`np.ndarray` of shape `(num_pieces,)`): Pieces that say nothing by themselves; bool. They bring nothing along.
+        marks (`np.ndarray` of shape `(num_pieces,)`): Pieces that say nothing by themselves; bool. They bring nothing along, and
+            are kept with others only.
         first_of_all (`np.ndarray` of shape `(num_pieces,)`): Pieces that come before others as far as there is room; bool.
     """
 
@@ -242,7 +245,9 @@ class Bonds:
         inside = (self.pieces >= part.start) & (self.pieces < part.stop)
         first, last = (np.clip(edge[inside], part.start, part.stop) - part.start for edge in (self.first, self.last))
         begin = np.where(self.begin[inside] < 0, -1, np.maximum(self.begin[inside] - part.start, 0))
-        return Bonds(self.pieces[inside] - part.start, first, last, begin, self.marks[part], self.first_of_all[part])
+        return Bonds(
+            self.pieces[inside] - part.start, first, last, begin, self.marks[part].copy(), self.first_of_all[part]
+        )
 
 
 @dataclass
@@ -319,6 +324,11 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
         if at is not None:
             made.tie(first, last, at)
             made.marks[first:last] = ~made.first_of_all[first:last]  # "before" is misread where its date is gone
+    for match in _COUNT.finditer(text):
+        first, last = made.touched(*match.span())
+        at = made.content(last, 1) if last < len(pieces) else None
+        if at == last and last == first + 1:  # right behind it, and not a unit that is part of the number anyway
+            made.rows.append((at, first, last, -1))
     for match in _EMPHASIS.finditer(text):
         first, last = made.touched(*match.span())
         made.marks[first:last] = [not any(c.isalnum() for c in made.word(at)) for at in range(first, last)]

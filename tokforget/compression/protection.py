@@ -1,84 +1,74 @@
 """
 What a budget may not touch: built-in protectors, the user's own, and segments marked in the text.
-
-Every pattern is linear in the text: it begins at the edge of a run of its own characters, and its parts cannot match the
-same character in two ways.
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from tokforget.compression.meaning import find_line_breaks, find_negations, find_roles, find_sentence_ends
+from tokforget.compression.wholes import PATTERNS, find, matches
 
 
 Finder = Callable[[str], Iterable[tuple[int, int]]]
 
-_NAME = r"[\w.@%+~-]"
-_PATTERNS = {
-    # 7, -3.5, 1,000, 12:30, 2024-05-01, $9.99, 50 %, 1e-5, and words with a digit in them: GPT2, 3rd
-    "numbers": r"(?<!\w)[$€£¥]?[+\-−]?[^\W\d]*\d\w*(?:[.,:/'’+-][^\W\d]*\d\w*)*(?:\s?[%‰°])?",
-    "urls": r"(?<!\w)(?:[A-Za-z][A-Za-z0-9+.-]{1,15}://|www\.|mailto:)[^\s<>\"`]+",
-    "emails": r"(?<![\w.+%-])[\w.+%-]+@[\w-]+(?:\.[\w-]+)+",
-    "paths": (
-        rf"(?<![\w.~/:%@+-])(?:(?:~|\.\.?)?/(?:{_NAME}+/)*{_NAME}+/?|(?:{_NAME}+/){{2,}}{_NAME}*|(?:{_NAME}+/)+{_NAME}*\.\w+)"
-        r"|(?<!\w)(?:[A-Za-z]:\\|\\\\)[^\s\"<>|*?]+"
-    ),
-    "inline_code": r"(?<!`)`[^`\n]+`(?!`)|(?<!`)``(?!`)(?:[^`\n]|`(?!`))+``(?!`)",
-    # snake_case, camelCase, CamelCase, ACRONYM, dotted.name, call(), --flag, $VARIABLE, @name, #tag, 0xFF, UUIDs
-    "identifiers": (
-        r"(?<!\w)[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}(?!\w)"
-        r"|(?<!\w)(?:[^\W\d]\w*(?:\.[^\W\d]\w*)+(?:\(\))?|[^\W\d]\w*\(\))"
-        r"|(?<!\w)(?:[^\W_]*_\w+|[a-z0-9]+[A-Z]\w*|[A-Z][a-z0-9]+[A-Z]\w*|[A-Z]{2}\w*|[A-Z][0-9]\w*|0x[0-9A-Fa-f]+)"
-        r"|(?<![\w-])--?[A-Za-z][\w-]*|(?<![\w$@#])[$@#]\w+|\$\{\w+\}"
-    ),
-}  # fmt: skip
-_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})[^\n]*", re.MULTILINE)
-# Ends a sentence rather than a URL or a path.
-_TRAILING = ".,;:!?'*_"
-_BRACKETS = (("(", ")"), ("[", "]"), ("{", "}"))
+_INLINE_CODE = re.compile(r"(?<!`)`[^`\n]+`(?!`)|(?<!`)``(?!`)(?:[^`\n]|`(?!`))+``(?!`)")
+_FENCE = re.compile(r"`{3,}(?=[^`\n]*$)|~{3,}")
+_QUOTE = re.compile(r"(?: {0,3}>[ \t]?)*")
+_LIST_ITEM = re.compile(r"(?:[-*+]|\d{1,9}[.)])(?:[ \t]+|$)")
+# More than this many spaces before it, and a fence is a line of code.
+_FENCE_INDENT = 3
 
 
 def _code_fences(text: str) -> Iterator[tuple[int, int]]:
-    """From an opening fence to its closing one, or to the end of the text."""
-    start, opened = 0, ""
-    for fence in _FENCE.finditer(text):
-        mark = fence[1]
-        if not opened:
-            start, opened = fence.start(), mark
-        elif mark[0] == opened[0] and len(mark) >= len(opened) and fence[0].strip() == mark:
-            yield start, fence.end()
-            opened = ""
-    if opened:
+    """
+    From an opening fence to its closing one, or to the end of the list item, the quote or the text that it stands in; as
+    CommonMark has it.
+    """
+    if "```" not in text and "~~~" not in text:
+        return
+    start, mark, inside, quotes = (
+        0,
+        "",
+        0,
+        0,
+    )  # of the open fence; `inside` is the indentation of the list item's content
+    place = 0
+    for line in text.splitlines(keepends=True):
+        begin, place = place, place + len(line)
+        depth = (quote := _QUOTE.match(line)[0]).count(">")
+        rest = line[len(quote) :].expandtabs(4).rstrip()
+        indent = len(rest) - len(rest.lstrip())
+        if mark:
+            if depth < quotes or (rest and indent < inside):  # what it stands in ends, and the fence with it
+                yield start, begin
+                mark = ""
+            elif rest.strip() == mark[0] * len(rest.strip()) and len(rest.strip()) >= len(mark):
+                yield start, begin + len(line.rstrip())
+                mark = ""
+                continue
+            else:
+                continue
+        if rest and indent < inside:
+            inside = 0
+        body = rest[inside:]
+        while item := _LIST_ITEM.match(body.lstrip()) if len(body) - len(body.lstrip()) <= _FENCE_INDENT else None:
+            inside = len(rest) - len(body.lstrip()[item.end() :])
+            body = rest[inside:]
+        fence = _FENCE.match(body.lstrip())
+        if fence and len(body) - len(body.lstrip()) <= _FENCE_INDENT:
+            start, mark, quotes = begin, fence[0], depth
+    if mark:
         yield start, len(text)
 
 
 def _matches(pattern: re.Pattern) -> Finder:
-    return lambda text: (match.span() for match in pattern.finditer(text))
+    return partial(matches, pattern)
 
 
-def _trimmed(pattern: re.Pattern) -> Finder:
-    """Matches without the punctuation of the sentence around them, and without a bracket that opened outside."""
-
-    def find(text: str) -> Iterator[tuple[int, int]]:
-        for match in pattern.finditer(text):
-            start, end = match.span()
-            surplus = {
-                close: text.count(close, start, end) - text.count(open_, start, end) for open_, close in _BRACKETS
-            }
-            while end > start and (text[end - 1] in _TRAILING or surplus.get(text[end - 1], 0) > 0):
-                if text[end - 1] in surplus:
-                    surplus[text[end - 1]] -= 1
-                end -= 1
-            yield start, end
-
-    return find
-
-
-BUILT_IN: dict[str, Finder] = {
-    name: (_trimmed if name in ("urls", "paths") else _matches)(re.compile(pattern))
-    for name, pattern in _PATTERNS.items()
-} | {
+BUILT_IN: dict[str, Finder] = {name: partial(find, name) for name in PATTERNS} | {
+    "inline_code": _matches(_INLINE_CODE),
     "code_fences": _code_fences,
     "negations": find_negations,
     "sentence_ends": find_sentence_ends,

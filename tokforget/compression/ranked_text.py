@@ -1,6 +1,7 @@
 """A text on its way from tokens to a result: its scores, its pieces, and the order in which they go."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -59,13 +60,12 @@ class RankedText:
 
     def prepare(self, request: Request) -> None:
         """Cut the text into pieces, rank them, and set the text's own target."""
-        self.pieces = pieces = cut(self.text, self.offsets, request.unit)
+        self.pieces = pieces = self._cut(request.unit)
         self.ranks = -pieces.means(self.logits)
         protection, num_tokens = request.protection, len(self.ids)
         if protection.readable and request.unit == "word":
             self.bonds = self._find_bonds()
-            # Before and behind all others: no score comes near.
-            self.ranks = self.ranks + _FAR * (1.0 * self.bonds.marks - self.bonds.first_of_all)
+            self.ranks[self.bonds.first_of_all] -= _FAR
         if self.chunks is None:
             protected = protection.find(self.text)
         else:
@@ -82,9 +82,21 @@ class RankedText:
                 else _count(num_tokens, request.rate)
             )
         self.ranks[excluded] = np.inf
+        if self.bonds is not None:
+            self.bonds.marks &= ~excluded
+            self.ranks[self.bonds.marks] = np.inf  # on their own they go
         self.ranks[forced] = -np.inf
         if request.quality is not None:
             self.pieces_needed = self._pieces_for_worth(self.worth_needed)
+
+    def _cut(self, unit: str) -> Pieces:
+        """Of the whole text; by words each chunk by itself, so that no word grows over a chunk's end when text is appended."""
+        if self.chunks is None or unit != "word":
+            return cut(self.text, self.offsets, unit)
+        edges = [(0, 0), *self.chunks.tolist()]
+        return Pieces.joined(
+            [cut(self.text[a:b], self.offsets[first:last] - a, unit) for (a, first), (b, last) in pairwise(edges)]
+        )
 
     def _find_bonds(self) -> Bonds:
         """Of the whole text, or of each chunk by itself: what is appended later changes nothing in them."""
@@ -181,6 +193,10 @@ def search(items: list[RankedText], request: Request) -> Search:
         target = _count(total, request.rate) if request.rate is not None else min(request.target_tokens, total)
         for item in items:
             item.target = target
+    if bonds is not None and (request.rate == 1.0 or (items[0].target or 0) >= ranked.sizes.sum()):
+        ranked = Ranked(
+            ranked.texts, ranked.pieces, np.where(bonds.marks, np.minimum(ranked.ranks, _FAR), ranked.ranks)
+        )
     if request.prefix_stable:
         ends = items[0].chunks[:, 1]
         targets = keep_count(torch.from_numpy(ends), request.rate).tolist()

@@ -35,7 +35,8 @@ class Ranked:
         texts (`list[str]`), pieces (`list[Pieces]`): The texts and how they are cut.
         ranks (`np.ndarray` of shape `(num_pieces,)`): Lower is kept first; -inf for what must stay, inf for what must
             go. Ties go to the earlier piece.
-        bonds (`Bonds`, *optional*): Which pieces come along with which, whatever their rank; but for those that must go.
+        bonds (`Bonds`, *optional*): Which pieces come along with which, whatever their rank. Of
+            those that must go only marks do.
     """
 
     texts: list[str]
@@ -81,7 +82,7 @@ class Ranked:
 
     def complete(self, keep: np.ndarray) -> np.ndarray:
         """A keep mask with what comes along by its bonds."""
-        return keep if self.bonds is None else self.bonds.complete(keep, ~np.isposinf(self.ranks))
+        return keep if self.bonds is None else self.bonds.complete(keep, ~np.isposinf(self.ranks) | self.bonds.marks)
 
     def render(self, keep: np.ndarray) -> list[str]:
         """The output string of each text."""
