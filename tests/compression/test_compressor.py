@@ -242,7 +242,7 @@ def test_small_texts_can_be_left_alone(compressor):
         ({"rate": 4.0}, "for four times smaller pass 0.25"),
         ({"target_tokens": 0}, "at least 1, got 0"),
         ({"threshold": 1.5}, "in (0, 1)"),
-        ({"unit": "sentence"}, "`unit` must be one of ('token', 'word')"),
+        ({"unit": "sentence"}, "`unit` must be one of ('token', 'word', 'auto')"),
         ({"budget": "all"}, "`budget` must be one of"),
         ({"protect": "number"}, "knows no 'number'. It takes code_fences, emails"),
         ({"protect": "re:("}, "broken regular expression"),

@@ -120,7 +120,10 @@ def _add_budget(command: argparse.ArgumentParser) -> None:
         help="as little as the model's calibration allows for a reader to retain this share",
     )
     group.add_argument(
-        "--unit", choices=("token", "word"), help="what is dropped whole (default: what the model was trained by)"
+        "--unit",
+        choices=("token", "word", "auto"),
+        help="what is dropped whole; auto: words, but JSON stays JSON, and code and logs go by lines (default: what the model was "
+        "trained by)",
     )
     group.add_argument(
         "--question", metavar="TEXT", help="what will be asked about the text: what answers it is kept first"

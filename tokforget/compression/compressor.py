@@ -132,8 +132,9 @@ class Compressor:
             quality (`float`, *optional*): Keep as little as the model's calibration allows for a reader to retain this share of
                 what the text tells it, in (0, 1]; see [`tokforget.compression.quality`]. A text for which nothing shorter can be
                 promised is returned whole, and says so.
-            unit (`str`, *optional*): `"token"`, or `"word"`: a word is kept or dropped whole. What the model was trained by
-                without it.
+            unit (`str`, *optional*): `"token"`, or `"word"`: a word is kept or dropped whole, and so is a number or an address;
+                or `"auto"`: by words, but JSON stays JSON, and code and logs are taken by lines
+                ([`tokforget.compression.structure`]). What the model was trained by without it.
             protect (*optional*): What must stay byte for byte; one item or several: names out of `"numbers"`, `"urls"`,
                 `"emails"`, `"paths"`, `"code_fences"`, `"inline_code"`, `"identifiers"`, `"negations"`, `"sentence_ends"`,
                 `"line_breaks"`, `"roles"`; compiled regular expressions or `"re:<pattern>"`; `"first:<n>"` and `"last:<n>"`
@@ -213,7 +214,7 @@ class Compressor:
         choices = run_searches([search(group, request) for group in groups], self._reencode)
         done: dict[int, CompressedText] = {}
         for group, choice in zip(groups, choices):
-            _check_feasible(choice, group[0].target, request.on_impossible)
+            _check_feasible(choice, group[0].target, request.on_impossible, any(item.kind == "json" for item in group))
             start = 0
             for item, text, encoded in zip(group, choice.outputs, choice.encoded):
                 keep = choice.keep[start : start + len(item.pieces)]
@@ -257,6 +258,8 @@ class Compressor:
         # Built here, so that a mistake shows now and not when the first block is asked for.
         (question,) = self._questions(options.pop("question", None), 1)
         options["unit"] = options.get("unit") or self.policy.unit
+        if options["unit"] == "auto":
+            raise ValueError("`unit='auto'` looks at a text as a whole, and a stream comes in blocks: pass 'word'.")
         request = Request(rate=rate, threshold=threshold, **options)
         if request.protection.last or request.protection.spans:
             raise ValueError(
@@ -448,12 +451,13 @@ class Compressor:
         return min(trained or WINDOW, self.reconstructor.max_tokens or trained or WINDOW)
 
 
-def _check_feasible(choice: Choice, target: int | None, on_impossible: str) -> None:
+def _check_feasible(choice: Choice, target: int | None, on_impossible: str, is_json: bool) -> None:
     if target is None or choice.count <= target:
         return
+    what, remedy = ("JSON needs to stay whole", "pass `unit='word'`") if is_json else ("is protected", "protect less")
     message = (
-        f"What is protected takes {choice.count} tokens, the budget is {target}. The smallest feasible budget is "
-        f"{choice.count}; protect less, or pass `on_impossible='warn'`."
+        f"What {what} takes {choice.count} tokens, the budget is {target}. The smallest feasible budget is {choice.count}; "
+        f"{remedy}, or pass `on_impossible='warn'`."
     )
     if on_impossible == "raise":
         raise ValueError(message)

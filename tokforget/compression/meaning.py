@@ -227,6 +227,12 @@ class Bonds:
             keep = new
 
     @classmethod
+    def none(cls, num_pieces: int) -> "Bonds":
+        """Pieces that come alone."""
+        nothing, no_piece = np.zeros(num_pieces, dtype=bool), np.zeros(0, dtype=np.int64)
+        return cls(no_piece, no_piece, no_piece, no_piece, nothing, nothing.copy())
+
+    @classmethod
     def joined(cls, parts: "list[Bonds]") -> "Bonds":
         """Those of several texts, whose pieces stand in one row."""
         starts = np.cumsum([0, *(len(part.marks) for part in parts)])

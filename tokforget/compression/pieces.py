@@ -12,7 +12,7 @@ by a space, so that "Fuel Dilution" can become "uel ilution" but never "ueliluti
 """
 
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -101,12 +101,15 @@ class Pieces:
         chars (`np.ndarray` of shape `(num_pieces + 1,)`): First character of each piece, then the length of the text.
         bound (`np.ndarray` of shape `(num_pieces,)`): True where a piece must not join anything but the one before it.
         blank (`np.ndarray` of shape `(num_pieces,)`): True where a piece ends in white space: nothing joins it.
+        notes (`list[tuple[int, int, str]]`): What is written beside the text: the piece with which it comes, the character before
+            which it stands, and what it says.
     """
 
     starts: np.ndarray
     chars: np.ndarray
     bound: np.ndarray
     blank: np.ndarray
+    notes: list[tuple[int, int, str]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.bound)

@@ -21,7 +21,7 @@ _LIST_ITEM = re.compile(r"(?:[-*+]|\d{1,9}[.)])(?:[ \t]+|$)")
 _FENCE_INDENT = 3
 
 
-def _code_fences(text: str) -> Iterator[tuple[int, int]]:
+def find_code_fences(text: str) -> Iterator[tuple[int, int]]:
     """
     From an opening fence to its closing one, or to the end of the list item, the quote or the text that it stands in; as
     CommonMark has it.
@@ -69,7 +69,7 @@ def _matches(pattern: re.Pattern) -> Finder:
 
 BUILT_IN: dict[str, Finder] = {name: partial(find, name) for name in PATTERNS} | {
     "inline_code": _matches(_INLINE_CODE),
-    "code_fences": _code_fences,
+    "code_fences": find_code_fences,
     "negations": find_negations,
     "sentence_ends": find_sentence_ends,
     "line_breaks": find_line_breaks,
@@ -160,8 +160,8 @@ class Protection:
         Like `find`, but what is protected up to an end depends on the text up to it, and reaches back one chunk at most.
         A code fence protects from its opening on, so it is looked for in the whole text.
         """
-        found = Protection([finder for finder in self.finders if finder is _code_fences], self.spans).find(text)
-        local = Protection([finder for finder in self.finders if finder is not _code_fences])
+        found = Protection([finder for finder in self.finders if finder is find_code_fences], self.spans).find(text)
+        local = Protection([finder for finder in self.finders if finder is not find_code_fences])
         for before, start, end in zip([0, 0, *ends], [0, *ends], ends):
             spans = local.find(text[before:end])
             found += [(max(a + before, start), b + before) for a, b in spans if b + before > start]

@@ -23,6 +23,7 @@ from tokforget.compression.search import (
     separated,
     try_pieces,
 )
+from tokforget.compression.structure import Structure, find_structure
 from tokforget.masking import keep_count
 
 
@@ -38,6 +39,7 @@ class RankedText:
         features (`np.ndarray` of shape `(num_tokens, NUM_FEATURES)`, *optional*): For a policy that takes them.
         logits (`np.ndarray` of shape `(num_tokens,)`), pieces (`Pieces`), ranks (`np.ndarray` of shape `(num_pieces,)`),
         target (`int`, *optional*), bonds (`Bonds`, *optional*): What is found on the way; ranks are lower for what is kept first.
+        kind (`str`, *optional*): What the text is made of, if of more than words; see [`tokforget.compression.structure`].
         returned_whole_because (`str`, *optional*): Why the text is returned whole.
         worth_needed (`float`), pieces_needed (`int`): With a `quality`, the share of its worth that the output must hold, and
             the pieces that it takes.
@@ -54,23 +56,43 @@ class RankedText:
     ranks: np.ndarray | None = None
     target: int | None = None
     bonds: Bonds | None = None
+    kind: str | None = None
     returned_whole_because: str | None = None
     worth_needed: float = 1.0
     pieces_needed: int = 0
 
     def prepare(self, request: Request) -> None:
         """Cut the text into pieces, rank them, and set the text's own target."""
-        self.pieces = pieces = self._cut(request.unit)
-        self.ranks = -pieces.means(self.logits)
         protection, num_tokens = request.protection, len(self.ids)
-        if protection.readable and request.unit == "word":
-            self.bonds = self._find_bonds()
+        unit, needed = request.unit, []
+        structure = None
+        if unit == "auto":
+            unit, structure = "word", self._find_structure(request)
+        if structure is not None:
+            self.kind, self.pieces, self.bonds, needed = (
+                structure.kind,
+                structure.pieces,
+                structure.bonds,
+                structure.needed,
+            )
+        else:
+            self.pieces = self._cut(unit)
+            if protection.readable and unit == "word":
+                self.bonds = self._find_bonds()
+        pieces = self.pieces
+        self.ranks = -pieces.means(self.logits)
+        if self.bonds is not None:
             self.ranks[self.bonds.first_of_all] -= _FAR
+        for first, last in structure.groups if structure is not None else ():
+            own = np.where(self.bonds.marks[first:last], np.inf, self.ranks[first:last])
+            self.ranks[first + int(np.argmin(own))] -= _FAR
         if self.chunks is None:
             protected = protection.find(self.text)
         else:
             protected = protection.find_in_chunks(self.text, self.chunks[:, 0].tolist())
         forced = _covered(pieces, protected + [(s.start, s.end) for s in self.segments if s.rate == 1.0])
+        if structure is not None:
+            forced |= needed
         forced |= (pieces.starts[:-1] < protection.first) | (pieces.starts[1:] > num_tokens - protection.last)
         excluded = _inside(pieces, [(s.start, s.end) for s in self.segments if s.rate == 0.0]) & ~forced
         if request.budget == "per_text" and request.target_tokens is not None:
@@ -88,6 +110,19 @@ class RankedText:
         self.ranks[forced] = -np.inf
         if request.quality is not None:
             self.pieces_needed = self._pieces_for_worth(self.worth_needed)
+
+    def _find_structure(self, request: Request) -> Structure | None:
+        """More than words in the text, unless lines are too long for the budget."""
+        structure = find_structure(self.text, self.offsets, request.protection.readable)
+        if (
+            structure is None
+            or structure.kind == "json"
+            or request.budget == "corpus"
+            or request.threshold is not None
+        ):
+            return structure
+        target = request.target_tokens or _count(len(self.ids), request.rate)
+        return structure if structure.pieces.sizes[~structure.bonds.marks].min(initial=target + 1) <= target else None
 
     def _cut(self, unit: str) -> Pieces:
         """Of the whole text; by words each chunk by itself, so that no word grows over a chunk's end when text is appended."""
@@ -163,6 +198,7 @@ class RankedText:
             kept_spans=kept_spans,
             dropped_spans=dropped_spans,
             separated=separated(pieces, keep),
+            notes=[(place, note) for piece, place, note in pieces.notes if keep[piece]],
             target_tokens=self.target,
             shortfall=shortfall,
             tokenizer=tokenizer,
@@ -180,7 +216,9 @@ class RankedText:
 
 def search(items: list[RankedText], request: Request) -> Search:
     """The search for what one budget keeps of these texts."""
-    bonds = Bonds.joined([item.bonds for item in items]) if items[0].bonds is not None else None
+    bonds = None
+    if any(item.bonds is not None for item in items):
+        bonds = Bonds.joined([item.bonds or Bonds.none(len(item.pieces)) for item in items])
     ranked = Ranked(
         [i.text for i in items], [i.pieces for i in items], np.concatenate([i.ranks for i in items]), bonds
     )
@@ -194,6 +232,8 @@ def search(items: list[RankedText], request: Request) -> Search:
         for item in items:
             item.target = target
     if bonds is not None and (request.rate == 1.0 or (items[0].target or 0) >= ranked.sizes.sum()):
+        for item in items:
+            item.pieces.notes = []  # they speak of what is left out
         ranked = Ranked(
             ranked.texts, ranked.pieces, np.where(bonds.marks, np.minimum(ranked.ranks, _FAR), ranked.ranks)
         )

@@ -124,7 +124,23 @@ def join(text: str, pieces: Pieces, keep: np.ndarray) -> str:
     first, last = runs(keep)
     starts, ends = pieces.chars[first].tolist(), pieces.chars[last].tolist()
     spaces = separated(pieces, keep).tolist()
+    if pieces.notes:
+        return _join_with_notes(text, pieces, keep, starts, ends, spaces)
     return "".join([" " + text[a:b] if apart else text[a:b] for a, b, apart in zip(starts, ends, spaces)])
+
+
+def _join_with_notes(
+    text: str, pieces: Pieces, keep: np.ndarray, starts: list[int], ends: list[int], spaces: list[bool]
+) -> str:
+    parts, waiting = [], [(place, note) for piece, place, note in pieces.notes if keep[piece]][::-1]
+    for start, end, apart in zip(starts, ends, spaces):
+        parts.append(" " * apart)
+        while waiting and waiting[-1][0] <= end:
+            place, note = waiting.pop()
+            parts += [text[start:place], note]
+            start = place
+        parts.append(text[start:end])
+    return "".join(parts)
 
 
 def search_budget(ranked: Ranked, target: int) -> Search:
