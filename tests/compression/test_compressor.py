@@ -413,6 +413,24 @@ def test_streams_are_lazy_exact_and_join(compressor):
     assert list(compressor.compress_stream([], rate=0.5)) == []
 
 
+@pytest.mark.parametrize("unit", ["token", "word"])
+def test_a_stream_protects_over_the_ends_of_its_blocks(compressor, unit):
+    code = "".join(f"    value_{i} = function(value_{i - 1}, {i})  # a line of code\n" for i in range(120))
+    prose = "the quick brown fox jumps over a lazy dog while it rains 30 September 2027 and so on " * 20
+    text = f"{prose}\n```python\n{code}```\n{prose}"
+    results = list(
+        compressor.compress_stream(
+            [text], rate=0.9, unit=unit, protect="code_fences", block_chars=700, on_impossible="warn"
+        )
+    )
+    assert len(results) > 8
+    output = "".join(result.text for result in results)
+    assert code in output
+    assert len(output) < len(text) - 200, "prose behind the fence was kept too"
+    if unit == "word":
+        assert set(re.findall(r"\S* ?September ?\S*", output)) == {"30 September 2027"}
+
+
 # -- restoring ---------------------------------------------------------------------------------------------------------
 def test_saved_results_restore_like_the_original(folder, texts, tmp_path):
     compressor = Compressor.from_pretrained(folder)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from tokforget.compression.pieces import EXTEND, SPACE, SPACELESS, Pieces, character_classes
+from tokforget.compression.protection import LOOK, Finder
 from tokforget.compression.search import Choice, Ranked, Search, search_budget
 from tokforget.compression.search import try_pieces as try_
 
@@ -19,29 +20,40 @@ CONTEXT = 32
 _PATIENCE = 4
 
 
-def chunk_ends(text: str, size: int) -> list[int]:
+def chunk_ends(text: str, size: int, unbroken: Finder | None = None) -> list[int]:
     """
     Characters at which finished chunks of a text end. Appending to the text never moves them.
 
     A chunk ends before the first single white-space character behind `size` characters: there no tokenizer joins what is
     before to what is after. Where none comes for long, a script without spaces may also be cut between two characters.
+
+    Args:
+        text (`str`), size (`int`): The text, and characters of a chunk at least.
+        unbroken (`Finder`, *optional*): Finds spans within which no chunk may end, as far as they show in the `LOOK`
+            characters behind an end; an end is final once these are there.
     """
     classes = character_classes(text)
     space = classes & SPACE > 0
     lone = np.flatnonzero(space[1:-1] & ~space[:-2] & ~space[2:]) + 1
     spaceless = np.flatnonzero((classes[1:] & (SPACELESS | EXTEND) == SPACELESS) & ~space[:-1]) + 1
-    ends, start = [], 0
+    ends, start, least = [], 0, size
     while True:
         limit = start + _PATIENCE * size
-        end = _first(lone, start + size, len(text))
+        end = _first(lone, least, len(text))
         if end is None or end >= limit:
-            worse = _first(spaceless, start + size, len(text) - 1)
+            worse = _first(spaceless, least, len(text) - 1)
             if worse is not None and len(text) > limit + 1:
                 end = worse if end is None else min(end, worse)
-        if end is None:
+        if end is None or (unbroken is not None and end + LOOK > len(text)):
             return ends
+        if unbroken is not None and end < limit:
+            spans = unbroken(text[start : end + LOOK])
+            later = max((b for a, b in spans if a < end - start < b), default=0)
+            if later:
+                least = start + later
+                continue
         ends.append(end)
-        start = end
+        start, least = end, end + size
 
 
 def _first(places: np.ndarray, least: int, below: int) -> int | None:
@@ -100,7 +112,7 @@ def _count(text: str, pieces: Pieces, keep: np.ndarray, start: int, end: int) ->
     return choice.count
 
 
-def blocks(parts: Iterable[str], size: int) -> Iterator[str]:
+def blocks(parts: Iterable[str], size: int, unbroken: Finder | None = None) -> Iterator[str]:
     """A stream of strings as blocks of at least `size` characters that end where a chunk may end; the last is longer."""
     waiting, length = [], 0
     for part in parts:
@@ -110,7 +122,7 @@ def blocks(parts: Iterable[str], size: int) -> Iterator[str]:
         length += len(part)
         if length >= 2 * size:
             text = "".join(waiting)
-            ends = chunk_ends(text, size) or ([size] if length > 16 * size else [])
+            ends = chunk_ends(text, size, unbroken) or ([size] if length > 16 * size else [])
             # What is left may be the end of the stream: at least a block's worth stays with it.
             ends = [end for end in ends if end <= length - size]
             for start, end in zip([0, *ends], ends):

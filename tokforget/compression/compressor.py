@@ -15,7 +15,7 @@ import torch
 
 from tokforget.compression.chunks import CHUNK, CONTEXT, blocks, chunk_ends
 from tokforget.compression.pieces import cut
-from tokforget.compression.protection import PRESET, parse_tags
+from tokforget.compression.protection import PRESET, parse_tags, scan_fences
 from tokforget.compression.quality import Calibration
 from tokforget.compression.ranked_text import RankedText, search
 from tokforget.compression.request import Request
@@ -144,7 +144,7 @@ class Compressor:
                 `"none"`, `None` or `[]` switches it off.
             nested (`bool`): A smaller budget keeps a subset of what a larger one keeps.
             prefix_stable (`bool`): Appending to a text changes nothing in what was decided for it before, except in its
-                last, unfinished chunk of some 100 tokens. Takes a rate or a threshold.
+                last, unfinished chunk of some 130 tokens. Takes a rate or a threshold.
             budget (`str`): `"per_text"`, or `"corpus"`: one budget over all texts, spent where the scores are highest.
             tags (`bool`): Read `<keep>`, `<keep rate=0.8>`, `<drop>` and `<llmlingua, rate=0.4, compress=False>` segments.
             min_tokens (`int`): Texts below this many tokens are returned whole, and say so.
@@ -193,7 +193,7 @@ class Compressor:
         self, texts: list[str], request: Request, questions: Sequence[str | None] | None = None
     ) -> list[CompressedText]:
         began = time.perf_counter()
-        items = self._encode_chunks(texts) if request.prefix_stable else self._encode(texts, request.tags)
+        items = self._encode_chunks(texts, request) if request.prefix_stable else self._encode(texts, request.tags)
         if self.takes_question:
             for item, question in zip(items, questions or [None] * len(items)):
                 item.features = self._features(item, question)
@@ -272,7 +272,7 @@ class Compressor:
     ) -> Iterator[CompressedText]:
         start = read = written = 0
         rate = request.rate
-        for block in blocks(parts, block_chars):
+        for block in blocks(parts, block_chars, request.protection.unbroken(request.unit)):
             if rate is not None:
                 read += len(self._reencode([block])[0])
                 target = max(int(keep_count(torch.tensor([read]), rate)) - written, 1)
@@ -282,6 +282,8 @@ class Compressor:
             written += result.compressed_tokens
             start += len(block)
             request.protection.first = 1
+            if request.protection.keeps_fences:
+                request.protection.open_fence = scan_fences(block, request.protection.open_fence)[1]
             yield result
 
     def _encode(self, texts: list[str], tags: bool) -> list[RankedText]:
@@ -294,9 +296,10 @@ class Compressor:
             for (text, segments), encoding in zip(parsed, encodings)
         ]
 
-    def _encode_chunks(self, texts: list[str]) -> list[RankedText]:
+    def _encode_chunks(self, texts: list[str], request: Request) -> list[RankedText]:
         """Each chunk is tokenised on its own, so that its tokens do not depend on what follows."""
-        ends = [[*chunk_ends(text, CHUNK), len(text)] for text in texts]
+        unbroken = request.protection.unbroken(request.unit)
+        ends = [[*chunk_ends(text, CHUNK, unbroken), len(text)] for text in texts]
         parts = [text[a:b] for text, own in zip(texts, ends) for a, b in zip([0, *own], own)]
         encoded = iter(self._encode(parts, tags=False))
         items = []
@@ -386,7 +389,11 @@ class Compressor:
         if not isinstance(text, str):
             raise TypeError(f"`explain` takes one string, got a {type(text).__name__}.")
         result = self.compress(text, **options)
-        chunked = self._encode_chunks([text]) if options.get("prefix_stable") else None
+        chunked = None
+        if options.get("prefix_stable"):
+            kept = {name: options[name] for name in ("rate", "threshold", "protect") if name in options}
+            unit = options.get("unit") or self.policy.unit
+            chunked = self._encode_chunks([text], Request(unit=unit, prefix_stable=True, **kept))
         item = (chunked or self._encode([text], tags=options.get("tags", False)))[0]
         return Explanation(item.text, cut(item.text, item.offsets, "token"), result)
 

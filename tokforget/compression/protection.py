@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from tokforget.compression.meaning import find_line_breaks, find_negations, find_roles, find_sentence_ends
-from tokforget.compression.wholes import PATTERNS, find, matches
+from tokforget.compression.wholes import PATTERNS, find, find_wholes, matches
 
 
 Finder = Callable[[str], Iterable[tuple[int, int]]]
@@ -26,14 +26,20 @@ def find_code_fences(text: str) -> Iterator[tuple[int, int]]:
     From an opening fence to its closing one, or to the end of the list item, the quote or the text that it stands in; as
     CommonMark has it.
     """
-    if "```" not in text and "~~~" not in text:
-        return
-    start, mark, inside, quotes = (
-        0,
-        "",
-        0,
-        0,
-    )  # of the open fence; `inside` is the indentation of the list item's content
+    return iter(scan_fences(text)[0])
+
+
+def scan_fences(text: str, mark: str = "") -> tuple[list[tuple[int, int]], str]:
+    """
+    Code fences of a text that begins within one, if `mark` is that fence's.
+
+    Returns:
+        `tuple`: Their characters, and the mark of the one that is open where the text ends, "" for none.
+    """
+    found: list[tuple[int, int]] = []
+    if not mark and "```" not in text and "~~~" not in text:
+        return found, ""
+    start = inside = quotes = 0  # of the open fence; `inside` is the indentation of the list item's content
     place = 0
     for line in text.splitlines(keepends=True):
         begin, place = place, place + len(line)
@@ -42,10 +48,10 @@ def find_code_fences(text: str) -> Iterator[tuple[int, int]]:
         indent = len(rest) - len(rest.lstrip())
         if mark:
             if depth < quotes or (rest and indent < inside):  # what it stands in ends, and the fence with it
-                yield start, begin
+                found.append((start, begin))
                 mark = ""
             elif rest.strip() == mark[0] * len(rest.strip()) and len(rest.strip()) >= len(mark):
-                yield start, begin + len(line.rstrip())
+                found.append((start, begin + len(line.rstrip())))
                 mark = ""
                 continue
             else:
@@ -60,7 +66,8 @@ def find_code_fences(text: str) -> Iterator[tuple[int, int]]:
         if fence and len(body) - len(body.lstrip()) <= _FENCE_INDENT:
             start, mark, quotes = begin, fence[0], depth
     if mark:
-        yield start, len(text)
+        found.append((start, len(text)))
+    return found, mark
 
 
 def _matches(pattern: re.Pattern) -> Finder:
@@ -75,6 +82,8 @@ BUILT_IN: dict[str, Finder] = {name: partial(find, name) for name in PATTERNS} |
     "line_breaks": find_line_breaks,
     "roles": find_roles,
 }
+# Characters behind the end of a chunk in which what must not be broken there shows.
+LOOK = 100
 # What keeps a text readable as far as the budget allows; [`tokforget.compression.meaning`] says how. By words it stays on beside
 # what is protected by name, because a "not" that is lost turns what is protected round.
 PRESET, NO_PRESET = "readable", "none"
@@ -89,6 +98,7 @@ class Protection:
         finders (`list`): Functions from a text to the character spans that are kept.
         spans (`list`): Character spans given outright; for a single text.
         first (`int`), last (`int`): Tokens kept at both ends.
+        open_fence (`str`): The mark of the code fence within which the text begins; for the blocks of a stream.
         readable (`bool`): Whether negations, limits and marks come first or along, by words and as far as the budget allows.
     """
 
@@ -96,6 +106,7 @@ class Protection:
     spans: list[tuple[int, int]] = field(default_factory=list)
     first: int = 0
     last: int = 0
+    open_fence: str = ""
     readable: bool = False
 
     @classmethod
@@ -153,18 +164,35 @@ class Protection:
         for _, end in self.spans:
             if end > len(text):
                 raise ValueError(f"A protected span ends at character {end}, but the text has {len(text)}.")
-        return [*self.spans, *((int(a), int(b)) for finder in self.finders for a, b in finder(text) if a < b)]
+        fences = scan_fences(text, self.open_fence)[0] if self.keeps_fences and self.open_fence else []
+        return [*self.spans, *fences, *((int(a), int(b)) for finder in self.finders for a, b in finder(text) if a < b)]
+
+    @property
+    def keeps_fences(self) -> bool:
+        """Whether code fences are protected: they may be longer than what is looked at together."""
+        return find_code_fences in self.finders
+
+    def unbroken(self, unit: str) -> Finder:
+        """What finds the spans within which neither a chunk nor a block of a stream may end: code fences apart, all of them."""
+        finders = [finder for finder in self.finders if finder is not find_code_fences]
+        finders += [find_wholes] if unit == "word" else []
+        return lambda text: ((int(a), int(b)) for finder in finders for a, b in finder(text))
 
     def find_in_chunks(self, text: str, ends: list[int]) -> list[tuple[int, int]]:
         """
-        Like `find`, but what is protected up to an end depends on the text up to it, and reaches back one chunk at most.
+        Like `find`, but what is protected up to an end depends on the text up to `LOOK` characters behind it, and reaches back
+        one chunk at most.
         A code fence protects from its opening on, so it is looked for in the whole text.
         """
         found = Protection([finder for finder in self.finders if finder is find_code_fences], self.spans).find(text)
         local = Protection([finder for finder in self.finders if finder is not find_code_fences])
         for before, start, end in zip([0, 0, *ends], [0, *ends], ends):
-            spans = local.find(text[before:end])
-            found += [(max(a + before, start), b + before) for a, b in spans if b + before > start]
+            spans = local.find(text[before : end + LOOK])
+            found += [
+                (max(a + before, start), min(b + before, end))
+                for a, b in spans
+                if b + before > start and a + before < end
+            ]
         return found
 
 
