@@ -82,7 +82,7 @@ _LIMITS = re.compile(
     re.IGNORECASE,
 )
 # Function words of the other languages, which a negation reaches over.
-_SKIPPED = STOP_WORDS | frozenset(
+_FOREIGN = frozenset(
     re.findall(
         r"\w+",
         """
@@ -92,6 +92,21 @@ _SKIPPED = STOP_WORDS | frozenset(
     """,
     )
 )
+_SKIPPED = STOP_WORDS | _FOREIGN
+# Of them, those that say nothing without the word they lead to.
+_LEADING = _FOREIGN | frozenset(
+    re.findall(
+        r"\w+",
+        """
+    a an the of in on at by for from to with into about between through during above below under over against as and or but is are
+    was were be been being has have had do does did will would can could should my your his her its our their this these those such
+    than so und oder aber et ou mais y o pero e ed ma en of maar mit von für auf aus bei nach über unter avec pour par sur dans con
+    por para sobre per tra voor met и или но в на с по для из к у
+    """,
+    )
+)
+# Farther than any two scores are apart.
+_FAR = 1e6
 # A negation reaches over this many pieces, and a limit too.
 _REACH = 6
 _CLAUSE_END = re.compile(r"[.!?;:…。！？；：؟۔।]")
@@ -119,7 +134,16 @@ _ROLE = re.compile(
 # What begins a line that is one item of several: bullets, numbers, headings, quotes.
 _ITEM = re.compile(r"^[ \t]*(?:(?:[-*+•‣–]|#{1,6}|>|\(?(?:\d{1,3}|[a-zA-Z])[.)])(?=[ \t]))", re.MULTILINE)
 # A number of things, with the word for them behind it; a year counts nothing.
-_COUNT = re.compile(r"(?<![\w.,:/-])(?!(?:19|20)\d\d )\d+(?:[.,]\d+)*(?= [^\W\d_]{3})")
+_COUNT = re.compile(
+    r"(?<![\w.,:/-])(?!(?:19|20)\d\d )(?:\d+(?:[.,]\d+)*|"
+    + _any(
+        "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty|hundred|thousand|zwei|drei|vier|fünf|sechs|"
+        "sieben|acht|neun|zehn|zwölf|zwanzig|hundert|tausend|deux|trois|quatre|cinq|sept|huit|neuf|dix|douze|vingt|dos|tres|cuatro|cinco|"
+        "seis|siete|ocho|nueve|diez|due|tre|quattro|cinque|sei|sette|otto|nove|dieci|twee|drie|vijf|zes|zeven|negen|tien"
+    )
+    + r")(?= [^\W\d_]{3})",
+    re.IGNORECASE,
+)
 # Half of a pair says nothing, and a pair little.
 _EMPHASIS = re.compile(r"(?<![\w*])\*{1,3}(?=\w)|(?<=[\w.!?,:;)])\*{1,3}(?![\w*])")
 _ROW = re.compile(r"^[^|\n]*\|[^|\n]*\|.*$", re.MULTILINE)
@@ -202,6 +226,8 @@ class Bonds:
         marks (`np.ndarray` of shape `(num_pieces,)`): Pieces that say nothing by themselves; bool. They bring nothing along, and
             are kept with others only.
         first_of_all (`np.ndarray` of shape `(num_pieces,)`): Pieces that come before others as far as there is room; bool.
+        leads_to (`np.ndarray` of shape `(num_pieces,)`): The piece that each of them is never kept before: of "the" the word behind it,
+            of a comma the one before it, of most pieces themselves.
     """
 
     pieces: np.ndarray
@@ -210,6 +236,15 @@ class Bonds:
     begin: np.ndarray
     marks: np.ndarray
     first_of_all: np.ndarray
+    leads_to: np.ndarray
+
+    def rank(self, ranks: np.ndarray) -> np.ndarray:
+        """Ranks `(num_pieces,)`, lower is kept first, as the bonds would have them."""
+        # A hair behind: of equal ranks the earlier piece would be kept first.
+        ranks = np.maximum(
+            ranks, np.where(self.leads_to == np.arange(len(ranks)), -np.inf, ranks[self.leads_to] + 1e-6)
+        )
+        return np.where(self.first_of_all, ranks - _FAR, ranks)
 
     def complete(self, keep: np.ndarray, allowed: np.ndarray) -> np.ndarray:
         """A keep mask with what comes along, of what is `allowed`; both `(num_pieces,)`, bool. More in, never less out."""
@@ -230,7 +265,7 @@ class Bonds:
     def none(cls, num_pieces: int) -> "Bonds":
         """Pieces that come alone."""
         nothing, no_piece = np.zeros(num_pieces, dtype=bool), np.zeros(0, dtype=np.int64)
-        return cls(no_piece, no_piece, no_piece, no_piece, nothing, nothing.copy())
+        return cls(no_piece, no_piece, no_piece, no_piece, nothing, nothing.copy(), np.arange(num_pieces))
 
     @classmethod
     def joined(cls, parts: "list[Bonds]") -> "Bonds":
@@ -244,6 +279,7 @@ class Bonds:
             *(np.concatenate(column) for column in zip(*moved)),
             np.concatenate([part.marks for part in parts]),
             np.concatenate([part.first_of_all for part in parts]),
+            np.concatenate([part.leads_to + start for part, start in zip(parts, starts)]),
         )
 
     def __getitem__(self, part: slice) -> "Bonds":
@@ -252,7 +288,13 @@ class Bonds:
         first, last = (np.clip(edge[inside], part.start, part.stop) - part.start for edge in (self.first, self.last))
         begin = np.where(self.begin[inside] < 0, -1, np.maximum(self.begin[inside] - part.start, 0))
         return Bonds(
-            self.pieces[inside] - part.start, first, last, begin, self.marks[part].copy(), self.first_of_all[part]
+            self.pieces[inside] - part.start,
+            first,
+            last,
+            begin,
+            self.marks[part].copy(),
+            self.first_of_all[part],
+            np.arange(part.stop - part.start),  # the ranks know of it already
         )
 
 
@@ -266,6 +308,7 @@ class _Builder:
         self.chars = self.pieces.chars
         self.marks = np.zeros(len(self.pieces), dtype=bool)
         self.first_of_all = np.zeros(len(self.pieces), dtype=bool)
+        self.leads_to = np.arange(len(self.pieces))
 
     def touched(self, start: int, end: int) -> tuple[int, int]:
         """The pieces that share a character with a span, the last one not included."""
@@ -309,7 +352,7 @@ class _Builder:
 
     def built(self) -> Bonds:
         rows = np.array(self.rows, dtype=np.int64).reshape(-1, 4).T
-        return Bonds(*rows, self.marks, self.first_of_all)
+        return Bonds(*rows, self.marks, self.first_of_all, self.leads_to)
 
 
 def find_bonds(text: str, pieces: Pieces) -> Bonds:
@@ -339,7 +382,39 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
         first, last = made.touched(*match.span())
         made.marks[first:last] = [not any(c.isalnum() for c in made.word(at)) for at in range(first, last)]
     _tie_marks(made)
+    _lead(made)
     return made.built()
+
+
+def _lead(made: _Builder) -> None:
+    """Function words lead to the next word of weight in their clause, signs to the word at which they stand."""
+    num_pieces = len(made.pieces)
+    words = [made.word(at) for at in range(num_pieces)]
+    bare = [bare_word(word) if any(map(str.isalnum, word)) else "" for word in words]
+    # What a negation brings is kept with it in any case.
+    brought = {row[0] for row in made.rows if row[1] < num_pieces and made.first_of_all[row[1]]}
+    ahead = following = None
+    for at in range(num_pieces - 1, -1, -1):
+        if not bare[at]:
+            if _CLAUSE_END.search(words[at]) or "\n" in words[at]:
+                ahead = following = None
+            elif words[at][0].isspace() and following is not None:
+                made.leads_to[at] = following
+            continue
+        following = at
+        if bare[at] in _LEADING:
+            if ahead is not None and ahead not in brought and not made.first_of_all[at]:
+                made.leads_to[at] = ahead
+        elif bare[at] not in _SKIPPED and not made.marks[at] and not made.first_of_all[at]:
+            ahead = at
+    behind = None
+    for at in range(num_pieces):
+        if bare[at]:
+            behind = at
+        elif "\n" in words[at]:
+            behind = None
+        elif not made.marks[at] and behind is not None and not words[at][0].isspace():
+            made.leads_to[at] = behind
 
 
 def _tie_marks(made: _Builder) -> None:

@@ -82,7 +82,7 @@ class RankedText:
         pieces = self.pieces
         self.ranks = -pieces.means(self.logits)
         if self.bonds is not None:
-            self.ranks[self.bonds.first_of_all] -= _FAR
+            self.ranks = self.bonds.rank(self.ranks)
         for first, last in structure.groups if structure is not None else ():
             own = np.where(self.bonds.marks[first:last], np.inf, self.ranks[first:last])
             self.ranks[first + int(np.argmin(own))] -= _FAR

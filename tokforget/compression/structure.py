@@ -111,7 +111,7 @@ class _Parts:
 
     def __init__(self, text: str, readable: bool):
         self.text, self.readable, self.edges = text, readable, [0]
-        self.bound, self.blank, self.mark, self.needed, self.first_of_all = [], [], [], [], []
+        self.bound, self.blank, self.mark, self.needed, self.first_of_all, self.leads_to = [], [], [], [], [], []
         self.rows: list[tuple[int, int, int, int]] = []
         self.groups: list[tuple[int, int]] = []
         self.notes: list[tuple[int, int, str]] = []
@@ -123,10 +123,12 @@ class _Parts:
         """One piece up to a character; nothing joins it."""
         if end > self.edges[-1]:
             self.edges.append(end)
-            for column, value in (
-                (self.bound, False), (self.blank, True), (self.mark, mark), (self.needed, needed), (self.first_of_all, False),
-            ):  # fmt: skip
-                column.append(value)
+            self.leads_to.append(len(self))
+            self.bound.append(False)
+            self.blank.append(True)
+            self.mark.append(mark)
+            self.needed.append(needed)
+            self.first_of_all.append(False)
 
     def add_words(self, shown: str, places: np.ndarray) -> None:
         """
@@ -144,6 +146,7 @@ class _Parts:
         self.blank += pieces.blank.tolist()
         self.mark += bonds.marks.tolist()
         self.first_of_all += bonds.first_of_all.tolist()
+        self.leads_to += (bonds.leads_to + base).tolist()
         self.needed += [False] * len(pieces)
         begin = np.where(bonds.begin < 0, -1, bonds.begin + base)
         self.rows += zip(*((c + base).tolist() for c in (bonds.pieces, bonds.first, bonds.last)), begin.tolist())
@@ -155,7 +158,7 @@ class _Parts:
         pieces = TextPieces(starts, chars, np.array(self.bound), np.array(self.blank), offsets=offsets)
         pieces.notes = self.notes
         rows = np.array(self.rows, dtype=np.int64).reshape(-1, 4).T
-        bonds = Bonds(*rows, np.array(self.mark), np.array(self.first_of_all))
+        bonds = Bonds(*rows, np.array(self.mark), np.array(self.first_of_all), np.array(self.leads_to))
         return Structure(kind, pieces, bonds, np.array(self.needed), self.groups)
 
 
