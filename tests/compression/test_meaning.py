@@ -2,6 +2,7 @@
 
 import re
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -109,6 +110,7 @@ def test_a_statement_is_not_turned_round(compressor, text, protect):
     for rate in RATES:
         output = compressor.compress(text, rate=rate, unit="word", protect=protect, on_impossible="warn").text
         assert negation in output or word not in output, output
+        assert "ten" not in output.split() or "ten days" in output
     assert negation in output and word in output
 
 
@@ -132,6 +134,39 @@ def test_lines_sentences_and_speakers_stay_apart(compressor):
         assert "\n\n" in letter and letter.count("\n- ") == 2, letter
         assert letter.count(".") + letter.count("!") == LETTER.count(".") + LETTER.count("!"), letter
     assert "\n" not in compressor.compress(CHAT, rate=0.3, unit="word", protect="none").text.strip()
+
+
+TABLE = """| Region | Q1 2026 | Q2 2026 | Change |
+|---|---|---|---|
+| North | 1,204 | 1,310 | +8.8 % |
+| South | 980 | 874 | -10.8 % |
+"""
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(st.floats(0.4, 0.97), st.booleans())  # below, not even the head and one cell fit
+def test_a_cell_of_a_table_comes_with_its_row_and_column(rate, nested):
+    rows = ANY_OPINION.compress(TABLE, rate=rate, unit="word", nested=nested).text.splitlines()
+    cells = [[cell.strip() for cell in row.strip().strip("|").split("|")] for row in rows]
+    assert all(len(row) == 4 for row in cells), "the rows run together, or a column is gone"
+    assert len(cells) < 2 or set(cells[1]) == {"---"}
+    for row in cells[2:]:
+        for column, cell in enumerate(row[1:], 1):
+            assert not cell or (row[0] and cells[0][column]), rows
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(st.integers(0, 10_000), st.sampled_from([0.3, 0.5, 0.7]))
+def test_function_words_do_not_outrank_what_they_lead_to(seed, rate):
+    """Of "the" and "river", "of" and "stone" the first is not left without the second, but where only such still fit."""
+    rng = np.random.default_rng(seed)
+    nouns = rng.permutation(
+        ["river", "stone", "harbour", "letter", "winter", "figure", "garden", "window", "answer", "market"]
+    )
+    text = " ".join(f"{one} {noun}" for one, noun in zip(["the", "of", "at", "from", "an"] * 2, nouns))
+    output = ANY_OPINION.compress(text, rate=rate, unit="word").text.split()
+    alone = [one for one, after in pairwise([*output, "the"]) if len(one) < 5 and len(after) < 5]
+    assert len(alone) <= 2, (text, output)
 
 
 def test_where_nothing_of_a_line_is_left_its_marks_go_too(compressor):

@@ -11,6 +11,7 @@ Every pattern is linear in the text, and what it says of a place depends on the 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -147,6 +148,7 @@ _COUNT = re.compile(
 # Half of a pair says nothing, and a pair little.
 _EMPHASIS = re.compile(r"(?<![\w*])\*{1,3}(?=\w)|(?<=[\w.!?,:;)])\*{1,3}(?![\w*])")
 _ROW = re.compile(r"^[^|\n]*\|[^|\n]*\|.*$", re.MULTILINE)
+_RULE = re.compile(r"[ \t|:+-]*-[ \t|:+-]*\r?")
 _UNWRAPPED = re.compile(r"[ \t]*(?:[-*+•‣>#|\[<]|\(?\d|[A-Za-z][.)]\s)|.*(?: {3}|\t|[|{};\\]\s*$)|\s+\S")
 _WRAP_WIDTHS = (40, 140)
 
@@ -386,6 +388,38 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
     return made.built()
 
 
+def _tie_tables(made: _Builder) -> None:
+    """Of a table with a line under its head: a cell comes with the name of its row and that of its column."""
+    tables: list[list[re.Match]] = []
+    for row in _ROW.finditer(made.text):
+        if tables and made.text[tables[-1][-1].end() : row.start()].strip(" \t\r") == "\n":
+            tables[-1].append(row)
+        else:
+            tables.append([row])
+    for head, rule, *rows in (table for table in tables if len(table) > 2):
+        if not _RULE.fullmatch(rule[0]):
+            continue
+        names = _cells(made, head)
+        for row in rows:
+            cells = _cells(made, row)
+            for column, (first, last) in enumerate(cells):
+                made.rows += [(at, first, last, -1) for at in range(*names[min(column, len(names) - 1)])]
+            made.rows += [(at, cells[0][1], cells[-1][1], -1) for at in range(*cells[0])]
+        whole = made.touched(*head.span())
+        made.add_marks(*rule.span(), *whole)
+        made.rows.append((max(made.touched(*rule.span())[0] - 1, 0), *whole, -1))  # and the line break before it
+
+
+def _cells(made: _Builder, row: re.Match) -> list[tuple[int, int]]:
+    """The pieces of each cell of a row."""
+    edges = [row.start() - 1, *(row.start() + pipe.start() for pipe in re.finditer(r"\|", row[0])), row.end()]
+    spans = [(a + 1, b) for a, b in pairwise(edges) if made.text[a + 1 : b].strip()]
+    inside = [
+        (a + len(made.text[a:b]) - len(made.text[a:b].lstrip()), a + len(made.text[a:b].rstrip())) for a, b in spans
+    ]
+    return [made.touched(a, b) for a, b in inside]
+
+
 def _lead(made: _Builder) -> None:
     """Function words lead to the next word of weight in their clause, signs to the word at which they stand."""
     num_pieces = len(made.pieces)
@@ -440,6 +474,7 @@ def _tie_marks(made: _Builder) -> None:
         for pipe in re.finditer(r"\|", match[0]):
             at = match.start() + pipe.start()
             made.add_marks(at, at + 1, starts[line], ends[line])
+    _tie_tables(made)
     # A sentence begins behind the end of the one before it, or with its line.
     behind = 0
     for a, b in find_sentence_ends(text):
