@@ -68,6 +68,8 @@ def process(*words, **options) -> subprocess.CompletedProcess:
         (["--target-tokens", "20", "--keep-first", "3", "--keep-last", "2"], {"target_tokens": 20, "protect": ["first:3", "last:2"]}),
         (["--threshold", "0.5"], {"threshold": 0.5}),
         (["--protect", "numbers", "--protect", "/r\\w+d/", "--nested"], {"protect": ["numbers", "re:r\\w+d"], "nested": True}),
+        (["--unit", "word", "--protect", "none"], {"unit": "word", "protect": []}),
+        (["--unit", "auto", "--rate", "0.6"], {"unit": "auto", "rate": 0.6}),
         (["--prefix-stable", "--min-tokens", "5"], {"prefix_stable": True, "min_tokens": 5}),
     ],
 )  # fmt: skip

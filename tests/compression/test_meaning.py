@@ -136,6 +136,15 @@ def test_lines_sentences_and_speakers_stay_apart(compressor):
     assert "\n" not in compressor.compress(CHAT, rate=0.3, unit="word", protect="none").text.strip()
 
 
+def test_the_fences_of_code_come_with_it(compressor):
+    text = "Please look at `first()` here:\n\n```python\ndef first(items):\n    return items[0]\n```\n\nIt does not help me.\n"
+    for target in range(4, 50):
+        output = compressor.compress(text, target_tokens=target, unit="word").text
+        assert output.count("```") in (0, 2) and output.replace("```", "").count("`") in (0, 2), output
+        assert "```" not in output or re.search(r"^```python\n.*\S.*\n```$", output, re.MULTILINE | re.DOTALL), output
+    assert "```" in output
+
+
 TABLE = """| Region | Q1 2026 | Q2 2026 | Change |
 |---|---|---|---|
 | North | 1,204 | 1,310 | +8.8 % |

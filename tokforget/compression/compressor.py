@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from tokforget.compression.chunks import CHUNK, CONTEXT, blocks, chunk_ends
+from tokforget.compression.fences import scan_fences
 from tokforget.compression.pieces import cut
-from tokforget.compression.protection import PRESET, parse_tags, scan_fences
+from tokforget.compression.protection import PRESET, parse_tags
 from tokforget.compression.quality import Calibration
 from tokforget.compression.ranked_text import RankedText, search
 from tokforget.compression.request import Request

@@ -15,6 +15,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from tokforget.compression.fences import find_code_fences
 from tokforget.compression.pieces import Pieces
 from tokforget.text_units import STOP_WORDS, bare_word
 
@@ -319,6 +320,13 @@ class _Builder:
             int(np.searchsorted(self.chars, end, side="left")),
         )
 
+    def blank(self, start: int, end: int) -> tuple[int, int]:
+        """The same without the word that may begin with the span's last space."""
+        first, last = self.touched(start, end)
+        while last > first and self.word(last - 1).strip():
+            last -= 1
+        return first, last
+
     def word(self, index: int) -> str:
         return self.text[self.chars[index] : self.chars[index + 1]]
 
@@ -388,6 +396,20 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
     return made.built()
 
 
+def _tie_fences(made: _Builder) -> None:
+    """The lines that open and close a code fence, and the line breaks before them, come with what is left of the code."""
+    for start, end in find_code_fences(made.text):
+        opened = start + len(made.text[start:end].split("\n", 1)[0])
+        closed = max(made.text.rfind("\n", opened, end) + 1, opened)
+        if not made.text[closed:end].strip(" \t\r>`~"):
+            first, last = made.touched(opened, closed)
+            for a, b in ((start, opened), (closed, end)):
+                made.add_marks(a, b, first, last)
+                before = made.touched(a, b)[0] - 1 if b > a else -1
+                if before >= 0 and "\n" in made.word(before):
+                    made.rows.append((before, first, last, -1))
+
+
 def _tie_tables(made: _Builder) -> None:
     """Of a table with a line under its head: a cell comes with the name of its row and that of its column."""
     tables: list[list[re.Match]] = []
@@ -455,7 +477,7 @@ def _tie_marks(made: _Builder) -> None:
     """Line breaks, item marks, names of speakers and ends of sentences."""
     text, num_pieces = made.text, len(made.pieces)
     breaks = list(_breaks(text, 0))
-    places = [made.touched(*span) for span in breaks]
+    places = [made.blank(*span) for span in breaks]
     starts = [0, *(last for _, last in places)]
     ends = [*(first for first, _ in places), num_pieces]
     line_starts = np.array([0, *(b for _, b in breaks)])
@@ -474,6 +496,7 @@ def _tie_marks(made: _Builder) -> None:
         for pipe in re.finditer(r"\|", match[0]):
             at = match.start() + pipe.start()
             made.add_marks(at, at + 1, starts[line], ends[line])
+    _tie_fences(made)
     _tie_tables(made)
     # A sentence begins behind the end of the one before it, or with its line.
     behind = 0

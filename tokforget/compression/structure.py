@@ -18,9 +18,9 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
+from tokforget.compression.fences import find_code_fences
 from tokforget.compression.meaning import Bonds, find_bonds
 from tokforget.compression.pieces import Pieces, cut
-from tokforget.compression.protection import find_code_fences
 
 
 # Words from which on a string of JSON is prose that can be shortened.

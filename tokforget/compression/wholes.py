@@ -72,8 +72,8 @@ PATTERNS = {
     ),
 }  # fmt: skip
 COMPILED = {name: re.compile(pattern, re.MULTILINE) for name, pattern in PATTERNS.items()}
-# Names that end in signs, and a setting with its value.
-_MORE = re.compile(r"(?<!\w)(?:[A-Za-z]\+\+|[A-Z]#)(?!\w)|(?<![\w-])--[A-Za-z][\w-]*=[^\s\"']+")
+# Names that end in signs, a setting with its value, and a word of code.
+_MORE = re.compile(r"(?<!`)`[^`\s]+`(?!`)|(?<!\w)(?:[A-Za-z]\+\+|[A-Z]#)(?!\w)|(?<![\w-])--[A-Za-z][\w-]*=[^\s\"']+")
 # Ends a sentence rather than a URL or a path.
 _TRAILING = ".,;:!?'*_"
 _BRACKETS = (("(", ")"), ("[", "]"), ("{", "}"))
