@@ -106,7 +106,8 @@ class RankedText:
         self.ranks[excluded] = np.inf
         if self.bonds is not None:
             self.bonds.marks &= ~excluded
-            self.ranks[self.bonds.marks] = np.inf  # on their own they go
+            # On their own they go; a promise of quality counts the worth of all pieces, so that there they come last.
+            self.ranks[self.bonds.marks] = np.inf if request.quality is None else _FAR
         self.ranks[forced] = -np.inf
         if request.quality is not None:
             self.pieces_needed = self._pieces_for_worth(self.worth_needed)
