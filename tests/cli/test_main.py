@@ -70,6 +70,8 @@ def process(*words, **options) -> subprocess.CompletedProcess:
         (["--target-tokens", "20", "--keep-first", "3", "--keep-last", "2"], {"target_tokens": 20, "protect": ["first:3", "last:2"]}),
         (["--threshold", "0.5"], {"threshold": 0.5}),
         (["--protect", "numbers", "--protect", "/r\\w+d/", "--nested"], {"protect": ["numbers", "re:r\\w+d"], "nested": True}),
+        (["--unit", "word", "--protect", "none"], {"unit": "word", "protect": []}),
+        (["--unit", "auto", "--rate", "0.6"], {"unit": "auto", "rate": 0.6}),
         (["--prefix-stable", "--min-tokens", "5"], {"prefix_stable": True, "min_tokens": 5}),
     ],
 )  # fmt: skip
@@ -429,7 +431,7 @@ def test_env_can_ask_torch(shell):
         (["compress", "--rat", "0.5"], "unrecognized arguments: --rat"),
         (["compress", "--units", "word"], "tokforget compress: error: unrecognized arguments: --units. Did you mean --unit? (`tokforget compress --help`"),
         (["inspect", "--htm=a.html"], "Did you mean --html? (`tokforget inspect --help` lists"),
-        (["compress", "--unit", "wrod"], "invalid choice: 'wrod' (choose from token, word). Did you mean 'word'?"),
+        (["compress", "--unit", "wrod"], "invalid choice: 'wrod' (choose from token, word, auto). Did you mean 'word'?"),
         (["compress", "no such file"], "no such file: no such file."),
         (["compress", "."], ". is a folder: name its files"),
         (["compress", "-", "-"], "can be read only once"),

@@ -123,8 +123,9 @@ def pieces_of(compressor: Compressor, text: str, unit: str) -> list[str]:
     "text, words",
     [
         ("Fuel Dilution isn't 3.14, e-mail", ["Fuel", " Dilution", " isn't", " 3.14", ",", " e-mail"]),
-        ("foo\nbar", ["foo", "~\nbar"]),
-        ("f(x)\r\n\r\n y", ["f", "(", "~x", ")", "\r\n\r\n y"]),
+        ("foo\nbar", ["foo", "\n", "~bar"]),
+        ("foo  \n\n  bar\n", ["foo", "  \n\n ", " bar", "\n"]),
+        ("f(x)\r\n\r\n y", ["f", "~(", "~x", ")", "\r\n\r\n", " y"]),
         ("日本語のGPTテ", ["日", "本", "語", "の", "~GPT", "テ"]),
         ("한국어 텍스트", ["한국어", " 텍스트"]),
         ("e\u0301te\u0301 👩‍👩‍👧🇩🇪 क्षत्रिय", ["e\u0301te\u0301", " 👩‍👩‍👧", "🇩🇪", " क्षत्रिय"]),
@@ -134,8 +135,7 @@ def pieces_of(compressor: Compressor, text: str, unit: str) -> list[str]:
 )
 def test_words(compressor, text, words):
     found = pieces_of(compressor, text, "word")
-    # White space in front belongs to the word, so what follows a line end is set apart by it already.
-    assert [piece.replace("~\n", "\n") for piece in found] == [word.replace("~\n", "\n") for word in words]
+    assert found == words
 
 
 def test_a_fragment_never_fuses_with_the_word_before_it(compressor):
@@ -242,7 +242,7 @@ def test_small_texts_can_be_left_alone(compressor):
         ({"rate": 4.0}, "for four times smaller pass 0.25"),
         ({"target_tokens": 0}, "at least 1, got 0"),
         ({"threshold": 1.5}, "in (0, 1)"),
-        ({"unit": "sentence"}, "`unit` must be one of ('token', 'word')"),
+        ({"unit": "sentence"}, "`unit` must be one of ('token', 'word', 'auto')"),
         ({"budget": "all"}, "`budget` must be one of"),
         ({"protect": "number"}, "knows no 'number'. It takes code_fences, emails"),
         ({"protect": "re:("}, "broken regular expression"),
@@ -277,6 +277,9 @@ def test_wrong_types_are_refused(compressor):
         ("paths", "In /usr/lib, ~/x.py, ./a/b, src/main.c and C:\\a b, either/or.", ["/usr/lib", "~/x.py", "./a/b", "src/main.c", "C:\\a"]),
         ("inline_code", "Use `x y` or ``a`b``, not ` alone.", ["`x y`", "``a`b``"]),
         ("identifiers", "my_var, camelCase, HTTPServer, NASA, os.path, f(), --flag, $HOME, 0xFF, plain", ["my_var", "camelCase", "HTTPServer", "NASA", "os.path", "f()", "--flag", "$HOME", "0xFF"]),
+        ("code_fences", "1. a:\n    ```sh\n    rm\n    ```\n- b\n\t~~~\n\tx\nend", ["    ```sh\n    rm\n    ```", "\t~~~\n\tx\n"]),
+        ("code_fences", "> ```\n> x\n> ```\n> ~~~\n> y\nout", ["> ```\n> x\n> ```", "> ~~~\n> y\n"]),
+        ("code_fences", "```x``` text\n    ```\nno fence", []),
         ("code_fences", "a\n```py\nx\n~~~\n```\nb\n~~~\nopen", ["```py\nx\n~~~\n```", "~~~\nopen"]),
     ],
 )  # fmt: skip
@@ -408,6 +411,24 @@ def test_streams_are_lazy_exact_and_join(compressor):
     with pytest.raises(ValueError, match="does not take target_tokens"):
         compressor.compress_stream(lines, target_tokens=3)
     assert list(compressor.compress_stream([], rate=0.5)) == []
+
+
+@pytest.mark.parametrize("unit", ["token", "word"])
+def test_a_stream_protects_over_the_ends_of_its_blocks(compressor, unit):
+    code = "".join(f"    value_{i} = function(value_{i - 1}, {i})  # a line of code\n" for i in range(120))
+    prose = "the quick brown fox jumps over a lazy dog while it rains 30 September 2027 and so on " * 20
+    text = f"{prose}\n```python\n{code}```\n{prose}"
+    results = list(
+        compressor.compress_stream(
+            [text], rate=0.9, unit=unit, protect="code_fences", block_chars=700, on_impossible="warn"
+        )
+    )
+    assert len(results) > 8
+    output = "".join(result.text for result in results)
+    assert code in output
+    assert len(output) < len(text) - 200, "prose behind the fence was kept too"
+    if unit == "word":
+        assert set(re.findall(r"\S* ?September ?\S*", output)) == {"30 September 2027"}
 
 
 # -- restoring ---------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.support import fuzz_compressor as fuzz
 from tokforget.compression import scores as windows
 from tokforget.compression.chunks import chunk_ends
+from tokforget.compression.protection import Protection
 from tokforget.compression.results import CompressedText, encodable
 
 
@@ -118,13 +119,25 @@ def test_appending_leaves_finished_chunks_alone(text, more, rate, unit):
     long = COMPRESSOR.compress(
         text + more, rate=rate, unit=unit, prefix_stable=True, protect=["numbers"], on_impossible="warn"
     )
-    ends = chunk_ends(text, 400)
+    unbroken = Protection.parse(["numbers"]).unbroken(unit)
+    ends = chunk_ends(text, 400, unbroken)
     finished = ends[-1] if ends else 0
-    assert chunk_ends(text + more, 400)[: len(ends)] == ends
+    assert chunk_ends(text + more, 400, unbroken)[: len(ends)] == ends
     for spans in ("kept_spans", "dropped_spans"):
         before, after = (getattr(result, spans) for result in (short, long))
         assert np.array_equal(before[before[:, 1] < finished], after[after[:, 1] < finished])
     assert short.compressed_tokens <= short.target_tokens or short.shortfall < 0
+
+
+@usual
+@given(st.integers(0, 400), UNITS)
+def test_what_is_protected_is_whole_at_the_ends_of_chunks(shift, unit):
+    text = "x" * shift + " y" + " so 5 % of 30 September 2027, at 1\u2009000\u2009000 km or more than 15 percent," * 40
+    protect = ["numbers", r"re:more than \d+ percent", r"re:\bso(?= \d)"]
+    result = COMPRESSOR.compress(text, rate=0.8, unit=unit, prefix_stable=True, protect=protect, on_impossible="warn")
+    kept = result.kept_spans.tolist()
+    wanted = Protection.parse(protect).find(text)
+    assert len(wanted) >= 200 and all(any(a <= start and end <= b for a, b in kept) for start, end in wanted)
 
 
 @usual

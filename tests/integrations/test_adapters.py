@@ -228,7 +228,7 @@ def test_no_document_is_lost_for_being_short(options):
     from tokforget.integrations.langchain import ForgetDocumentCompressor
     from tokforget.integrations.llama_index import ForgetNodePostprocessor
 
-    compressor = Compressor.from_pretrained()
+    compressor = Compressor.from_pretrained("embedded")
     expected = [result.text for result in compressor.compress(SHORT, **options)]
     assert "" in expected[:2] or options == {"rate": 0.2}
     expected = [text if text.strip() else before for text, before in zip(expected, SHORT)]

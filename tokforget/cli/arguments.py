@@ -141,14 +141,18 @@ def _add_budget(command: argparse.ArgumentParser) -> None:
         help="as little as the model's calibration allows for a reader to retain this share",
     )
     group.add_argument(
-        "--unit", choices=("token", "word"), help="what is dropped whole (default: what the model was trained by)"
+        "--unit",
+        choices=("token", "word", "auto"),
+        help="what is dropped whole; auto: words, but JSON stays JSON, and code and logs go by lines (default: what the model was "
+        "trained by)",
     )
     group.add_argument(
         "--question", metavar="TEXT", help="what will be asked about the text: what answers it is kept first"
     )
     group.add_argument("--protect", action="append", default=[], metavar="WHAT",
-                       help="what must stay, repeatable: numbers, urls, emails, paths, code_fences, inline_code, identifiers, or "
-                            "/regular expression/")  # fmt: skip
+                       help="what must stay, repeatable: numbers, urls, emails, paths, code_fences, inline_code, identifiers, "
+                            "negations, sentence_ends, line_breaks, roles, or /regular expression/; by words negations, ends of "
+                            "sentences and line breaks are kept as far as they fit in any case, unless it is none")  # fmt: skip
     group.add_argument("--keep-first", type=int, metavar="N", help="keep the first N tokens")
     group.add_argument("--keep-last", type=int, metavar="N", help="keep the last N tokens")
     group.add_argument("--prefix-stable", action="store_true", help="appending to a text changes nothing before")
@@ -172,4 +176,4 @@ def compress_options(args: argparse.Namespace) -> dict:
         if count is not None and count < 0:
             raise UserError(f"`--keep-{name}` takes a number of tokens of at least 0, got {count}.")
         protect += [f"{name}:{count}"] if count else []
-    return {name: getattr(args, name) for name in names} | {"protect": protect}
+    return {name: getattr(args, name) for name in names} | {"protect": protect or "readable"}

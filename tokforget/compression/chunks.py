@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from tokforget.compression.pieces import EXTEND, SPACE, SPACELESS, Pieces, character_classes
+from tokforget.compression.protection import LOOK, Finder
 from tokforget.compression.search import Choice, Ranked, Search, search_budget
 from tokforget.compression.search import try_pieces as try_
 
@@ -19,29 +20,40 @@ CONTEXT = 32
 _PATIENCE = 4
 
 
-def chunk_ends(text: str, size: int) -> list[int]:
+def chunk_ends(text: str, size: int, unbroken: Finder | None = None) -> list[int]:
     """
     Characters at which finished chunks of a text end. Appending to the text never moves them.
 
     A chunk ends before the first single white-space character behind `size` characters: there no tokenizer joins what is
     before to what is after. Where none comes for long, a script without spaces may also be cut between two characters.
+
+    Args:
+        text (`str`), size (`int`): The text, and characters of a chunk at least.
+        unbroken (`Finder`, *optional*): Finds spans within which no chunk may end, as far as they show in the `LOOK`
+            characters behind an end; an end is final once these are there.
     """
     classes = character_classes(text)
     space = classes & SPACE > 0
     lone = np.flatnonzero(space[1:-1] & ~space[:-2] & ~space[2:]) + 1
     spaceless = np.flatnonzero((classes[1:] & (SPACELESS | EXTEND) == SPACELESS) & ~space[:-1]) + 1
-    ends, start = [], 0
+    ends, start, least = [], 0, size
     while True:
         limit = start + _PATIENCE * size
-        end = _first(lone, start + size, len(text))
+        end = _first(lone, least, len(text))
         if end is None or end >= limit:
-            worse = _first(spaceless, start + size, len(text) - 1)
+            worse = _first(spaceless, least, len(text) - 1)
             if worse is not None and len(text) > limit + 1:
                 end = worse if end is None else min(end, worse)
-        if end is None:
+        if end is None or (unbroken is not None and end + LOOK > len(text)):
             return ends
+        if unbroken is not None and end < limit:
+            spans = unbroken(text[start : end + LOOK])
+            later = max((b for a, b in spans if a < end - start < b), default=0)
+            if later:
+                least = start + later
+                continue
         ends.append(end)
-        start = end
+        start, least = end, end + size
 
 
 def _first(places: np.ndarray, least: int, below: int) -> int | None:
@@ -63,31 +75,34 @@ def search_chunks(ranked: Ranked, ends: list[int], targets: list[int]) -> Search
     used, tail, start = 0, 0, 0
     for end, target in zip(ends, targets):
         before = yield from _count(text, pieces, keep, tail, start)
-        choice = yield from _decide(text, pieces, ranked.ranks, keep, tail, start, end, target - used + before)
+        choice = yield from _decide(ranked, keep, tail, start, end, target - used + before)
         keep[start:end] = choice.keep[start - tail :]
         used += choice.count - before
         last = (tail, start, end, target - used + choice.count)
         tail, start = (start if keep[start:end].any() else tail), end
-    whole = yield from try_(ranked, keep)
+    settled = Ranked(ranked.texts, ranked.pieces, ranked.ranks)  # what comes along was decided with each chunk
+    whole = yield from try_(settled, keep)
     # Only the last chunk, which is unfinished, may still be changed: what the joints made of the count is settled there.
     for _ in range(_PATIENCE):
         if whole.count <= targets[-1] or not keep[last[1] : last[2]].any():
             break
         tail, start, end, room = last
         last = (tail, start, end, room - (whole.count - targets[-1]))
-        choice = yield from _decide(text, pieces, ranked.ranks, keep, tail, start, end, last[3])
+        choice = yield from _decide(ranked, keep, tail, start, end, last[3])
         keep[start:end] = choice.keep[start - tail :]
-        whole = yield from try_(ranked, keep)
+        whole = yield from try_(settled, keep)
     return whole
 
 
-def _decide(
-    text: str, pieces: Pieces, ranks: np.ndarray, keep: np.ndarray, tail: int, start: int, end: int, room: int
-) -> Search:
+def _decide(ranked: Ranked, keep: np.ndarray, tail: int, start: int, end: int, room: int) -> Search:
     """The best pieces from `start` to `end`, where those from `tail` to `start` are settled."""
     settled = np.where(keep[tail:start], -np.inf, np.inf)
-    ranked = Ranked([text], [pieces[tail:end]], np.concatenate([settled, ranks[start:end]]))
-    return (yield from search_budget(ranked, max(room, 0)))
+    ranks = np.concatenate([settled, ranked.ranks[start:end]])
+    bonds = None if ranked.bonds is None else ranked.bonds[tail:end]
+    if bonds is not None:
+        bonds.marks[: start - tail] &= keep[tail:start]  # what was dropped stays so
+    part = Ranked(ranked.texts, [ranked.pieces[0][tail:end]], ranks, bonds)
+    return (yield from search_budget(part, max(room, 0)))
 
 
 def _count(text: str, pieces: Pieces, keep: np.ndarray, start: int, end: int) -> Search:
@@ -97,7 +112,7 @@ def _count(text: str, pieces: Pieces, keep: np.ndarray, start: int, end: int) ->
     return choice.count
 
 
-def blocks(parts: Iterable[str], size: int) -> Iterator[str]:
+def blocks(parts: Iterable[str], size: int, unbroken: Finder | None = None) -> Iterator[str]:
     """A stream of strings as blocks of at least `size` characters that end where a chunk may end; the last is longer."""
     waiting, length = [], 0
     for part in parts:
@@ -107,7 +122,7 @@ def blocks(parts: Iterable[str], size: int) -> Iterator[str]:
         length += len(part)
         if length >= 2 * size:
             text = "".join(waiting)
-            ends = chunk_ends(text, size) or ([size] if length > 16 * size else [])
+            ends = chunk_ends(text, size, unbroken) or ([size] if length > 16 * size else [])
             # What is left may be the end of the stream: at least a block's worth stays with it.
             ends = [end for end in ends if end <= length - size]
             for start, end in zip([0, *ends], ends):

@@ -15,8 +15,9 @@ import torch
 from tokenizers import Tokenizer
 
 from tokforget.compression.chunks import CHUNK, CONTEXT, blocks, chunk_ends
+from tokforget.compression.fences import scan_fences
 from tokforget.compression.pieces import cut
-from tokforget.compression.protection import parse_tags
+from tokforget.compression.protection import PRESET, parse_tags
 from tokforget.compression.quality import Calibration
 from tokforget.compression.ranked_text import RankedText, search
 from tokforget.compression.request import Request, as_texts
@@ -132,7 +133,7 @@ class Compressor:
         threshold: float | None = None,
         quality: float | None = None,
         unit: str | None = None,
-        protect=None,
+        protect=PRESET,
         nested: bool = False,
         prefix_stable: bool = False,
         budget: str = "per_text",
@@ -156,15 +157,19 @@ class Compressor:
             quality (`float`, *optional*): Keep as little as the model's calibration allows for a reader to retain this share of
                 what the text tells it, in (0, 1]; see [`tokforget.compression.quality`]. A text for which nothing shorter can be
                 promised is returned whole, and says so.
-            unit (`str`, *optional*): `"token"`, or `"word"`: a word is kept or dropped whole. What the model was trained by
-                without it.
+            unit (`str`, *optional*): `"token"`, or `"word"`: a word is kept or dropped whole, and so is a number or an address;
+                or `"auto"`: by words, but JSON stays JSON, and code and logs are taken by lines
+                ([`tokforget.compression.structure`]). What the model was trained by without it.
             protect (*optional*): What must stay byte for byte; one item or several: names out of `"numbers"`, `"urls"`,
-                `"emails"`, `"paths"`, `"code_fences"`, `"inline_code"`, `"identifiers"`; compiled regular expressions or
-                `"re:<pattern>"`; `"first:<n>"` and `"last:<n>"` tokens; spans `(start, end)` in characters of a single
-                text; functions from a text to spans.
+                `"emails"`, `"paths"`, `"code_fences"`, `"inline_code"`, `"identifiers"`, `"negations"`, `"sentence_ends"`,
+                `"line_breaks"`, `"roles"`; compiled regular expressions or `"re:<pattern>"`; `"first:<n>"` and `"last:<n>"`
+                tokens; spans `(start, end)` in characters of a single text; functions from a text to spans. By words the preset
+                `"readable"` stays on beside them: negations come first and with what they negate, and line breaks, speakers,
+                ends of sentences and limits ("before", "more than") with what is left of theirs, as far as the budget allows.
+                `"none"`, `None` or `[]` switches it off.
             nested (`bool`): A smaller budget keeps a subset of what a larger one keeps.
             prefix_stable (`bool`): Appending to a text changes nothing in what was decided for it before, except in its
-                last, unfinished chunk of some 100 tokens. Takes a rate or a threshold.
+                last, unfinished chunk of some 130 tokens. Takes a rate or a threshold.
             budget (`str`): `"per_text"`, or `"corpus"`: one budget over all texts, spent where the scores are highest.
             tags (`bool`): Read `<keep>`, `<keep rate=0.8>`, `<drop>` and `<llmlingua, rate=0.4, compress=False>` segments.
             min_tokens (`int`): Texts below this many tokens are returned whole, and say so.
@@ -213,7 +218,7 @@ class Compressor:
         self, texts: list[str], request: Request, questions: Sequence[str | None] | None = None
     ) -> list[CompressedText]:
         began = time.perf_counter()
-        items = self._encode_chunks(texts) if request.prefix_stable else self._encode(texts, request.tags)
+        items = self._encode_chunks(texts, request) if request.prefix_stable else self._encode(texts, request.tags)
         if self.takes_question:
             for item, question in zip(items, questions or [None] * len(items)):
                 item.features = self._features(item, question)
@@ -234,7 +239,7 @@ class Compressor:
         choices = run_searches([search(group, request) for group in groups], self._reencode)
         done: dict[int, CompressedText] = {}
         for group, choice in zip(groups, choices):
-            _check_feasible(choice, group[0].target, request.on_impossible)
+            _check_feasible(choice, group[0].target, request.on_impossible, any(item.kind == "json" for item in group))
             start = 0
             for item, text, encoded in zip(group, choice.outputs, choice.encoded):
                 keep = choice.keep[start : start + len(item.pieces)]
@@ -278,6 +283,8 @@ class Compressor:
         # Built here, so that a mistake shows now and not when the first block is asked for.
         (question,) = self._questions(options.pop("question", None), 1)
         options["unit"] = options.get("unit") or self.policy.unit
+        if options["unit"] == "auto":
+            raise ValueError("`unit='auto'` looks at a text as a whole, and a stream comes in blocks: pass 'word'.")
         request = Request(rate=rate, threshold=threshold, **options)
         if request.protection.last or request.protection.spans:
             raise ValueError(
@@ -290,7 +297,7 @@ class Compressor:
     ) -> Iterator[CompressedText]:
         start = read = written = 0
         rate = request.rate
-        for block in blocks(parts, block_chars):
+        for block in blocks(parts, block_chars, request.protection.unbroken(request.unit)):
             if rate is not None:
                 read += len(self._reencode([block])[0])
                 target = max(int(keep_count(torch.tensor([read]), rate)) - written, 1)
@@ -300,6 +307,8 @@ class Compressor:
             written += result.compressed_tokens
             start += len(block)
             request.protection.first = 1
+            if request.protection.keeps_fences:
+                request.protection.open_fence = scan_fences(block, request.protection.open_fence)[1]
             yield result
 
     def _encode(self, texts: list[str], tags: bool) -> list[RankedText]:
@@ -312,9 +321,10 @@ class Compressor:
             for (text, segments), encoding in zip(parsed, encodings)
         ]
 
-    def _encode_chunks(self, texts: list[str]) -> list[RankedText]:
+    def _encode_chunks(self, texts: list[str], request: Request) -> list[RankedText]:
         """Each chunk is tokenised on its own, so that its tokens do not depend on what follows."""
-        ends = [[*chunk_ends(text, CHUNK), len(text)] for text in texts]
+        unbroken = request.protection.unbroken(request.unit)
+        ends = [[*chunk_ends(text, CHUNK, unbroken), len(text)] for text in texts]
         parts = [text[a:b] for text, own in zip(texts, ends) for a, b in zip([0, *own], own)]
         encoded = iter(self._encode(parts, tags=False))
         items = []
@@ -404,7 +414,11 @@ class Compressor:
         if not isinstance(text, str):
             raise TypeError(f"`explain` takes one string, got a {type(text).__name__}.")
         result = self.compress(text, **options)
-        chunked = self._encode_chunks([text]) if options.get("prefix_stable") else None
+        chunked = None
+        if options.get("prefix_stable"):
+            kept = {name: options[name] for name in ("rate", "threshold", "protect") if name in options}
+            unit = options.get("unit") or self.policy.unit
+            chunked = self._encode_chunks([text], Request(unit=unit, prefix_stable=True, **kept))
         item = (chunked or self._encode([text], tags=options.get("tags", False)))[0]
         return Explanation(item.text, cut(item.text, item.offsets, "token"), result)
 
@@ -469,12 +483,13 @@ class Compressor:
         return min(trained or WINDOW, self.reconstructor.max_tokens or trained or WINDOW)
 
 
-def _check_feasible(choice: Choice, target: int | None, on_impossible: str) -> None:
+def _check_feasible(choice: Choice, target: int | None, on_impossible: str, is_json: bool) -> None:
     if target is None or choice.count <= target:
         return
+    what, remedy = ("JSON needs to stay whole", "pass `unit='word'`") if is_json else ("is protected", "protect less")
     message = (
-        f"What is protected takes {choice.count} tokens, the budget is {target}. The smallest feasible budget is "
-        f"{choice.count}; protect less, or pass `on_impossible='warn'`."
+        f"What {what} takes {choice.count} tokens, the budget is {target}. The smallest feasible budget is {choice.count}; "
+        f"{remedy}, or pass `on_impossible='warn'`."
     )
     if on_impossible == "raise":
         raise ValueError(message)

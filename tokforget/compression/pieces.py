@@ -2,7 +2,8 @@
 Where a text may be cut: tokens to characters, characters to words, and which piece needs the one before it.
 
 A *piece* is the smallest run of tokens that can be kept or dropped: tokens that share a character, or a character that
-is shown as one (accents, joined emoji, flags, CR LF), are one piece. In word units a piece is a whole word. The pieces
+is shown as one (accents, joined emoji, flags, CR LF), are one piece. In word units a piece is a whole word, with all that makes
+one number, name or address of it, or a line break. The pieces
 of a text partition its characters, so joining the kept ones reproduces what was not dropped, exactly.
 
 A piece is *bound* to the one before it if joining it to anything else would be misread: the inside of a word, and a word
@@ -11,15 +12,24 @@ by a space, so that "Fuel Dilution" can become "uel ilution" but never "ueliluti
 """
 
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from tokforget.compression.wholes import find_wholes
 
-WORD, SPACE, EXTEND, LINK, SPACELESS, FLAG, JOINER, _KNOWN = (1 << bit for bit in range(8))
+
+WORD, SPACE, EXTEND, LINK, SPACELESS, FLAG, JOINER, _KNOWN, DIGIT, CONNECTOR, SEPARATOR, STICKY = (
+    1 << bit for bit in range(12)
+)
 
 # Punctuation that belongs to a word when it stands between two word characters: don't, 3.14, e-mail, U+00B7 in Catalan.
 _JOINERS = "'’.-·‐‑"
+# By words also what makes one name of several: a/b, key=value, user@host, 12:30; and of several digits one number.
+_CONNECTORS = "_:/\\@+=~&#"
+_SEPARATORS = ",^×*–−"
+# What would make a word, number or call of its own with what it is put behind.
+_STICKY = "%‰°&@#*/\\~^_+=<>|′″-‐‑–—−(["
 # Scripts written without spaces: there a character is a word. First and last code points.
 _SPACELESS_RANGES = (
     (0x0E00, 0x0EFF), (0x0F00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x1950, 0x19DF), (0x1A20, 0x1AAF),
@@ -34,8 +44,9 @@ _LINKING = {
     0x0D, 0x200D, *range(0x0600, 0x0606), 0x06DD, 0x070F, 0x0890, 0x0891, 0x08E2, 0x0D4E, 0x110BD, 0x110CD, 0x111C2, 0x111C3,
     0x113D1, 0x1193F, 0x11941, 0x11A3A, *range(0x11A84, 0x11A8A), 0x11D46, 0x11F02, *range(0x1100, 0x1160), *range(0xA960, 0xA97D),
 }  # fmt: skip
+_LINE_BREAKS = (0x0A, 0x0D, 0x2028, 0x2029)
 # Filled as characters are met: 1.1 million look-ups in advance would take longer than a model takes to load.
-_CLASSES = np.zeros(0x110000, dtype=np.uint8)
+_CLASSES = np.zeros(0x110000, dtype=np.uint16)
 
 
 def _classify(code: int) -> int:
@@ -58,11 +69,19 @@ def _classify(code: int) -> int:
         found |= FLAG
     if char in _JOINERS:
         found |= JOINER
+    if category == "Nd":
+        found |= DIGIT
+    if char in _CONNECTORS:
+        found |= CONNECTOR
+    if char in _SEPARATORS:
+        found |= SEPARATOR
+    if char in _STICKY or category == "Sc":
+        found |= STICKY
     return found
 
 
 def character_classes(text: str) -> np.ndarray:
-    """Class bits of each character `(len(text),)`, uint8."""
+    """Class bits of each character `(len(text),)`, uint16."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     classes = _CLASSES[codes]
     if not classes.all():
@@ -82,12 +101,15 @@ class Pieces:
         chars (`np.ndarray` of shape `(num_pieces + 1,)`): First character of each piece, then the length of the text.
         bound (`np.ndarray` of shape `(num_pieces,)`): True where a piece must not join anything but the one before it.
         blank (`np.ndarray` of shape `(num_pieces,)`): True where a piece ends in white space: nothing joins it.
+        notes (`list[tuple[int, int, str]]`): What is written beside the text: the piece with which it comes, the character before
+            which it stands, and what it says.
     """
 
     starts: np.ndarray
     chars: np.ndarray
     bound: np.ndarray
     blank: np.ndarray
+    notes: list[tuple[int, int, str]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.bound)
@@ -96,6 +118,19 @@ class Pieces:
         """Some pieces in a row, tokens and characters counted as in the whole text."""
         edges = slice(part.start, part.stop + 1)
         return Pieces(self.starts[edges], self.chars[edges], self.bound[part], self.blank[part])
+
+    @classmethod
+    def joined(cls, parts: "list[Pieces]") -> "Pieces":
+        """Those of several texts that follow each other, each counted from its own beginning."""
+        tokens, chars = (
+            np.cumsum([0, *(edges[-1] for edges in column)]) for column in zip(*((p.starts, p.chars) for p in parts))
+        )
+        return cls(
+            np.concatenate([*(p.starts[:-1] + a for p, a in zip(parts, tokens)), tokens[-1:]]),
+            np.concatenate([*(p.chars[:-1] + a for p, a in zip(parts, chars)), chars[-1:]]),
+            np.concatenate([p.bound for p in parts]),
+            np.concatenate([p.blank for p in parts]),
+        )
 
     @property
     def sizes(self) -> np.ndarray:
@@ -135,13 +170,16 @@ def cut(text: str, offsets: np.ndarray, unit: str) -> Pieces:
     first, place = first[inside], place[inside]
     breaks = _is_character_break(classes, place)
     if unit == "word":
-        # A word stays whole, and white space goes with the word after it.
-        breaks &= ~_is_inside_word(classes, place)
-        previous = np.concatenate([[0], place[breaks]])
-        blank = np.logical_and.reduceat(classes & SPACE > 0, previous)[: breaks.sum()]
-        breaks[np.flatnonzero(breaks)[blank]] = False
+        # A word stays whole, and white space goes with the word after it, but for line breaks.
+        breaks &= ~(_is_inside_word(classes, place, JOINER | CONNECTOR) | _is_inside_whole(text, classes, place))
+        breaks[np.flatnonzero(breaks)[_goes_on(text, classes, place[breaks])]] = False
     first, place = first[breaks], place[breaks]
-    bound = _is_inside_word(classes, place) | (classes[place] & (WORD | SPACELESS) == WORD)
+    bound = _is_inside_word(classes, place, JOINER) | (classes[place] & (WORD | SPACELESS) == WORD)
+    if unit == "word":
+        # What followed a line break directly, a name or number that begins with a sign (.5, --flag), and such a sign alone.
+        outer = classes[place] & (SPACE | SPACELESS) == 0
+        words = np.logical_or.reduceat(classes & WORD > 0, np.concatenate([[0], place]))[1:]
+        bound |= outer & ((classes[place - 1] & SPACE > 0) | words | (classes[place] & STICKY > 0))
     chars = np.concatenate([[0], place, [len(text)]])
     return Pieces(
         np.concatenate([[0], first, [num_tokens]]),
@@ -149,6 +187,19 @@ def cut(text: str, offsets: np.ndarray, unit: str) -> Pieces:
         np.concatenate([[False], bound]),
         classes[chars[1:] - 1] & SPACE > 0,
     )
+
+
+def _goes_on(text: str, classes: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Where white space goes with what follows it: all but before the word behind a line break; bool, one for each place."""
+    edges = np.concatenate([[0], place])
+    blank = np.logical_and.reduceat(classes & SPACE > 0, edges)
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    broken = np.logical_or.reduceat(np.isin(codes, _LINE_BREAKS), edges)
+    # Blank parts that follow each other are one run; whether it holds a line break is known at its last part.
+    run = np.cumsum(~blank | np.concatenate([[True], ~blank[:-1]]))
+    holds = np.zeros(run[-1] + 1, dtype=bool)
+    np.logical_or.at(holds, run, broken)
+    return blank[:-1] & (blank[1:] | ~holds[run[:-1]])
 
 
 def _is_character_break(classes: np.ndarray, place: np.ndarray) -> np.ndarray:
@@ -177,10 +228,27 @@ def _is_linked(classes: np.ndarray) -> np.ndarray:
     return (link >= 0) & (link >= begin)
 
 
-def _is_inside_word(classes: np.ndarray, place: np.ndarray) -> np.ndarray:
+def _is_inside_word(classes: np.ndarray, place: np.ndarray, joiner: int) -> np.ndarray:
     spaced = classes & (WORD | SPACELESS) == WORD
-    joins = classes & JOINER > 0
     before, after = spaced[place - 1], spaced[place]
-    second = spaced[np.maximum(place - 2, 0)] & (place > 1)
-    following = spaced[np.minimum(place + 1, len(spaced) - 1)] & (place + 1 < len(spaced))
-    return (before & after) | (joins[place - 1] & after & second) | (joins[place] & before & following)
+    return (before & after) | _is_beside(classes & joiner > 0, spaced, place)
+
+
+def _is_beside(joins: np.ndarray, joined: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Whether there is a joining character before or behind, and on both sides of it what it joins."""
+    second = joined[np.maximum(place - 2, 0)] & (place > 1)
+    following = joined[np.minimum(place + 1, len(joined) - 1)] & (place + 1 < len(joined))
+    return (joins[place - 1] & joined[place] & second) | (joins[place] & joined[place - 1] & following)
+
+
+def _is_inside_whole(text: str, classes: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Whether a place lies within a number, URL, path or the like."""
+    inside = _is_beside(classes & SEPARATOR > 0, classes & DIGIT > 0, place)
+    spans = np.array(list(find_wholes(text)), dtype=np.int64).reshape(-1, 2)
+    spans = spans[spans[:, 1] > spans[:, 0] + 1]
+    if len(spans):
+        depth = np.zeros(len(text) + 1, dtype=np.int64)
+        np.add.at(depth, spans[:, 0] + 1, 1)
+        np.add.at(depth, spans[:, 1], -1)
+        inside |= np.cumsum(depth)[place] > 0
+    return inside

@@ -1,83 +1,40 @@
 """
 What a budget may not touch: built-in protectors, the user's own, and segments marked in the text.
-
-Every pattern is linear in the text: it begins at the edge of a run of its own characters, and its parts cannot match the
-same character in two ways.
 """
 
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+
+from tokforget.compression.fences import find_code_fences, scan_fences
+from tokforget.compression.meaning import find_line_breaks, find_negations, find_roles, find_sentence_ends
+from tokforget.compression.wholes import PATTERNS, find, find_wholes, matches
 
 
 Finder = Callable[[str], Iterable[tuple[int, int]]]
 
-_NAME = r"[\w.@%+~-]"
-_PATTERNS = {
-    # 7, -3.5, 1,000, 12:30, 2024-05-01, $9.99, 50 %, 1e-5, and words with a digit in them: GPT2, 3rd
-    "numbers": r"(?<!\w)[$€£¥]?[+\-−]?[^\W\d]*\d\w*(?:[.,:/'’+-][^\W\d]*\d\w*)*(?:\s?[%‰°])?",
-    "urls": r"(?<!\w)(?:[A-Za-z][A-Za-z0-9+.-]{1,15}://|www\.|mailto:)[^\s<>\"`]+",
-    "emails": r"(?<![\w.+%-])[\w.+%-]+@[\w-]+(?:\.[\w-]+)+",
-    "paths": (
-        rf"(?<![\w.~/:%@+-])(?:(?:~|\.\.?)?/(?:{_NAME}+/)*{_NAME}+/?|(?:{_NAME}+/){{2,}}{_NAME}*|(?:{_NAME}+/)+{_NAME}*\.\w+)"
-        r"|(?<!\w)(?:[A-Za-z]:\\|\\\\)[^\s\"<>|*?]+"
-    ),
-    "inline_code": r"(?<!`)`[^`\n]+`(?!`)|(?<!`)``(?!`)(?:[^`\n]|`(?!`))+``(?!`)",
-    # snake_case, camelCase, CamelCase, ACRONYM, dotted.name, call(), --flag, $VARIABLE, @name, #tag, 0xFF, UUIDs
-    "identifiers": (
-        r"(?<!\w)[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}(?!\w)"
-        r"|(?<!\w)(?:[^\W\d]\w*(?:\.[^\W\d]\w*)+(?:\(\))?|[^\W\d]\w*\(\))"
-        r"|(?<!\w)(?:[^\W_]*_\w+|[a-z0-9]+[A-Z]\w*|[A-Z][a-z0-9]+[A-Z]\w*|[A-Z]{2}\w*|[A-Z][0-9]\w*|0x[0-9A-Fa-f]+)"
-        r"|(?<![\w-])--?[A-Za-z][\w-]*|(?<![\w$@#])[$@#]\w+|\$\{\w+\}"
-    ),
-}  # fmt: skip
-_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})[^\n]*", re.MULTILINE)
-# Ends a sentence rather than a URL or a path.
-_TRAILING = ".,;:!?'*_"
-_BRACKETS = (("(", ")"), ("[", "]"), ("{", "}"))
-
-
-def _code_fences(text: str) -> Iterator[tuple[int, int]]:
-    """From an opening fence to its closing one, or to the end of the text."""
-    start, opened = 0, ""
-    for fence in _FENCE.finditer(text):
-        mark = fence[1]
-        if not opened:
-            start, opened = fence.start(), mark
-        elif mark[0] == opened[0] and len(mark) >= len(opened) and fence[0].strip() == mark:
-            yield start, fence.end()
-            opened = ""
-    if opened:
-        yield start, len(text)
+_INLINE_CODE = re.compile(r"(?<!`)`[^`\n]+`(?!`)|(?<!`)``(?!`)(?:[^`\n]|`(?!`))+``(?!`)")
 
 
 def _matches(pattern: re.Pattern) -> Finder:
-    return lambda text: (match.span() for match in pattern.finditer(text))
+    return partial(matches, pattern)
 
 
-def _trimmed(pattern: re.Pattern) -> Finder:
-    """Matches without the punctuation of the sentence around them, and without a bracket that opened outside."""
-
-    def find(text: str) -> Iterator[tuple[int, int]]:
-        for match in pattern.finditer(text):
-            start, end = match.span()
-            surplus = {
-                close: text.count(close, start, end) - text.count(open_, start, end) for open_, close in _BRACKETS
-            }
-            while end > start and (text[end - 1] in _TRAILING or surplus.get(text[end - 1], 0) > 0):
-                if text[end - 1] in surplus:
-                    surplus[text[end - 1]] -= 1
-                end -= 1
-            yield start, end
-
-    return find
-
-
-BUILT_IN: dict[str, Finder] = {
-    name: (_trimmed if name in ("urls", "paths") else _matches)(re.compile(pattern))
-    for name, pattern in _PATTERNS.items()
-} | {"code_fences": _code_fences}
+BUILT_IN: dict[str, Finder] = {name: partial(find, name) for name in PATTERNS} | {
+    "inline_code": _matches(_INLINE_CODE),
+    "code_fences": find_code_fences,
+    "negations": find_negations,
+    "sentence_ends": find_sentence_ends,
+    "line_breaks": find_line_breaks,
+    "roles": find_roles,
+}
+# Characters behind the end of a chunk in which what must not be broken there shows.
+LOOK = 100
+# What keeps a text readable as far as the budget allows; [`tokforget.compression.meaning`] says how. By words it stays on beside
+# what is protected by name, because a "not" that is lost turns what is protected round.
+PRESET, NO_PRESET = "readable", "none"
 
 
 @dataclass
@@ -89,26 +46,39 @@ class Protection:
         finders (`list`): Functions from a text to the character spans that are kept.
         spans (`list`): Character spans given outright; for a single text.
         first (`int`), last (`int`): Tokens kept at both ends.
+        open_fence (`str`): The mark of the code fence within which the text begins; for the blocks of a stream.
+        readable (`bool`): Whether negations, limits and marks come first or along, by words and as far as the budget allows.
     """
 
     finders: list[Finder] = field(default_factory=list)
     spans: list[tuple[int, int]] = field(default_factory=list)
     first: int = 0
     last: int = 0
+    open_fence: str = ""
+    readable: bool = False
 
     @classmethod
     def parse(cls, protect) -> "Protection":
         """
         From what a user writes: one item or several of them. An item is the name of a built-in protector, a compiled
         regular expression or `"re:<pattern>"`, `"first:<n>"`, `"last:<n>"` (tokens), a span `(start, end)` in characters,
-        or a function from a text to such spans.
+        or a function from a text to such spans. The preset `"readable"` stays on beside any of them; nothing at all, or
+        `"none"`, switches it off.
         """
         found = cls()
         single = isinstance(protect, (str, re.Pattern)) or callable(protect) or _is_span(protect)
         if not single and protect is not None and not isinstance(protect, Iterable):
             protect = [protect]  # which is named below for what it is
-        for item in [protect] if single else protect or ():
-            found._add(item)
+        items = [protect] if single else list(protect or ())
+        presets = [item for item in items if isinstance(item, str) and item in (PRESET, NO_PRESET)]
+        if len(set(presets)) > 1:
+            raise ValueError(
+                f"`protect` got both {PRESET!r} and {NO_PRESET!r}, which switches it off; leave out one of them."
+            )
+        found.readable = bool(items) and NO_PRESET not in presets
+        for item in items:
+            if item not in presets:
+                found._add(item)
         return found
 
     def _add(self, item) -> None:
@@ -135,8 +105,8 @@ class Protection:
             setattr(self, match[1], max(getattr(self, match[1]), int(match[2])))
         else:
             raise ValueError(
-                f"`protect` knows no {item!r}. It takes {', '.join(sorted(BUILT_IN))}, 'first:20', 'last:5' (tokens), "
-                "'re:<pattern>', a compiled regular expression, a span (start, end) or a function."
+                f"`protect` knows no {item!r}. It takes {', '.join(sorted(BUILT_IN))}, 'readable' or 'none', 'first:20', "
+                "'last:5' (tokens), 're:<pattern>', a compiled regular expression, a span (start, end) or a function."
             )
 
     def find(self, text: str) -> list[tuple[int, int]]:
@@ -144,18 +114,35 @@ class Protection:
         for _, end in self.spans:
             if end > len(text):
                 raise ValueError(f"A protected span ends at character {end}, but the text has {len(text)}.")
-        return [*self.spans, *(span for finder in self.finders for span in _spans_of(finder, text))]
+        fences = scan_fences(text, self.open_fence)[0] if self.keeps_fences and self.open_fence else []
+        return [*self.spans, *fences, *(span for finder in self.finders for span in _spans_of(finder, text))]
+
+    @property
+    def keeps_fences(self) -> bool:
+        """Whether code fences are protected: they may be longer than what is looked at together."""
+        return find_code_fences in self.finders
+
+    def unbroken(self, unit: str) -> Finder:
+        """What finds the spans within which neither a chunk nor a block of a stream may end: code fences apart, all of them."""
+        finders = [finder for finder in self.finders if finder is not find_code_fences]
+        finders += [find_wholes] if unit == "word" else []
+        return lambda text: (span for finder in finders for span in _spans_of(finder, text))
 
     def find_in_chunks(self, text: str, ends: list[int]) -> list[tuple[int, int]]:
         """
-        Like `find`, but what is protected up to an end depends on the text up to it, and reaches back one chunk at most.
+        Like `find`, but what is protected up to an end depends on the text up to `LOOK` characters behind it, and reaches back
+        one chunk at most.
         A code fence protects from its opening on, so it is looked for in the whole text.
         """
-        found = Protection([finder for finder in self.finders if finder is _code_fences], self.spans).find(text)
-        local = Protection([finder for finder in self.finders if finder is not _code_fences])
+        found = Protection([finder for finder in self.finders if finder is find_code_fences], self.spans).find(text)
+        local = Protection([finder for finder in self.finders if finder is not find_code_fences])
         for before, start, end in zip([0, 0, *ends], [0, *ends], ends):
-            spans = local.find(text[before:end])
-            found += [(max(a + before, start), b + before) for a, b in spans if b + before > start]
+            spans = local.find(text[before : end + LOOK])
+            found += [
+                (max(a + before, start), min(b + before, end))
+                for a, b in spans
+                if b + before > start and a + before < end
+            ]
         return found
 
 

@@ -1,11 +1,13 @@
 """A text on its way from tokens to a result: its scores, its pieces, and the order in which they go."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 
 from tokforget.compression.chunks import search_chunks
+from tokforget.compression.meaning import Bonds, find_bonds
 from tokforget.compression.pieces import Pieces, cut
 from tokforget.compression.protection import Segment
 from tokforget.compression.quality import token_worth
@@ -21,6 +23,7 @@ from tokforget.compression.search import (
     separated,
     try_pieces,
 )
+from tokforget.compression.structure import Structure, find_structure
 from tokforget.masking import keep_count
 
 
@@ -35,7 +38,8 @@ class RankedText:
         chunks (`np.ndarray` of shape `(num_chunks, 2)`, *optional*): Ends of chunks in characters and in tokens.
         features (`np.ndarray` of shape `(num_tokens, NUM_FEATURES)`, *optional*): For a policy that takes them.
         logits (`np.ndarray` of shape `(num_tokens,)`), pieces (`Pieces`), ranks (`np.ndarray` of shape `(num_pieces,)`),
-        target (`int`, *optional*): What is found on the way; ranks are lower for what is kept first.
+        target (`int`, *optional*), bonds (`Bonds`, *optional*): What is found on the way; ranks are lower for what is kept first.
+        kind (`str`, *optional*): What the text is made of, if of more than words; see [`tokforget.compression.structure`].
         returned_whole_because (`str`, *optional*): Why the text is returned whole.
         worth_needed (`float`), pieces_needed (`int`): With a `quality`, the share of its worth that the output must hold, and
             the pieces that it takes.
@@ -51,20 +55,44 @@ class RankedText:
     pieces: Pieces | None = None
     ranks: np.ndarray | None = None
     target: int | None = None
+    bonds: Bonds | None = None
+    kind: str | None = None
     returned_whole_because: str | None = None
     worth_needed: float = 1.0
     pieces_needed: int = 0
 
     def prepare(self, request: Request) -> None:
         """Cut the text into pieces, rank them, and set the text's own target."""
-        self.pieces = pieces = cut(self.text, self.offsets, request.unit)
-        self.ranks = -pieces.means(self.logits)
         protection, num_tokens = request.protection, len(self.ids)
+        unit, needed = request.unit, []
+        structure = None
+        if unit == "auto":
+            unit, structure = "word", self._find_structure(request)
+        if structure is not None:
+            self.kind, self.pieces, self.bonds, needed = (
+                structure.kind,
+                structure.pieces,
+                structure.bonds,
+                structure.needed,
+            )
+        else:
+            self.pieces = self._cut(unit)
+            if protection.readable and unit == "word":
+                self.bonds = self._find_bonds()
+        pieces = self.pieces
+        self.ranks = -pieces.means(self.logits)
+        if self.bonds is not None:
+            self.ranks = self.bonds.rank(self.ranks)
+        for first, last in structure.groups if structure is not None else ():
+            own = np.where(self.bonds.marks[first:last], np.inf, self.ranks[first:last])
+            self.ranks[first + int(np.argmin(own))] -= _FAR
         if self.chunks is None:
             protected = protection.find(self.text)
         else:
             protected = protection.find_in_chunks(self.text, self.chunks[:, 0].tolist())
         forced = _covered(pieces, protected + [(s.start, s.end) for s in self.segments if s.rate == 1.0])
+        if structure is not None:
+            forced |= needed
         forced |= (pieces.starts[:-1] < protection.first) | (pieces.starts[1:] > num_tokens - protection.last)
         excluded = _inside(pieces, [(s.start, s.end) for s in self.segments if s.rate == 0.0]) & ~forced
         if request.budget == "per_text" and request.target_tokens is not None:
@@ -76,9 +104,49 @@ class RankedText:
                 else _count(num_tokens, request.rate)
             )
         self.ranks[excluded] = np.inf
+        if self.bonds is not None:
+            self.bonds.marks &= ~excluded
+            # On their own they go; a promise of quality counts the worth of all pieces, so that there they come last.
+            self.ranks[self.bonds.marks] = np.inf if request.quality is None else _FAR
         self.ranks[forced] = -np.inf
         if request.quality is not None:
             self.pieces_needed = self._pieces_for_worth(self.worth_needed)
+
+    def _find_structure(self, request: Request) -> Structure | None:
+        """More than words in the text, unless lines are too long for the budget."""
+        structure = find_structure(self.text, self.offsets, request.protection.readable)
+        if (
+            structure is None
+            or structure.kind == "json"
+            or request.budget == "corpus"
+            or request.threshold is not None
+        ):
+            return structure
+        target = request.target_tokens or _count(len(self.ids), request.rate)
+        return structure if structure.pieces.sizes[~structure.bonds.marks].min(initial=target + 1) <= target else None
+
+    def _cut(self, unit: str) -> Pieces:
+        """Of the whole text; by words each chunk by itself, so that no word grows over a chunk's end when text is appended."""
+        if self.chunks is None or unit != "word":
+            return cut(self.text, self.offsets, unit)
+        edges = [(0, 0), *self.chunks.tolist()]
+        return Pieces.joined(
+            [cut(self.text[a:b], self.offsets[first:last] - a, unit) for (a, first), (b, last) in pairwise(edges)]
+        )
+
+    def _find_bonds(self) -> Bonds:
+        """Of the whole text, or of each chunk by itself: what is appended later changes nothing in them."""
+        if self.chunks is None:
+            return find_bonds(self.text, self.pieces)
+        ends, parts = self.chunks[:, 0].tolist(), []
+        for start, end in zip([0, *ends], ends):
+            first, last = np.searchsorted(self.pieces.chars[:-1], [start, end])
+            own = self.pieces[first:last]
+            own.chars = own.chars - start
+            parts.append(find_bonds(self.text[start:end], own))
+        bonds = Bonds.joined(parts)
+        bonds.begin[bonds.begin >= 0] = 0  # a line break at the beginning of a chunk parts it from those before
+        return bonds
 
     def _pieces_for_worth(self, needed: float) -> int:
         """How many pieces, the first in rank, hold so large a share of the text's worth."""
@@ -131,6 +199,7 @@ class RankedText:
             kept_spans=kept_spans,
             dropped_spans=dropped_spans,
             separated=separated(pieces, keep),
+            notes=[(place, note) for piece, place, note in pieces.notes if keep[piece]],
             target_tokens=self.target,
             shortfall=shortfall,
             tokenizer=tokenizer,
@@ -148,7 +217,12 @@ class RankedText:
 
 def search(items: list[RankedText], request: Request) -> Search:
     """The search for what one budget keeps of these texts."""
-    ranked = Ranked([i.text for i in items], [i.pieces for i in items], np.concatenate([i.ranks for i in items]))
+    bonds = None
+    if any(item.bonds is not None for item in items):
+        bonds = Bonds.joined([item.bonds or Bonds.none(len(item.pieces)) for item in items])
+    ranked = Ranked(
+        [i.text for i in items], [i.pieces for i in items], np.concatenate([i.ranks for i in items]), bonds
+    )
     if request.threshold is not None:
         return search_threshold(ranked, _SCORE_SCALE * float(np.log((1 - request.threshold) / request.threshold)))
     if request.quality is not None:
@@ -158,11 +232,31 @@ def search(items: list[RankedText], request: Request) -> Search:
         target = _count(total, request.rate) if request.rate is not None else min(request.target_tokens, total)
         for item in items:
             item.target = target
+    if bonds is not None and (request.rate == 1.0 or (items[0].target or 0) >= ranked.sizes.sum()):
+        for item in items:
+            item.pieces.notes = []  # they speak of what is left out
+        ranked = Ranked(
+            ranked.texts, ranked.pieces, np.where(bonds.marks, np.minimum(ranked.ranks, _FAR), ranked.ranks)
+        )
     if request.prefix_stable:
         ends = items[0].chunks[:, 1]
         targets = keep_count(torch.from_numpy(ends), request.rate).tolist()
         return search_chunks(ranked, np.searchsorted(items[0].pieces.starts, ends).tolist(), targets)
-    return (search_nested if request.nested else search_budget)(ranked, items[0].target)
+    if request.nested:
+        return search_nested(ranked, items[0].target)
+    return _search_budget(ranked, items[0].target)
+
+
+def _search_budget(ranked: Ranked, target: int) -> Search:
+    """What a budget keeps; where it holds nothing together with what comes along, something by itself."""
+    choice = yield from search_budget(ranked, target)
+    if ranked.bonds is not None and not choice.keep.any():
+        choice = yield from search_budget(Ranked(ranked.texts, ranked.pieces, ranked.ranks), target)
+    return choice
+
+
+# Farther than any two scores are apart.
+_FAR = 1e6
 
 
 def _count(num_tokens: int, rate: float) -> int:

@@ -7,7 +7,7 @@ from dataclasses import InitVar, dataclass, field
 
 import numpy as np
 
-from tokforget.compression.protection import Protection
+from tokforget.compression.protection import PRESET, Protection
 from tokforget.masking import check_number, check_rate
 
 
@@ -20,7 +20,7 @@ class Request:
     threshold: float | None = None
     quality: float | None = None
     unit: str = "token"
-    protect: InitVar = None
+    protect: InitVar = PRESET
     nested: bool = False
     prefix_stable: bool = False
     budget: str = "per_text"
@@ -56,7 +56,11 @@ class Request:
             raise ValueError(f"`threshold` must lie in (0, 1), got {self.threshold}.")
         if self.quality is not None and not 0.0 < self.quality <= 1.0:
             raise ValueError(f"`quality` must lie in (0, 1], got {self.quality}.")
-        choices = {"unit": ("token", "word"), "budget": ("per_text", "corpus"), "on_impossible": ("raise", "warn")}
+        choices = {
+            "unit": ("token", "word", "auto"),
+            "budget": ("per_text", "corpus"),
+            "on_impossible": ("raise", "warn"),
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}.")
@@ -71,6 +75,10 @@ class Request:
             (
                 quality and (corpus or stable or self.tags or self.nested),
                 "`quality` sets a budget for each text: leave out `budget='corpus'`, `prefix_stable`, `tags` and `nested`.",
+            ),
+            (
+                self.unit == "auto" and (stable or self.tags or quality),
+                "`unit='auto'` looks at a text as a whole: leave out `prefix_stable`, `tags` and `quality`, or pass 'word'.",
             ),
             (corpus and threshold, "A `threshold` is no budget: leave out `budget='corpus'`."),
             (

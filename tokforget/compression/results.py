@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,9 @@ class CompressedText:
         kept_spans (`np.ndarray` of shape `(num_spans, 2)`), dropped_spans (`np.ndarray` of shape `(num_gaps, 2)`): First
             character and the one after the last.
         separated (`np.ndarray` of shape `(num_spans,)`): True where a space was put before a kept span, because it would
-            have fused with the word before it. All else in `text` is the original's.
+            have fused with the word before it. All else in `text` is the original's, but for `notes`.
+        notes (`list` of `(int, str)`): What was written beside the original's text, and before which character of it: how often
+            a line of a log came (`unit="auto"`).
         target_tokens (`int`, *optional*): The budget, of all texts together with `budget="corpus"`.
         shortfall (`int`): Tokens that `text` stays below the budget; negative where protected text exceeds it and
             `on_impossible="warn"` was asked for. Of all texts together with `budget="corpus"`.
@@ -56,6 +58,7 @@ class CompressedText:
     shortfall: int = 0
     returned_whole: str | None = None
     predicted_retention: float | None = None
+    notes: list = field(default_factory=list)
     start: int = 0
     tokenizer: str = ""
     seconds: float = 0.0
@@ -119,6 +122,7 @@ class CompressedText:
         for name, kind in kinds.items():
             shape = (-1, 2) if name.endswith("_spans") else (-1,)
             values[name] = np.asarray(values[name], dtype=kind).reshape(shape)
+        values["notes"] = [tuple(note) for note in values.get("notes", [])]
         return cls(**values)
 
     @classmethod

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tokforget.compression.meaning import Bonds
 from tokforget.compression.pieces import Pieces
 
 
@@ -34,11 +35,14 @@ class Ranked:
         texts (`list[str]`), pieces (`list[Pieces]`): The texts and how they are cut.
         ranks (`np.ndarray` of shape `(num_pieces,)`): Lower is kept first; -inf for what must stay, inf for what must
             go. Ties go to the earlier piece.
+        bonds (`Bonds`, *optional*): Which pieces come along with which, whatever their rank. Of
+            those that must go only marks do.
     """
 
     texts: list[str]
     pieces: list[Pieces]
     ranks: np.ndarray
+    bonds: Bonds | None = None
     order: np.ndarray = field(init=False)
     sizes: np.ndarray = field(init=False)
     totals: np.ndarray = field(init=False)
@@ -75,6 +79,10 @@ class Ranked:
             left -= int(sizes[count])
             count += 1
         return keep
+
+    def complete(self, keep: np.ndarray) -> np.ndarray:
+        """A keep mask with what comes along by its bonds."""
+        return keep if self.bonds is None else self.bonds.complete(keep, ~np.isposinf(self.ranks) | self.bonds.marks)
 
     def render(self, keep: np.ndarray) -> list[str]:
         """The output string of each text."""
@@ -116,7 +124,23 @@ def join(text: str, pieces: Pieces, keep: np.ndarray) -> str:
     first, last = runs(keep)
     starts, ends = pieces.chars[first].tolist(), pieces.chars[last].tolist()
     spaces = separated(pieces, keep).tolist()
+    if pieces.notes:
+        return _join_with_notes(text, pieces, keep, starts, ends, spaces)
     return "".join([" " + text[a:b] if apart else text[a:b] for a, b, apart in zip(starts, ends, spaces)])
+
+
+def _join_with_notes(
+    text: str, pieces: Pieces, keep: np.ndarray, starts: list[int], ends: list[int], spaces: list[bool]
+) -> str:
+    parts, waiting = [], [(place, note) for piece, place, note in pieces.notes if keep[piece]][::-1]
+    for start, end, apart in zip(starts, ends, spaces):
+        parts.append(" " * apart)
+        while waiting and waiting[-1][0] <= end:
+            place, note = waiting.pop()
+            parts += [text[start:place], note]
+            start = place
+        parts.append(text[start:end])
+    return "".join(parts)
 
 
 def search_budget(ranked: Ranked, target: int) -> Search:
@@ -160,7 +184,7 @@ def _top_up(ranked: Ranked, choice: Choice, target: int) -> Search:
     """Where the next piece would bring more tokens than there is room for, take one of those behind it."""
     while target - choice.count > 1:
         waiting = ranked.order[~choice.keep[ranked.order]][:_CANDIDATES]
-        masks = [choice.keep | (np.arange(len(choice.keep)) == piece) for piece in waiting]
+        masks = [ranked.complete(choice.keep | (np.arange(len(choice.keep)) == piece)) for piece in waiting]
         outputs = [ranked.render(keep) for keep in masks]
         encoded = iter((yield [text for texts in outputs for text in texts]))
         tried = [Choice(keep, texts, [next(encoded) for _ in texts]) for keep, texts in zip(masks, outputs)]
@@ -196,7 +220,8 @@ def search_threshold(ranked: Ranked, threshold_rank: float) -> Search:
 
 
 def try_pieces(ranked: Ranked, keep: np.ndarray) -> Search:
-    """Have the output of a keep mask over pieces counted."""
+    """Have the output of a keep mask over pieces, with what comes along, counted."""
+    keep = ranked.complete(keep)
     outputs = ranked.render(keep)
     return Choice(keep, outputs, (yield outputs))
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from tokforget.compression.compressor import Compressor
-from tokforget.compression.protection import parse_tags
+from tokforget.compression.protection import PRESET, parse_tags
 from tokforget.compression.results import CompressedText, encodable
 from tokforget.masking import check_rate, keep_count
 
@@ -131,7 +131,7 @@ class PromptCompressor:
         else:
             budget = int(target_token)
         text, spans, fixed = _laid_out(contexts, instruction, question if concate_question else "")
-        protect = [*fixed, *_forced(force_tokens, force_reserve_digit)]
+        protect = [PRESET, *fixed, *_forced(force_tokens, force_reserve_digit)]
         result = self.compressor.compress(text, target_tokens=budget, unit=self.unit, protect=protect,
                                           on_impossible=on_impossible, question=self._told(question))  # fmt: skip
         parts = [_part(result, text, *span) for span in spans]
@@ -182,7 +182,7 @@ class PromptCompressor:
         origin_tokens = self._count(_laid_out(plain, instruction, question)[0])
         text, spans, fixed = _laid_out(plain, instruction, question_shown)
         tagged = _laid_out(contexts, instruction, question_shown)[0]
-        result = self.compressor.compress(tagged, rate=check_rate(rate), unit=self.unit, protect=fixed, tags=True,
+        result = self.compressor.compress(tagged, rate=check_rate(rate), unit=self.unit, protect=[PRESET, *fixed], tags=True,
                                           on_impossible=on_impossible, question=self._told(question))  # fmt: skip
         return self._answer(result.text, [_part(result, text, *span) for span in spans], origin_tokens)
 

@@ -1,0 +1,220 @@
+"""What must not be turned round or run together: negations, limits, ends of sentences, lines and turns."""
+
+import re
+import time
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.support import fuzz_compressor as fuzz
+from tokforget import Compressor
+from tokforget.compression.meaning import find_bonds, find_line_breaks, find_negations, find_roles, find_sentence_ends
+from tokforget.compression.pieces import cut
+
+
+ANY_OPINION = fuzz.make_compressor()
+RATES = (0.3, 0.5, 0.7, 0.9)
+CHAT = """system: You are a support agent. Never promise refunds.
+user: My card was charged twice for order 81924, and I have not been able to reach anyone.
+assistant: I am sorry to hear that. The second charge has not been settled yet.
+user: Please don't tell me to wait ten days again! Unless it is gone by Friday, I will leave.
+"""
+LETTER = """Council rejects harbour plan
+
+The council voted on Tuesday not to build the new bridge. Opponents were not convinced by the figures.
+Figures before 2026 are not comparable!
+
+- Ferry service continues until 30 September 2027.
+- The old bridge will not be closed, except on Sundays.
+"""
+
+
+@pytest.fixture(scope="module")
+def compressor() -> Compressor:
+    return Compressor.from_pretrained("embedded")
+
+
+def found(finder, text: str) -> list[str]:
+    return [text[a:b] for a, b in sorted(finder(text))]
+
+
+@pytest.mark.parametrize(
+    "text, negations",
+    [
+        ("It is not, cannot and won’t be; I don't. No, never!", ["not", "cannot", "won’t", "don't", "No", "never"]),
+        ("Take note of the knot in No. 5, nobody but Nora", ["nobody"]),
+        ("A sin, a non-stop sans-serif font, and I cant", ["cant"]),
+        ("Das Konto wird nicht ohne Ihre Zustimmung geschlossen, kein Problem im Mai.", ["nicht", "ohne", "kein"]),
+        ("Le compte n'a pas été fermé. Il ne vient plus, et deux de plus.", ["n'a", "pas", "ne", "plus"]),
+        ("La cuenta no será cerrada sin aviso para usted, nunca.", ["no", "sin", "nunca"]),
+        ("A conta não está no banco, sem custo para você, nem hoje.", ["não", "sem", "nem"]),
+        ("Il conto non è mai chiuso senza avviso.", ["non", "mai", "senza"]),
+        ("De rekening wordt niet gesloten en er is geen bedrag, nooit.", ["niet", "geen", "nooit"]),
+        ("Счёт не будет закрыт без согласия, нет и никогда", ["не", "без", "нет", "никогда"]),
+        ("لن تنتهي الأعمال قبل خريف 2027", ["لن"]),
+        ("我不知道", ["不"]),
+    ],
+)
+def test_negations_are_found_in_their_language_only(text, negations):
+    assert found(find_negations, text) == negations
+
+
+@pytest.mark.parametrize(
+    "text, ends",
+    [
+        ("It is 3.5 m. Is it?! Yes (it is.) So", [".", "?!", ".)"]),
+        ('Dr. Smith of the U.S. said e.g. this, No. 5. "No." We', [".", '."']),
+        ("1. First item.\n2. Second", ["."]),
+        ("これは本です。はい！", ["。", "！"]),
+    ],
+)
+def test_ends_of_sentences(text, ends):
+    assert found(find_sentence_ends, text) == ends
+
+
+def test_breaks_of_wrapped_lines_are_no_structure():
+    wrapped = "The council voted on Tuesday not to build the\nnew harbour bridge, which the mayor had hoped\nto open within two years.\n\nNext."
+    assert found(find_line_breaks, wrapped) == ["\n\n"]
+    assert found(find_line_breaks, "a list:\n  - one\n  - two\n") == ["\n  ", "\n  ", "\n"]
+
+
+@pytest.mark.parametrize(
+    "text, roles",
+    [
+        (CHAT, ["system:", "user:", "assistant:", "user:"]),
+        ("**Anna Petersen:** Hello\n<|user|>\nhi\n  Q: why?\nsee http://a.b\nthe time: 12:30", ["**Anna Petersen:**", "<|user|>", "  Q:"]),
+    ],
+)  # fmt: skip
+def test_names_of_speakers(text, roles):
+    assert found(find_roles, text) == roles
+
+
+CASES = {
+    "Your card ending in 7731 will not be cancelled.": ("cancelled", "not"),
+    "please do not cancel my card!": ("cancel", "not"),
+    "And please don't tell me to wait ten days again": ("tell", "don't"),
+    "Opponents were not convinced": ("convinced", "not"),
+    "Figures before 2026 are *not* comparable": ("comparable", "not"),
+    "لن تنتهي الأعمال قبل خريف 2027": ("تنتهي", "لن"),
+    "Das Konto wurde nicht gekündigt.": ("gekündigt", "nicht"),
+}
+
+
+@pytest.mark.parametrize("text", CASES)
+@pytest.mark.parametrize("protect", ["readable", ["numbers", "urls", "emails", "identifiers"]], ids=str)
+def test_a_statement_is_not_turned_round(compressor, text, protect):
+    word, negation = CASES[text]
+    for rate in RATES:
+        output = compressor.compress(text, rate=rate, unit="word", protect=protect, on_impossible="warn").text
+        assert negation in output or word not in output, output
+        assert "ten" not in output.split() or "ten days" in output
+    assert negation in output and word in output
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(st.integers(0, 10_000), st.sampled_from([0.2, 0.35, 0.5, 0.65, 0.8]), st.booleans())
+def test_no_opinion_parts_a_negation_from_its_word(seed, rate, nested):
+    """Whatever the scores: both or neither, and "before" with its year only."""
+    rng = np.random.default_rng(seed)
+    filler = [" ".join(rng.choice(fuzz.ENGLISH[3:], 6)) for _ in range(3)]
+    text = f"{filler[0]} not cancelled, {filler[1]} before 2026, {filler[2]} cannot reach."
+    output = ANY_OPINION.compress(text, rate=rate, unit="word", nested=nested).text
+    for one, other in (("not", "cancelled"), ("before", "2026"), ("cannot", "reach")):
+        assert bool(re.search(rf"\b{one}\b", output)) == (other in output), output
+
+
+def test_lines_sentences_and_speakers_stay_apart(compressor):
+    for rate in RATES[1:]:
+        chat = compressor.compress(CHAT, rate=rate, unit="word").text
+        assert [line.split(":")[0] for line in chat.splitlines()] == ["system", "user", "assistant", "user"], chat
+        letter = compressor.compress(LETTER, rate=rate, unit="word").text
+        assert "\n\n" in letter and letter.count("\n- ") == 2, letter
+        assert letter.count(".") + letter.count("!") == LETTER.count(".") + LETTER.count("!"), letter
+    assert "\n" not in compressor.compress(CHAT, rate=0.3, unit="word", protect="none").text.strip()
+
+
+def test_the_fences_of_code_come_with_it(compressor):
+    text = "Please look at `first()` here:\n\n```python\ndef first(items):\n    return items[0]\n```\n\nIt does not help me.\n"
+    for target in range(4, 50):
+        output = compressor.compress(text, target_tokens=target, unit="word").text
+        assert output.count("```") in (0, 2) and output.replace("```", "").count("`") in (0, 2), output
+        assert "```" not in output or re.search(r"^```python\n.*\S.*\n```$", output, re.MULTILINE | re.DOTALL), output
+    assert "```" in output
+
+
+TABLE = """| Region | Q1 2026 | Q2 2026 | Change |
+|---|---|---|---|
+| North | 1,204 | 1,310 | +8.8 % |
+| South | 980 | 874 | -10.8 % |
+"""
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(st.floats(0.4, 0.97), st.booleans())  # below, not even the head and one cell fit
+def test_a_cell_of_a_table_comes_with_its_row_and_column(rate, nested):
+    rows = ANY_OPINION.compress(TABLE, rate=rate, unit="word", nested=nested).text.splitlines()
+    cells = [[cell.strip() for cell in row.strip().strip("|").split("|")] for row in rows]
+    assert all(len(row) == 4 for row in cells), "the rows run together, or a column is gone"
+    assert len(cells) < 2 or set(cells[1]) == {"---"}
+    for row in cells[2:]:
+        for column, cell in enumerate(row[1:], 1):
+            assert not cell or (row[0] and cells[0][column]), rows
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(st.integers(0, 10_000), st.sampled_from([0.3, 0.5, 0.7]))
+def test_function_words_do_not_outrank_what_they_lead_to(seed, rate):
+    """Of "the" and "river", "of" and "stone" the first is not left without the second, but where only such still fit."""
+    rng = np.random.default_rng(seed)
+    nouns = rng.permutation(
+        ["river", "stone", "harbour", "letter", "winter", "figure", "garden", "window", "answer", "market"]
+    )
+    text = " ".join(f"{one} {noun}" for one, noun in zip(["the", "of", "at", "from", "an"] * 2, nouns))
+    output = ANY_OPINION.compress(text, rate=rate, unit="word").text.split()
+    alone = [one for one, after in pairwise([*output, "the"]) if len(one) < 5 and len(after) < 5]
+    assert len(alone) <= 2, (text, output)
+
+
+def test_where_nothing_of_a_line_is_left_its_marks_go_too(compressor):
+    for target in range(1, 60):
+        result = compressor.compress(LETTER + CHAT, target_tokens=target, unit="word")
+        assert result.shortfall >= 0 and result.text.strip()
+        assert all(any(c.isalnum() for c in line) for line in result.text.strip().splitlines() if line), result.text
+
+
+@pytest.mark.parametrize("protect", [[], None, "none", ["none"]], ids=str)
+def test_the_preset_can_be_switched_off(compressor, protect):
+    text = "Your card ending in 7731 will not be cancelled."
+    assert "not" not in compressor.compress(text, rate=0.7, unit="word", protect=protect).text
+    assert "not" in compressor.compress(text, rate=0.7, unit="word", protect="readable").text
+
+
+def test_the_preset_leaves_tokens_alone(compressor):
+    a, b = (compressor.compress(LETTER, rate=0.5, unit="token", protect=protect) for protect in ("readable", "none"))
+    assert a.text == b.text
+    with pytest.raises(ValueError, match="both 'readable' and 'none'"):
+        compressor.compress(LETTER, protect=["none", "readable"])
+
+
+def test_what_is_protected_by_name_is_kept_or_refused(compressor):
+    for name, finder in (("negations", find_negations), ("roles", find_roles), ("line_breaks", find_line_breaks)):
+        result = compressor.compress(CHAT, rate=0.5, unit="word", protect=[name, "none"])
+        kept = result.kept_spans.tolist()
+        assert all(any(a <= start and end <= b for a, b in kept) for start, end in finder(CHAT))
+    with pytest.raises(ValueError, match="smallest feasible budget"):
+        compressor.compress("no, no, no, not never", target_tokens=2, unit="word", protect="negations")
+
+
+@pytest.mark.parametrize("unit", ["not ", "only ", "no\n", "| a | ", "| a | b |\n", "a. ", "**a** ", " ", "ne le pas ", "User: ", "1. ", ">"])  # fmt: skip
+def test_bonds_take_linear_time(unit):
+    def seconds(repeats: int) -> float:
+        text = unit * repeats
+        pieces = cut(text, np.stack([np.arange(len(text)), np.arange(len(text)) + 1], 1), "word")
+        began = time.process_time()
+        find_bonds(text, pieces)
+        return time.process_time() - began
+
+    assert seconds(10_000) < 40 * seconds(1_000) + 0.2

@@ -1,0 +1,99 @@
+"""What is one piece by words: numbers with sign and unit, dates, addresses, paths, names; and that nothing new comes of joining."""
+
+import re
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.support import fuzz_compressor as fuzz
+from tokforget import Compressor
+from tokforget.compression.pieces import cut
+from tokforget.compression.protection import BUILT_IN
+
+
+ANY_OPINION = fuzz.make_compressor()
+
+
+@pytest.fixture(scope="module")
+def compressor() -> Compressor:
+    return Compressor.from_pretrained("embedded")
+
+
+def words(text: str) -> list[str]:
+    """Pieces by words of a text whose characters are tokens."""
+    places = np.arange(len(text))
+    chars = cut(text, np.stack([places, places + 1], 1), "word").chars.tolist()
+    return [text[a:b].strip() for a, b in pairwise(chars)]
+
+
+@pytest.mark.parametrize(
+    "text, pieces",
+    [
+        ("84,000 homes; 41,300; 1.2 billion", ["84,000", "homes", ";", "41,300", ";", "1.2 billion"]),
+        ("at 2026-11-02T09:14:33Z, 12:45", ["at", "2026-11-02T09:14:33Z", ",", "12:45"]),
+        ("help@nordbank.example, o'brien@x.org.", ["help@nordbank.example", ",", "o'brien@x.org", "."]),
+        ("SN81924865; code=51", ["SN81924865", ";", "code=51"]),
+        ("0.4M parameters, Python 3.11 or", ["0.4M", "parameters", ",", "Python", "3.11", "or"]),
+        ("the remaining 15 percent", ["the", "remaining", "15 percent"]),
+        (".5 mg, -$35, 10^6, <3, ::1", [".5 mg", ",", "-$35", ",", "10^6", ",", "<3", ",", "::1"]),
+        ("10–20 or ₹450 or 12,750", ["10–20", "or", "₹450", "or", "12,750"]),
+        ("$3.5M-$4M", ["$3.5M-$4M"]),
+        ("$1,299.99 and $3.5M and 5 % and 20°C", ["$1,299.99", "and", "$3.5M", "and", "5 %", "and", "20°C"]),
+        ("1\u2009000\u2009000 or 1\u00a0000 or 12/31/2024", ["1\u2009000\u2009000", "or", "1\u00a0000", "or", "12/31/2024"]),
+        ("30 September 2027, May 12, 2026", ["30 September 2027", ",", "May 12, 2026"]),
+        ("see https://a.b/c_(d)?q=1&r=2. Or", ["see", "https://a.b/c_(d)?q=1&r=2", ".", "Or"]),
+        ("in /usr/lib/x.py, C:\\a\\b, C:\\Program Files\\x", ["in", "/usr/lib/x.py", ",", "C:\\a\\b", ",", "C:\\Program Files\\x"]),
+        ("C:/Users/x, git@host:a/b, X-Request-Id", ["C:/Users/x", ",", "git@host:a/b", ",", "X-Request-Id"]),
+        ("a_b os.path --flag -x #123 v1.2.3 f()", ["a_b", "os.path", "--flag", "-x", "#123", "v1.2.3", "f()"]),
+        ("- 5 items\n> 6 more", ["-", "5", "items", "", ">", "6", "more"]),
+        ("one, two. (three) so: four", ["one", ",", "two", ".", "(", "three", ")", "so", ":", "four"]),
+    ],
+)  # fmt: skip
+def test_one_thing_is_one_piece(text, pieces):
+    assert words(text) == pieces
+
+
+@pytest.mark.parametrize(
+    "name, text, found",
+    [
+        ("numbers", "take .5 mg, -$35, 10^6, <3, x < 4, ::1, 10–20, ₹450, 15 percent", [".5 mg", "-$35", "10^6", "<3", "< 4", "::1", "10–20", "₹450", "15 percent"]),
+        ("paths", "C:\\Program Files\\x or C:/Users/x", ["C:\\Program Files\\x", "C:/Users/x"]),
+        ("emails", "o'brien@x.org, git@host:a/b", ["o'brien@x.org", "git@host:a/b"]),
+        ("identifiers", "X-Request-Id, well-known", ["X-Request-Id"]),
+    ],
+)  # fmt: skip
+def test_protectors_take_the_whole_of_it(name, text, found):
+    assert [text[a:b] for a, b in BUILT_IN[name](text)] == found
+
+
+THINGS = ["84,000", "41,300", "1.2", "$3.5M", "2026-11-02T09:14:33Z", "12:45", "help@nordbank.example", "code=51", "SN81924865", "3.11",
+          "-35", ".5", "#123", "--flag", "a_b", "os.path", "/usr/lib/x.py", "C:\\a\\b", "10–20", "20°C", "5", "7", "no", "fox", "Fuel"]  # fmt: skip
+GLUE = [" ", ", ", ". ", "; ", " (", ") ", ")", " - ", ": ", "\n", " %", "(", "’s "]
+TEXTS = st.lists(st.tuples(st.sampled_from(THINGS), st.sampled_from(GLUE)), min_size=1, max_size=30).map(
+    lambda parts: "".join(a + b for a, b in parts)
+)
+
+
+def names(text: str) -> set[str]:
+    """All that reads as one word, number or name, and each number in it."""
+    runs = {run.strip(".,;:!?()-/’%#") for run in re.findall(r"[^\s()]+", text)}
+    return (runs | set(re.findall(r"\d+(?:[.,:]\d+)*", text))) - {""}
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(TEXTS, st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.9]), st.sampled_from(["readable", "none"]))
+def test_no_number_or_name_comes_of_joining(text, rate, protect):
+    output = ANY_OPINION.compress(text, rate=rate, unit="word", protect=protect).text
+    assert names(output) <= names(text), (text, output)
+
+
+def test_the_cases_keep_or_drop_their_numbers_whole(compressor):
+    text = "The plan has 84,000 homes; 41,300 were built for 1.2 billion euros. See help@nordbank.example at 2026-11-02T09:14:33Z, 15 percent."
+    for rate in (0.3, 0.5, 0.7, 0.9):
+        output = compressor.compress(text, rate=rate, unit="word").text
+        assert set(re.findall(r"\S*\d\S*\w|\S+@\S+", output)) <= set(re.findall(r"\S*\d\S*\w|\S+@\S+", text)), output
+        assert ("84,000" not in output) or "84,000 homes" in output
+        assert ("15" in output) == ("15 percent" in output) and ("1.2" in output) == ("1.2 billion euros" in output)

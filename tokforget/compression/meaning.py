@@ -1,0 +1,511 @@
+"""
+What a reader needs so as not to misread what is left: negations, limits, and the marks that keep sentences, lines and turns apart.
+
+Two things follow from it. A *finder* names characters, for protection by name. *Bonds* tie pieces: a "not" is kept with the word it
+negates, "before" with the date that it limits, what is counted with its number, a full stop with a sentence of which something is left, a line break and the name of a
+speaker with a line of which something is left. Bonds never make a budget impossible: where nothing is left, its marks cost nothing.
+
+Every pattern is linear in the text, and what it says of a place depends on the line around it, and on the text's language.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+
+from tokforget.compression.fences import find_code_fences
+from tokforget.compression.pieces import Pieces
+from tokforget.text_units import STOP_WORDS, bare_word
+
+
+def _any(words: str) -> str:
+    """
+    An alternation of words, parted by "|", the longest first, so that "more than" is not taken for "more". A word may be a pattern
+    without an alternation of its own.
+    """
+    found = sorted((word.strip() for word in words.split("|")), key=len, reverse=True)
+    return rf"(?<![\w'’])(?:{'|'.join(word.replace(' ', chr(92) + 's+') for word in found)})(?!\w)"
+
+
+# Words that negate in one language and mean nothing else in another.
+_NEGATIONS = _any(
+    # English; "No. 5" is a number
+    r"not|no(?!\.\s?\d)|never|nor|none|nothing|nobody|nowhere|neither|cannot|without|unless|except|hardly|barely"
+    "|nicht|nichts|nie|niemals|niemand|niemandem|niemanden|nirgends|kein(?:e[mnrs]?)?|ohne|außer|weder"
+    "|nunca|jamás|nadie|ningún|ninguno|ninguna|tampoco"
+    "|não|ninguém|nenhum|nenhuma|tampouco"
+    "|nessun|nessuno|nessuna|niente|senza|neanche|nemmeno"
+    "|niet|niets|nooit|niemand|geen|zonder|nergens"
+    r"|не|нет|ни|нельзя|никогда|никто|никого|никому|ничего|ничто|никак|нигде|никакой|никакая|никакое|никакие|никаких|без|ні|немає"
+    "|nigdy|nikt|inte|ikke|aldrig|aldri|ingen|inget|değil|yok|hayır|δεν|μην|όχι|χωρίς"
+    "|لا|لم|لن|ليس|ليست|ليسوا|بدون|دون|לא|אין|בלי|नहीं|मत"
+)
+# Words that negate in a text of that language only: "sin" and "non" are English too, "Mai" is a German month.
+_OF_LANGUAGE = (
+    (r"los|las|una|que|por|está|están|para|usted", "sin|ni|nada"),
+    (r"il|che|della|del|gli|è|sono|una|per", "non|mai|nulla|né"),
+    (r"que|uma|os|para|está|você|em", "sem|nem|nada"),
+    (r"les|des|une|est|que|du|et|vous|nous|pour", "sans|ni|rien|jamais|pas|aucune?|personne|guère"),
+    (r"het|een|niet|van", "noch"),
+    (
+        r"the|you|my|please|and|is",
+        "dont|doesnt|didnt|isnt|arent|wasnt|werent|wont|cant|couldnt|wouldnt|shouldnt|havent|hasnt|hadnt|aint",
+    ),
+)
+_FRENCH = 3
+# In Portuguese "no" is "in the".
+_PORTUGUESE = re.compile(r"não|(?<!\w)uma(?!\w)|(?:ção|ções)(?!\w)", re.IGNORECASE)
+_CONTRACTED = r"(?<![\w'’])[^\W\d_]+n['’]t(?!\w)"
+_NEGATING = re.compile(f"{_CONTRACTED}|{_NEGATIONS}", re.IGNORECASE)
+_LANGUAGES = [(re.compile(_any(signs), re.I), re.compile(_any(words), re.I)) for signs, words in _OF_LANGUAGE]
+# "ne" and what closes it: "plus" and "point" negate only there.
+_NE = re.compile(
+    r"(?<!\w)(?:(ne)\s+(?!\s)|(n['’]\w+)\s)(?:[\w'’-]+\s+){0,3}?(pas|plus|point|jamais|rien|aucune?|personne|guère|que)(?!\w)",
+    re.IGNORECASE,
+)
+# Chinese and Japanese, where a character is a word.
+_SPACELESS_NEGATIONS = re.compile("[不没沒未無无]|ません|なかった|ない")
+
+# What makes a statement hold for some cases only; kept with what follows it.
+_LIMITS = re.compile(
+    _any(
+        "only|until|till|before|after|if|unless|except|without|at least|at most|up to|no more than|not more than"
+        "|more than|less than|fewer than|greater than|lower than|higher than|other than|rather than|later than|earlier than"
+        "|nur|bis|bis zum|vor|nach|falls|wenn|außer|erst|mindestens|höchstens|mehr als|weniger als"
+        "|avant|avant le|après|jusqu'à|jusqu’à|jusqu'au|jusqu’au|sauf|si|seulement|moins de|plus de|au moins|au plus"
+        "|antes de|antes del|después de|hasta|salvo|excepto|solo|sólo|más de|menos de|al menos|como máximo"
+        "|antes do|depois de|até|exceto|apenas|mais de|pelo menos|no máximo"
+        "|prima del|prima di|dopo|fino a|fino al|tranne|solo|soltanto|più di|meno di|almeno"
+        "|alleen|tot|vóór|voor|na|tenzij|behalve|minstens|hoogstens|meer dan|minder dan"
+        "|только|если|до|после|кроме|более|менее|не более|не менее|قبل|بعد|إلا|فقط|إذا"
+    ),
+    re.IGNORECASE,
+)
+# Function words of the other languages, which a negation reaches over.
+_FOREIGN = frozenset(
+    re.findall(
+        r"\w+",
+        """
+    der die das den dem des ein eine einen einem von vom zu zum zur im in am an ist war wird wurde werden worden sich le la les un
+    une de du à au aux en est sont été el los las una del al ha han lo gli il di da do dos das em no na foi è sono stato het een van
+    te op is zijn быть был была в на с yet even really longer
+    """,
+    )
+)
+_SKIPPED = STOP_WORDS | _FOREIGN
+# Of them, those that say nothing without the word they lead to.
+_LEADING = _FOREIGN | frozenset(
+    re.findall(
+        r"\w+",
+        """
+    a an the of in on at by for from to with into about between through during above below under over against as and or but is are
+    was were be been being has have had do does did will would can could should my your his her its our their this these those such
+    than so und oder aber et ou mais y o pero e ed ma en of maar mit von für auf aus bei nach über unter avec pour par sur dans con
+    por para sobre per tra voor met и или но в на с по для из к у
+    """,
+    )
+)
+# Farther than any two scores are apart.
+_FAR = 1e6
+# A negation reaches over this many pieces, and a limit too.
+_REACH = 6
+_CLAUSE_END = re.compile(r"[.!?;:…。！？；：؟۔।]")
+
+# -- marks -------------------------------------------------------------------------------------------------------------
+_CLOSING = "\"'”’»)\\]*_"
+_SENTENCE_END = re.compile(
+    # not after an initial or an abbreviation, nor where the sentence goes on in lower case, nor behind the number of an item
+    rf"(?<![.!?…])(?<!\b[A-ZÄÖÜ])(?<!\b(?:Dr|Mr|Ms|St|vs|ca))(?!(?<=\bN[or])\.\s?\d)(?<!\bMrs)(?<!\betc)(?<!^\d)(?<!^\d\d)"
+    rf"(?:\.{{1,3}}|[!?…]+|[؟۔।])[{_CLOSING}]*(?=\s+[^a-zà-öø-ÿа-я\s]|\s*\Z|\s*\n)|[。！？]+[」』）”]*",
+    re.MULTILINE,
+)
+_BREAK = re.compile(r"(?<![^\S\n\r\u2028\u2029])[^\S\n\r\u2028\u2029]*(?:\r\n|[\n\r\u2028\u2029])\s*")
+_ROLE_NAMES = (
+    "system|user|assistant|human|ai|bot|agent|customer|client|caller|operator|support|developer|tool|function|model|chatgpt|claude|"
+    "speaker|interviewer|interviewee|moderator|teacher|student|doctor|patient|question|answer|q|a|me|you|"
+    "nutzer|benutzer|kunde|kundin|assistent|utilisateur|usuario|usuária|usuário|cliente|asistente|assistente|utente|gebruiker"
+)
+_ROLE = re.compile(
+    rf"^[ \t]*(?:<\|[\w ]{{1,20}}\|>(?:(?:{_ROLE_NAMES})$)?|\[/?INST\]|"
+    rf"[*_#>\[( \t]{{0,6}}(?:(?i:{_ROLE_NAMES})(?:[ \t]\d{{1,3}})?|(?:[^\W\d_a-zà-öø-ÿа-я][\w.'’-]{{0,20}})(?:[ \t][^\W\d_a-zà-öø-ÿа-я][\w.'’-]{{0,20}}){{0,2}})"
+    r"(?:[ \t]?\([^()\n]{1,30}\))?[\])*_]{0,3}[ \t]?[:：](?!//)[*_]{0,2}(?=\s|$))",
+    re.MULTILINE,
+)
+# What begins a line that is one item of several: bullets, numbers, headings, quotes.
+_ITEM = re.compile(r"^[ \t]*(?:(?:[-*+•‣–]|#{1,6}|>|\(?(?:\d{1,3}|[a-zA-Z])[.)])(?=[ \t]))", re.MULTILINE)
+# A number of things, with the word for them behind it; a year counts nothing.
+_COUNT = re.compile(
+    r"(?<![\w.,:/-])(?!(?:19|20)\d\d )(?:\d+(?:[.,]\d+)*|"
+    + _any(
+        "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty|hundred|thousand|zwei|drei|vier|fünf|sechs|"
+        "sieben|acht|neun|zehn|zwölf|zwanzig|hundert|tausend|deux|trois|quatre|cinq|sept|huit|neuf|dix|douze|vingt|dos|tres|cuatro|cinco|"
+        "seis|siete|ocho|nueve|diez|due|tre|quattro|cinque|sei|sette|otto|nove|dieci|twee|drie|vijf|zes|zeven|negen|tien"
+    )
+    + r")(?= [^\W\d_]{3})",
+    re.IGNORECASE,
+)
+# Half of a pair says nothing, and a pair little.
+_EMPHASIS = re.compile(r"(?<![\w*])\*{1,3}(?=\w)|(?<=[\w.!?,:;)])\*{1,3}(?![\w*])")
+_ROW = re.compile(r"^[^|\n]*\|[^|\n]*\|.*$", re.MULTILINE)
+_RULE = re.compile(r"[ \t|:+-]*-[ \t|:+-]*\r?")
+_UNWRAPPED = re.compile(r"[ \t]*(?:[-*+•‣>#|\[<]|\(?\d|[A-Za-z][.)]\s)|.*(?: {3}|\t|[|{};\\]\s*$)|\s+\S")
+_WRAP_WIDTHS = (40, 140)
+
+
+def find_negations(text: str) -> Iterator[tuple[int, int]]:
+    """Words that negate, in some twenty languages."""
+    portuguese = _PORTUGUESE.search(text)
+    for match in _NEGATING.finditer(text):
+        if not portuguese or match[0].lower() != "no":
+            yield match.span()
+    for number, (signs, words) in enumerate(_LANGUAGES):
+        if signs.search(text):
+            yield from (match.span() for match in words.finditer(text))
+            if number == _FRENCH:
+                for match in _NE.finditer(text):
+                    yield match.span(1 if match[1] else 2)
+                    if match[3].lower() in ("plus", "point", "que"):
+                        yield match.span(3)
+    if not text.isascii():
+        yield from (match.span() for match in _SPACELESS_NEGATIONS.finditer(text))
+
+
+def find_sentence_ends(text: str) -> Iterator[tuple[int, int]]:
+    """Marks that end a sentence, with the quotes and brackets that close with it."""
+    return (match.span() for match in _SENTENCE_END.finditer(text))
+
+
+def find_line_breaks(text: str) -> Iterator[tuple[int, int]]:
+    """Line breaks with the white space around them; where lines are wrapped at a width, only those that end a paragraph."""
+    return _breaks(text, 0)
+
+
+def find_roles(text: str) -> Iterator[tuple[int, int]]:
+    """Who speaks, at the beginning of a line: "user:", "**Anna Petersen:**", "<|assistant|>"."""
+    return (match.span() for match in _ROLE.finditer(text))
+
+
+def _breaks(text: str, first: int) -> Iterator[tuple[int, int]]:
+    found = [match.span() for match in _BREAK.finditer(text, first)]
+    # Blocks of lines between empty ones; in a wrapped block no line but the last had room for the next one's first word.
+    edges = [0, *(b for _, b in found), len(text)]
+    lines = [text[a:b] for a, b in zip(edges, [*(a for a, _ in found), len(text)])]
+    start = 0
+    while start < len(lines):
+        end = start + 1
+        while end < len(lines) and text.count("\n", *found[end - 1]) == 1:
+            end += 1
+        wrapped = _is_wrapped(lines[start:end])
+        for index in range(start, min(end, len(found))):
+            if index == end - 1 or not wrapped:
+                yield found[index]
+        start = end
+
+
+def _is_wrapped(lines: list[str]) -> bool:
+    if len(lines) < 2:
+        return False
+    width = max(map(len, lines))
+    if not _WRAP_WIDTHS[0] <= width <= _WRAP_WIDTHS[1] or any(_UNWRAPPED.match(line) for line in lines):
+        return False
+    firsts = [line.split(maxsplit=1)[0] if line.split() else "" for line in lines]
+    return all(len(line) + 1 + len(after) > width for line, after in zip(lines, firsts[1:]) if after)
+
+
+# -- bonds -------------------------------------------------------------------------------------------------------------
+@dataclass
+class Bonds:
+    """
+    Pieces that are kept as soon as one of others is.
+
+    Args:
+        pieces (`np.ndarray` of shape `(num_bonds,)`): The piece that comes along.
+        first (`np.ndarray` of shape `(num_bonds,)`), last (`np.ndarray` of shape `(num_bonds,)`): The pieces it comes with,
+            `last` not included.
+        begin (`np.ndarray` of shape `(num_bonds,)`): Where something between this piece and the bound one must be kept too; -1 if
+            not. A line break parts what is before it from what is behind.
+        marks (`np.ndarray` of shape `(num_pieces,)`): Pieces that say nothing by themselves; bool. They bring nothing along, and
+            are kept with others only.
+        first_of_all (`np.ndarray` of shape `(num_pieces,)`): Pieces that come before others as far as there is room; bool.
+        leads_to (`np.ndarray` of shape `(num_pieces,)`): The piece that each of them is never kept before: of "the" the word behind it,
+            of a comma the one before it, of most pieces themselves.
+    """
+
+    pieces: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    begin: np.ndarray
+    marks: np.ndarray
+    first_of_all: np.ndarray
+    leads_to: np.ndarray
+
+    def rank(self, ranks: np.ndarray) -> np.ndarray:
+        """Ranks `(num_pieces,)`, lower is kept first, as the bonds would have them."""
+        # A hair behind: of equal ranks the earlier piece would be kept first.
+        ranks = np.maximum(
+            ranks, np.where(self.leads_to == np.arange(len(ranks)), -np.inf, ranks[self.leads_to] + 1e-6)
+        )
+        return np.where(self.first_of_all, ranks - _FAR, ranks)
+
+    def complete(self, keep: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+        """A keep mask with what comes along, of what is `allowed`; both `(num_pieces,)`, bool. More in, never less out."""
+        if not len(self.pieces):
+            return keep
+        while True:
+            total = np.concatenate([[0], np.cumsum(keep & ~self.marks)])
+            called = total[self.last] > total[self.first]
+            called &= (self.begin < 0) | (total[self.pieces] > total[np.maximum(self.begin, 0)])
+            new = keep.copy()
+            new[self.pieces[called]] = True
+            new &= allowed | keep
+            if np.array_equal(new, keep):
+                return keep
+            keep = new
+
+    @classmethod
+    def none(cls, num_pieces: int) -> "Bonds":
+        """Pieces that come alone."""
+        nothing, no_piece = np.zeros(num_pieces, dtype=bool), np.zeros(0, dtype=np.int64)
+        return cls(no_piece, no_piece, no_piece, no_piece, nothing, nothing.copy(), np.arange(num_pieces))
+
+    @classmethod
+    def joined(cls, parts: "list[Bonds]") -> "Bonds":
+        """Those of several texts, whose pieces stand in one row."""
+        starts = np.cumsum([0, *(len(part.marks) for part in parts)])
+        moved = [
+            (p.pieces + s, p.first + s, p.last + s, np.where(p.begin < 0, -1, p.begin + s))
+            for p, s in zip(parts, starts)
+        ]
+        return cls(
+            *(np.concatenate(column) for column in zip(*moved)),
+            np.concatenate([part.marks for part in parts]),
+            np.concatenate([part.first_of_all for part in parts]),
+            np.concatenate([part.leads_to + start for part, start in zip(parts, starts)]),
+        )
+
+    def __getitem__(self, part: slice) -> "Bonds":
+        """Those within some pieces in a row, counted from the first of these."""
+        inside = (self.pieces >= part.start) & (self.pieces < part.stop)
+        first, last = (np.clip(edge[inside], part.start, part.stop) - part.start for edge in (self.first, self.last))
+        begin = np.where(self.begin[inside] < 0, -1, np.maximum(self.begin[inside] - part.start, 0))
+        return Bonds(
+            self.pieces[inside] - part.start,
+            first,
+            last,
+            begin,
+            self.marks[part].copy(),
+            self.first_of_all[part],
+            np.arange(part.stop - part.start),  # the ranks know of it already
+        )
+
+
+@dataclass
+class _Builder:
+    text: str
+    pieces: Pieces
+    rows: list[tuple[int, int, int, int]] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.chars = self.pieces.chars
+        self.marks = np.zeros(len(self.pieces), dtype=bool)
+        self.first_of_all = np.zeros(len(self.pieces), dtype=bool)
+        self.leads_to = np.arange(len(self.pieces))
+
+    def touched(self, start: int, end: int) -> tuple[int, int]:
+        """The pieces that share a character with a span, the last one not included."""
+        return (
+            int(np.searchsorted(self.chars, start, side="right")) - 1,
+            int(np.searchsorted(self.chars, end, side="left")),
+        )
+
+    def blank(self, start: int, end: int) -> tuple[int, int]:
+        """The same without the word that may begin with the span's last space."""
+        first, last = self.touched(start, end)
+        while last > first and self.word(last - 1).strip():
+            last -= 1
+        return first, last
+
+    def word(self, index: int) -> str:
+        return self.text[self.chars[index] : self.chars[index + 1]]
+
+    def add_marks(self, start: int, end: int, first: int, last: int, begin: int = -1) -> None:
+        """Pieces of a span, if there is no other word in them, come with those from `first` to `last`."""
+        for index in range(*self.touched(start, end)):
+            a, b = int(self.chars[index]), int(self.chars[index + 1])
+            outside = self.text[a : max(a, start)] + self.text[min(b, end) : b]
+            if not outside.strip():
+                self.marks[index] = True
+                self.rows.append((index, first, last, begin))
+
+    def content(self, index: int, step: int) -> int | None:
+        """The next piece in a direction with a word of weight, in the same clause."""
+        spare = None
+        for at in range(index, index + step * _REACH, step):
+            if not 0 <= at < len(self.pieces):
+                break
+            word = self.word(at)
+            if not any(c.isalnum() for c in word):
+                if _CLAUSE_END.search(word) or "\n" in word:
+                    break
+                continue
+            if self.first_of_all[at]:
+                continue
+            if bare_word(word) not in _SKIPPED:
+                return at
+            spare = at if spare is None else spare
+        return spare
+
+    def tie(self, first: int, last: int, at: int) -> None:
+        self.rows += [(index, at, at + 1, -1) for index in range(first, last)]
+
+    def built(self) -> Bonds:
+        rows = np.array(self.rows, dtype=np.int64).reshape(-1, 4).T
+        return Bonds(*rows, self.marks, self.first_of_all, self.leads_to)
+
+
+def find_bonds(text: str, pieces: Pieces) -> Bonds:
+    """What comes along with what, in a text by words."""
+    made = _Builder(text, pieces)
+    negations = [made.touched(*span) for span in sorted(find_negations(text))]
+    for first, last in negations:
+        made.first_of_all[first:last] = True
+    for first, last in negations:
+        at = made.content(last, 1)
+        at = made.content(first - 1, -1) if at is None else at
+        if at is not None:
+            made.tie(first, last, at)
+            made.rows += [(at, first, last, -1)]
+    for match in _LIMITS.finditer(text):
+        first, last = made.touched(*match.span())
+        at = made.content(last, 1)
+        if at is not None:
+            made.tie(first, last, at)
+            made.marks[first:last] = ~made.first_of_all[first:last]  # "before" is misread where its date is gone
+    for match in _COUNT.finditer(text):
+        first, last = made.touched(*match.span())
+        at = made.content(last, 1) if last < len(pieces) else None
+        if at == last and last == first + 1:  # right behind it, and not a unit that is part of the number anyway
+            made.rows.append((at, first, last, -1))
+    for match in _EMPHASIS.finditer(text):
+        first, last = made.touched(*match.span())
+        made.marks[first:last] = [not any(c.isalnum() for c in made.word(at)) for at in range(first, last)]
+    _tie_marks(made)
+    _lead(made)
+    return made.built()
+
+
+def _tie_fences(made: _Builder) -> None:
+    """The lines that open and close a code fence, and the line breaks before them, come with what is left of the code."""
+    for start, end in find_code_fences(made.text):
+        opened = start + len(made.text[start:end].split("\n", 1)[0])
+        closed = max(made.text.rfind("\n", opened, end) + 1, opened)
+        if not made.text[closed:end].strip(" \t\r>`~"):
+            first, last = made.touched(opened, closed)
+            for a, b in ((start, opened), (closed, end)):
+                made.add_marks(a, b, first, last)
+                before = made.touched(a, b)[0] - 1 if b > a else -1
+                if before >= 0 and "\n" in made.word(before):
+                    made.rows.append((before, first, last, -1))
+
+
+def _tie_tables(made: _Builder) -> None:
+    """Of a table with a line under its head: a cell comes with the name of its row and that of its column."""
+    tables: list[list[re.Match]] = []
+    for row in _ROW.finditer(made.text):
+        if tables and made.text[tables[-1][-1].end() : row.start()].strip(" \t\r") == "\n":
+            tables[-1].append(row)
+        else:
+            tables.append([row])
+    for head, rule, *rows in (table for table in tables if len(table) > 2):
+        if not _RULE.fullmatch(rule[0]):
+            continue
+        names = _cells(made, head)
+        for row in rows:
+            cells = _cells(made, row)
+            for column, (first, last) in enumerate(cells):
+                made.rows += [(at, first, last, -1) for at in range(*names[min(column, len(names) - 1)])]
+            made.rows += [(at, cells[0][1], cells[-1][1], -1) for at in range(*cells[0])]
+        whole = made.touched(*head.span())
+        made.add_marks(*rule.span(), *whole)
+        made.rows.append((max(made.touched(*rule.span())[0] - 1, 0), *whole, -1))  # and the line break before it
+
+
+def _cells(made: _Builder, row: re.Match) -> list[tuple[int, int]]:
+    """The pieces of each cell of a row."""
+    edges = [row.start() - 1, *(row.start() + pipe.start() for pipe in re.finditer(r"\|", row[0])), row.end()]
+    spans = [(a + 1, b) for a, b in pairwise(edges) if made.text[a + 1 : b].strip()]
+    inside = [
+        (a + len(made.text[a:b]) - len(made.text[a:b].lstrip()), a + len(made.text[a:b].rstrip())) for a, b in spans
+    ]
+    return [made.touched(a, b) for a, b in inside]
+
+
+def _lead(made: _Builder) -> None:
+    """Function words lead to the next word of weight in their clause, signs to the word at which they stand."""
+    num_pieces = len(made.pieces)
+    words = [made.word(at) for at in range(num_pieces)]
+    bare = [bare_word(word) if any(map(str.isalnum, word)) else "" for word in words]
+    # What a negation brings is kept with it in any case.
+    brought = {row[0] for row in made.rows if row[1] < num_pieces and made.first_of_all[row[1]]}
+    ahead = following = None
+    for at in range(num_pieces - 1, -1, -1):
+        if not bare[at]:
+            if _CLAUSE_END.search(words[at]) or "\n" in words[at]:
+                ahead = following = None
+            elif words[at][0].isspace() and following is not None:
+                made.leads_to[at] = following
+            continue
+        following = at
+        if bare[at] in _LEADING:
+            if ahead is not None and ahead not in brought and not made.first_of_all[at]:
+                made.leads_to[at] = ahead
+        elif bare[at] not in _SKIPPED and not made.marks[at] and not made.first_of_all[at]:
+            ahead = at
+    behind = None
+    for at in range(num_pieces):
+        if bare[at]:
+            behind = at
+        elif "\n" in words[at]:
+            behind = None
+        elif not made.marks[at] and behind is not None and not words[at][0].isspace():
+            made.leads_to[at] = behind
+
+
+def _tie_marks(made: _Builder) -> None:
+    """Line breaks, item marks, names of speakers and ends of sentences."""
+    text, num_pieces = made.text, len(made.pieces)
+    breaks = list(_breaks(text, 0))
+    places = [made.blank(*span) for span in breaks]
+    starts = [0, *(last for _, last in places)]
+    ends = [*(first for first, _ in places), num_pieces]
+    line_starts = np.array([0, *(b for _, b in breaks)])
+
+    def line_of(char: int) -> int:
+        return int(np.searchsorted(line_starts, char, side="right")) - 1
+
+    for pattern in (_ITEM, _ROLE):
+        for match in pattern.finditer(text):
+            line = line_of(match.end() - 1)
+            _, behind = made.touched(*match.span())
+            until = ends[line] if behind < ends[line] else ends[min(line + 1, len(ends) - 1)]
+            made.add_marks(*match.span(), min(behind, until), until)
+    for match in _ROW.finditer(text):
+        line = line_of(match.end() - 1)
+        for pipe in re.finditer(r"\|", match[0]):
+            at = match.start() + pipe.start()
+            made.add_marks(at, at + 1, starts[line], ends[line])
+    _tie_fences(made)
+    _tie_tables(made)
+    # A sentence begins behind the end of the one before it, or with its line.
+    behind = 0
+    for a, b in find_sentence_ends(text):
+        first, last = made.touched(a, b)
+        made.add_marks(a, b, min(max(behind, starts[line_of(a)]), first), first)
+        behind = last
+    for line, (a, b) in enumerate(breaks, 1):
+        first, last = starts[line], ends[line]
+        if made.marks[first:last].all() and line + 1 < len(ends):  # the name of a speaker alone on its line
+            last = ends[line + 1]
+        made.add_marks(a, b, first, last, begin=0)

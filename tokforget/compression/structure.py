@@ -1,0 +1,408 @@
+"""
+What a text is made of, where that is more than words: JSON, program code, logs. `unit="auto"` asks here.
+
+* JSON stays JSON: keys, numbers, short strings and brackets are kept, white space outside of strings goes first, and of long
+  strings words are kept or dropped as in any text.
+* Code and logs are kept or dropped by whole lines. A line of code brings the lines that open its blocks and those that close them;
+  lines of a log that say the same but for their time are counted behind the first of them.
+* In other texts only what stands in code fences is taken by lines.
+
+The structure says what a piece is and what comes along with it; which pieces are kept is left to the scores.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+
+import numpy as np
+
+from tokforget.compression.fences import find_code_fences
+from tokforget.compression.meaning import Bonds, find_bonds
+from tokforget.compression.pieces import Pieces, cut
+
+
+# Words from which on a string of JSON is prose that can be shortened.
+_LONG = 8
+_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_ESCAPE = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.|.", re.DOTALL)
+
+_CODE_LINE = re.compile(
+    r"\s*(?:(?:def|class|import|return|if|for|while|elif|except|with|async|await|raise|yield|assert|lambda|function|const|let|var|public|"
+    r"private|protected|static|void|int|using|namespace|package|func|fn|impl|struct|enum|export|switch|case|throw|new|module|end|"
+    r"SELECT|INSERT|UPDATE|CREATE|FROM|WHERE)\b.*[:({\[;,=)\]}\\]\s*$|(?:import|from|return|export|package|use|using)\s[\w.{*]+.*$"
+    r"|(?:else|try|finally|do|then|fi|done|end|pass|break|continue|return)\b\s*[:{;]?\s*$|@[\w.]+(?:\(.*\))?\s*$|#include\b|#!|//|/\*|\*/|#\s"
+    r"|[\w.$*&\[\]\"']+(?:\s*,\s*[\w.]+)*(?:\s*:\s*[\w.\[\], |]+)?\s*(?:[-+*/|&%]|:)?=(?!=)\s*\S|[\w.$]+\(.*\)\s*[;,{:]?\s*$|[\])}]+[;,:]?\s*$"
+    r"|.*[;{}]\s*$)"
+)
+_CODE_SHARE, _CODE_LINES = 0.6, 3
+# Without one of these, lines with signs at their ends are a list or a letter.
+_SURELY_CODE = re.compile(
+    r"^\s*(?:def \w+\(|class \w+|import \w+|from [\w.]+ import |#include|function\b|const |let |var |public |private |func |fn |return\b.*[;)]?$"
+    r"|(?:if|for|while)\b.*[:{]\s*$|[\w.]+ = .+|\w+\(.*\);?$|.*[;{]\s*$)",
+    re.MULTILINE,
+)
+_CONTINUES = re.compile(r"\s*(?:(?:elif|else|except|finally|catch|rescue|ensure|end|fi|done)\b|[\])}])")
+_CLOSES = re.compile(r"\s*(?:(?:end|fi|done)\b|[\])}])")
+_FLOW = re.compile(
+    r"\s*(?:if|for|while|with|try|unless|until|switch|match|do|loop|foreach|else|elif|case|async (?:for|with))\b"
+)
+_QUOTED = re.compile(r"\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|(?:#|//).*")
+# A bracket that stays open for longer is one of prose or of a string.
+_STATEMENT_LINES = 40
+
+_TIME = (
+    r"(?:\d{4}[-/.]\d\d?[-/.]\d\d?(?:[T ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?)?(?:Z|[+-]\d\d:?\d\d)?|\d\d:\d\d:\d\d(?:[.,]\d+)?"
+    r"|[A-Z][a-z]{2} {1,2}\d{1,2} \d\d:\d\d:\d\d|\d{1,2}/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d(?: [+-]\d{4})?|\d{10,13}(?:\.\d+)?)"
+)
+_LOG_LINE = re.compile(
+    rf"[\[(]?{_TIME}[\])]?|[\[<]?(?:TRACE|DEBUG|INFO|NOTICE|WARN|WARNING|ERROR|CRITICAL|FATAL|[IWEF]\d{{4}})\b|\S+ \S+ \S+ \[{_TIME}\]"
+)
+_STAMP = re.compile(rf"[\[(]?{_TIME}[\])]?")
+_LOG_SHARE, _LOG_LINES = 0.7, 3
+
+
+@dataclass
+class TextPieces(Pieces):
+    """
+    Pieces whose edges need not be those of tokens.
+
+    Args:
+        offsets (`np.ndarray` of shape `(num_tokens, 2)`): As for [`tokforget.compression.pieces.cut`].
+    """
+
+    offsets: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))
+
+    def means(self, token_values: np.ndarray) -> np.ndarray:
+        """Mean of the value of a character's token over each piece `(num_pieces,)`, float64."""
+        places = np.arange(self.chars[-1])
+        owner = np.maximum(np.searchsorted(self.offsets[:, 0], places, side="right") - 1, 0)
+        total = np.concatenate([[0.0], np.cumsum(token_values.astype(np.float64)[owner])])
+        return np.diff(total[self.chars]) / np.diff(self.chars)
+
+    def to_tokens(self, piece_values: np.ndarray) -> np.ndarray:
+        """Of a mask over pieces, the tokens of which a character is kept `(num_tokens,)`, bool."""
+        total = np.concatenate([[0], np.cumsum(np.repeat(piece_values, np.diff(self.chars)))])
+        return total[self.offsets[:, 1]] > total[self.offsets[:, 0]]
+
+
+@dataclass
+class Structure:
+    """
+    A text in pieces that are more than words.
+
+    Args:
+        kind (`str`): `"json"`, `"code"`, `"log"` or `"fences"`.
+        pieces (`TextPieces`), bonds (`Bonds`): The pieces, and what comes along with what.
+        needed (`np.ndarray` of shape `(num_pieces,)`): Without which it is no such structure any more; bool.
+        groups (`list[tuple[int, int]]`): Pieces in a row of which one should be left.
+    """
+
+    kind: str
+    pieces: TextPieces
+    bonds: Bonds
+    needed: np.ndarray
+    groups: list[tuple[int, int]]
+
+
+class _Parts:
+    """Pieces as they are found, from left to right."""
+
+    def __init__(self, text: str, readable: bool):
+        self.text, self.readable, self.edges = text, readable, [0]
+        self.bound, self.blank, self.mark, self.needed, self.first_of_all, self.leads_to = [], [], [], [], [], []
+        self.rows: list[tuple[int, int, int, int]] = []
+        self.groups: list[tuple[int, int]] = []
+        self.notes: list[tuple[int, int, str]] = []
+
+    def __len__(self) -> int:
+        return len(self.bound)
+
+    def add(self, end: int, needed: bool = False, mark: bool = False) -> None:
+        """One piece up to a character; nothing joins it."""
+        if end > self.edges[-1]:
+            self.edges.append(end)
+            self.leads_to.append(len(self))
+            self.bound.append(False)
+            self.blank.append(True)
+            self.mark.append(mark)
+            self.needed.append(needed)
+            self.first_of_all.append(False)
+
+    def add_words(self, shown: str, places: np.ndarray) -> None:
+        """
+        The words of a text that is written in another way.
+
+        Args:
+            shown (`str`): What is read.
+            places (`np.ndarray` of shape `(len(shown) + 1,)`): Where each of its characters is written, and the end.
+        """
+        at = np.arange(len(shown))
+        pieces = cut(shown, np.stack([at, at + 1], 1), "word")
+        bonds, base = find_bonds(shown, pieces) if self.readable else Bonds.none(len(pieces)), len(self)
+        self.edges += places[pieces.chars[1:]].tolist()
+        self.bound += pieces.bound.tolist()
+        self.blank += pieces.blank.tolist()
+        self.mark += bonds.marks.tolist()
+        self.first_of_all += bonds.first_of_all.tolist()
+        self.leads_to += (bonds.leads_to + base).tolist()
+        self.needed += [False] * len(pieces)
+        begin = np.where(bonds.begin < 0, -1, bonds.begin + base)
+        self.rows += zip(*((c + base).tolist() for c in (bonds.pieces, bonds.first, bonds.last)), begin.tolist())
+
+    def built(self, kind: str, offsets: np.ndarray) -> Structure:
+        chars = np.array(self.edges)
+        starts = np.searchsorted(offsets[:, 0], chars)
+        starts[0], starts[-1] = 0, len(offsets)
+        pieces = TextPieces(starts, chars, np.array(self.bound), np.array(self.blank), offsets=offsets)
+        pieces.notes = self.notes
+        rows = np.array(self.rows, dtype=np.int64).reshape(-1, 4).T
+        bonds = Bonds(*rows, np.array(self.mark), np.array(self.first_of_all), np.array(self.leads_to))
+        return Structure(kind, pieces, bonds, np.array(self.needed), self.groups)
+
+
+def find_structure(text: str, offsets: np.ndarray, readable: bool = True) -> Structure | None:
+    """
+    What a text is made of, or `None` if of words.
+
+    Args:
+        text (`str`), offsets (`np.ndarray` of shape `(num_tokens, 2)`): As for [`tokforget.compression.pieces.cut`].
+        readable (`bool`): Whether words in it have bonds; see [`tokforget.compression.meaning`].
+    """
+    if not len(offsets) or not text.strip():
+        return None
+    parts = _Parts(text, readable)
+    kind = None
+    if _is_json(text):
+        kind = "json"
+        _add_json(parts)
+    else:
+        lines = text.splitlines(keepends=True)
+        if _is_log(lines):
+            kind = "log"
+            _add_log(parts, lines)
+        elif fences := _fences(text):
+            outside = "".join(
+                text[a:b] for a, b in zip([0, *(b for _, b in fences)], [*(a for a, _ in fences), len(text)])
+            )
+            kind = "code" if is_code(outside.splitlines(keepends=True)) else "fences"
+            _add_code(parts, lines) if kind == "code" else _add_fences(parts, fences)
+        elif is_code(lines):
+            kind = "code"
+            _add_code(parts, lines)
+    return parts.built(kind, offsets) if kind else None
+
+
+# -- JSON --------------------------------------------------------------------------------------------------------------
+def _is_json(text: str) -> bool:
+    """One value, or one on every line; an object or an array, for a number alone is a text."""
+    if text.lstrip()[0] not in "[{":
+        return False
+    try:
+        json.loads(text)
+        return True
+    except RecursionError:
+        return False
+    except ValueError:
+        lines = [line for line in text.split("\n") if line.strip()]
+    try:
+        return len(lines) > 1 and all(isinstance(json.loads(line), (dict, list)) for line in lines)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _add_json(parts: _Parts) -> None:
+    text, place = parts.text, 0
+    records = not _one_value(text)
+    for string in _STRING.finditer(text):
+        _add_between(parts, place, string.start(), records)
+        place = string.end()
+        inner = text[string.start() + 1 : place - 1]
+        is_key = re.compile(r"\s*:").match(text, place)
+        shown, places = ("", None) if is_key else _read(inner)
+        if len(shown.split()) < _LONG:
+            parts.add(place, needed=True)
+            continue
+        parts.add(string.start() + 1, needed=True)
+        first = len(parts)
+        parts.add_words(shown, places + string.start() + 1)
+        parts.groups.append((first, len(parts)))
+        parts.add(place, needed=True)
+    _add_between(parts, place, len(text), records)
+
+
+def _one_value(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _add_between(parts: _Parts, start: int, end: int, records: bool) -> None:
+    """Outside of strings: white space is lost without loss, but for the line break between two records."""
+    for part in re.compile(r"\n|[^\S\n]+|\S+" if records else r"\s+|\S+").finditer(parts.text, start, end):
+        lost = part[0].isspace() and not (records and part[0] == "\n")
+        parts.add(part.end(), needed=not lost, mark=lost)
+
+
+def _read(inner: str) -> tuple[str, np.ndarray]:
+    """A string of JSON as it reads, and where each of its characters is written."""
+    if "\\" not in inner:
+        return inner, np.arange(len(inner) + 1)
+    written = _ESCAPE.findall(inner)
+    shown = "".join(one if len(one) == 1 else json.loads(f'"{one}"') for one in written)
+    return shown, np.array([0, *accumulate(map(len, written))])
+
+
+# -- code --------------------------------------------------------------------------------------------------------------
+def is_code(lines: list[str]) -> bool:
+    """Whether lines are those of a program."""
+    shown = [line for line in _outside_docstrings(lines) if line.strip()]
+    found = sum(bool(_CODE_LINE.match(line)) for line in shown)
+    return (
+        len(shown) >= _CODE_LINES
+        and found >= _CODE_SHARE * len(shown)
+        and sum(bool(_SURELY_CODE.match(line)) for line in shown) >= 2
+    )
+
+
+def _outside_docstrings(lines: list[str]) -> list[str]:
+    found, quoted = [], False
+    for line in lines:
+        if not quoted:
+            found.append(line)
+        if line.count('"""') % 2:
+            quoted = not quoted
+    return found
+
+
+def _indent(line: str) -> int:
+    shown = line.expandtabs(4)
+    return len(shown) - len(shown.lstrip())
+
+
+def _statements(lines: list[str]) -> list[int]:
+    """Lines of each statement: from an open bracket to its closing one they are one, and so is a text in triple quotes."""
+    sizes, at = [], 0
+    while at < len(lines):
+        depth, quotes, size = 0, 0, 0
+        for line in lines[at : at + _STATEMENT_LINES]:
+            size += 1
+            quotes += line.count('"""') + line.count("'''")
+            if not quotes % 2:
+                bare = _QUOTED.sub("", line)
+                depth += sum(map(bare.count, "([")) - sum(map(bare.count, ")]"))
+            if depth <= 0 and not quotes % 2:
+                break
+        sizes.append(size if depth <= 0 and not quotes % 2 else 1)
+        at += sizes[-1]
+    return sizes
+
+
+def _add_code(parts: _Parts, lines: Iterable[str]) -> None:
+    lines = list(lines)
+    base, place, rows = len(parts), parts.edges[-1], []
+    statements = []
+    at = 0
+    for size in _statements(lines):
+        statement = "".join(lines[at : at + size])
+        at += size
+        place += len(statement)
+        parts.add(place, mark=not statement.strip())
+        statements.append(statement)
+    full = [number for number, statement in enumerate(statements) if statement.strip()]
+    indents = {number: _indent(statements[number]) for number in full}
+    open_: list[
+        list[int]
+    ] = []  # openers of the blocks that are open, outermost first; each with what goes on with it: "else", "}"
+    for number in [*full, len(statements)]:
+        indent = indents.get(number, -1)
+        while open_ and indents[open_[-1][0]] >= indent:
+            chain = open_.pop()
+            if indents[chain[0]] == indent and number > chain[-1] + 1 and _CONTINUES.match(statements[number]):
+                open_.append([*chain, number])
+                break
+            rows += _chained(statements, chain, number)
+            for member in chain[1:] if number > chain[0] + 1 else ():
+                parts.mark[base + member] = True
+            if _FLOW.match(statements[chain[0]]) and any(n in indents for n in range(chain[0] + 1, number)):
+                parts.mark[base + chain[0]] = True  # an "if" without what it leads to says nothing
+        else:
+            open_.append([number])
+    for one, after in pairwise(full):
+        if statements[one].lstrip().startswith("@") and indents[one] == indents[after]:
+            rows.append((one, after, after + 1))
+            parts.mark[base + one] = True
+        for blank in range(one + 1, after):
+            if not indents[after]:  # what stands outermost stays apart
+                rows.append((blank, after, after + 1))
+    parts.rows += [(a + base, b + base, c + base, base if not statements[a].strip() else -1) for a, b, c in rows]
+
+
+def _chained(statements: list[str], chain: list[int], end: int) -> list[tuple[int, int, int]]:
+    """What brings an opener and what goes on with it: lines of their blocks; what closes a bracket comes for all of them."""
+    root = chain[0]
+    rows = [(root, root + 1, end)] if end > root + 1 else []
+    for member, after in zip(chain[1:], [*chain[2:], end]):
+        if _CLOSES.match(statements[member]):
+            rows += [(member, root + 1, end), (member, root, root + 1)]
+        else:
+            rows.append((member, member + 1, after))
+    return rows
+
+
+# -- logs --------------------------------------------------------------------------------------------------------------
+def _is_log(lines: list[str]) -> bool:
+    shown = [line for line in lines if line.strip()]
+    return len(shown) >= _LOG_LINES and sum(bool(_LOG_LINE.match(line)) for line in shown) >= _LOG_SHARE * len(shown)
+
+
+def _add_log(parts: _Parts, lines: list[str]) -> None:
+    place, seen, counts = 0, {}, {}
+    for number, line in enumerate(lines):
+        said = _STAMP.sub("", line, count=1).strip()
+        first = seen.setdefault(said, number)
+        counts[first] = counts.get(first, 0) + 1
+        place += len(line)
+        parts.add(place, mark=first != number or not said)
+        if first == number:
+            end = place - len(line) + len(line.rstrip())
+            parts.notes.append((number, end, ""))
+    parts.notes = [(number, end, f" (x{counts[number]})") for number, end, _ in parts.notes if counts[number] > 1]
+
+
+# -- fences ------------------------------------------------------------------------------------------------------------
+def _fences(text: str) -> list[tuple[int, int]]:
+    return [span for span in find_code_fences(text) if text.count("\n", *span) > 1]
+
+
+def _add_fences(parts: _Parts, spans: list[tuple[int, int]]) -> None:
+    """Words, and lines where they stand in a code fence."""
+    text, place = parts.text, 0
+    for start, end in spans:
+        start = max(start, place)
+        _add_prose(parts, place, start)
+        before = len(parts) - 1
+        end = len(text) if "\n" not in text[end:] else text.index("\n", end - 1) + 1
+        lines = text[start:end].splitlines(keepends=True)
+        opened = len(parts)
+        parts.add(start + len(lines[0]), mark=True)
+        closed = len(lines) > 1 and lines[-1].strip(" \t\r\n>")[:3] in ("```", "~~~")
+        inside = lines[1 : len(lines) - closed]
+        _add_code(parts, inside)
+        last = len(parts)
+        parts.rows.append((opened, opened + 1, last, -1))
+        if before >= 0 and parts.mark[before]:  # the line break before the fence
+            parts.rows.append((before, opened + 1, last, 0))
+        if closed:
+            parts.add(end, mark=True)
+            parts.rows.append((last, opened + 1, last, -1))
+        place = end
+    _add_prose(parts, place, len(text))
+
+
+def _add_prose(parts: _Parts, start: int, end: int) -> None:
+    if end > start:
+        parts.add_words(parts.text[start:end], np.arange(start, end + 1))

@@ -1,0 +1,108 @@
+"""
+What is kept whole or dropped whole by words, though it is more than letters: quantities with sign, currency and unit, dates, URLs,
+e-mails, paths, identifiers. The same patterns name what `protect` keeps.
+
+Every pattern is linear in the text: it begins at the edge of a run of its own characters, and its parts cannot match the same
+character in two ways.
+"""
+
+import re
+from collections.abc import Iterator
+
+
+_S = "[ \u00a0\u202f\u2009]"
+_CURRENCY = "$€£¥₹₽₩₺₴₫฿₦₿¢"
+_CODES = "USD|EUR|GBP|CHF|JPY|INR|CNY|RUB|SEK|NOK|DKK|PLN|AUD|CAD"
+# Digits with letters around them (GPT2, 3rd), and more of them behind a separator: 1,000, 12:30, 2024-05-01, 10^6, 10–20, 1e-5.
+_DIGITS = r"[^\W\d]*\d\w*"
+_NUMBER = (
+    rf"(?:{_DIGITS}|(?<!\.)\.\d\w*)"
+    rf"(?:(?:[.,:/'’+\-‐‑–—−^×*=]|[\u00a0\u202f\u2009](?=\d{{3}}(?!\d))|[\-–/][{_CURRENCY}]){_DIGITS})*"
+)
+# Units that may stand apart. Left out is what is a word of its own as often: "in", "A".
+_UNITS = (
+    "percent|per cent|percentage points?|Prozent|pour cent|por ciento|por cento|per cento|procent|процент(?:а|ов)?|pp|bps|"
+    "thousand|million|billion|trillion|Tausend|Millionen|Million|Milliarden|Milliarde|Mio\\.?|Mrd\\.?|millions?|milliards?|"
+    "millón|millones|milhões|bilhões|milioni|miliardi|miljoen|miljard|тысяч[аи]?|млн\\.?|млрд\\.?|bn|mn|k|"
+    "mm|cm|dm|km|m|ft|yd|miles?|m²|km²|m2|km2|m³|m3|ha|acres?|hectares?|"
+    "mcg|µg|mg|kg|g|t|lbs?|oz|tons?|tonnes?|ml|cl|dl|l|litres?|liters?|gallons?|"
+    "ns|µs|ms|s|sec|min|h|hrs?|seconds?|minutes?|hours?|days?|weeks?|months?|years?|Sekunden|Minuten|Stunden|Tagen?|Wochen|Monaten?|Jahren?|"
+    "Uhr|am|pm|a\\.m\\.|p\\.m\\.|AM|PM|"
+    "Hz|kHz|MHz|GHz|kB|KB|MB|GB|TB|KiB|MiB|GiB|TiB|bits?|bytes?|px|dpi|fps|W|kW|MW|GW|kWh|MWh|GWh|TWh|V|kV|mA|mV|Ah|mAh|"
+    "km/h|mph|m/s|rpm|mmHg|mmol|mol|kcal|kJ|J|N|Pa|hPa|kPa|bar|dB|"
+    f"euros?|dollars?|pounds?|Euro|francs?|yen|rupees?|{_CODES}"
+)
+_UNIT = rf"(?:{_S}?(?:[%‰′″]|°{_S}?[CFK]?|[{_CURRENCY}](?!\d))|{_S}?(?:{_UNITS})(?!\w))"
+_QUANTITY = (
+    rf"(?<!\w)(?:(?:(?<!^)[<>]=?|[≤≥≈±~∼]){_S}?)?(?:[+\-−](?![+\-−]))?"
+    rf"(?:(?:(?:US|CA|AU|NZ|HK|R)?[{_CURRENCY}]|(?:{_CODES}|Rs\.?)(?=[ \u00a0\d])){_S}?[+\-−]?)?"
+    rf"{_NUMBER}{_UNIT}{{0,2}}"
+)
+_MONTHS = (
+    "January|February|March|April|May|June|July|August|September|October|November|December|Jan\\.?|Feb\\.?|Mar\\.?|Apr\\.?|Jun\\.?|"
+    "Jul\\.?|Aug\\.?|Sept?\\.?|Oct\\.?|Nov\\.?|Dec\\.?|Januar|Februar|März|Mai|Juni|Juli|Oktober|Dezember|janvier|février|mars|avril|mai|juin|"
+    "juillet|août|septembre|octobre|novembre|décembre|enero|febrero|marzo|abril|mayo|junio|julio|agosto|septiembre|octubre|"
+    "noviembre|diciembre"
+)
+_DATE = (
+    rf"(?<!\w)\d{{1,2}}(?:st|nd|rd|th|er|\.)?{_S}(?:of |de )?(?:{_MONTHS})(?!\w)(?:,?(?: de)?{_S}\d{{4}}(?!\w))?"
+    rf"|(?<!\w)(?:{_MONTHS}){_S}\d{{1,2}}(?:st|nd|rd|th)?(?!\w)(?:,{_S}\d{{4}}(?!\w))?"
+)
+_IPV6 = r"(?<![\w:])(?:[0-9A-Fa-f]{1,4})?::[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{1,4})*(?!\w)"
+_NAME = r"[\w.@%+~-]"
+# One word of a folder's name with spaces in it: C:\Program Files\x
+_FOLDER = r"[^\s\\/:*?\"<>|,;]+"
+
+PATTERNS = {
+    # 7, -$35, <3, .5 mg, 1,000, 12:30, 2024-05-01, 30 May 2024, $9.99, 50 %, 1.2 billion, 1e-5, 10–20, and words with a digit in them
+    "numbers": f"{_DATE}|{_IPV6}|{_QUANTITY}",
+    "urls": r"(?<!\w)(?:[A-Za-z][A-Za-z0-9+.-]{1,15}://|www\.|mailto:)[^\s<>\"`\u3000-\u303f\uff01-\uff20]+",
+    "emails": r"(?<![\w.+%'’-])[\w.+%'’-]+@(?:[\w-]+(?:\.[\w-]+)+|[\w-]+(?=:[\w~/]))(?::[\w.~/-]+)?",
+    "paths": (
+        rf"(?<![\w.~/:%@+-])(?:(?:~|\.\.?)?/(?:{_NAME}+/)*{_NAME}+/?|(?:{_NAME}+/){{2,}}{_NAME}*|(?:{_NAME}+/)+{_NAME}*\.\w+)"
+        rf"|(?<!\w)(?:[A-Za-z]:\\|\\\\)(?:{_FOLDER}(?: {_FOLDER}){{0,3}}\\)*[^\s\"<>|*?]*|(?<!\w)[A-Za-z]:/[^\s\"<>|*?]*"
+    ),
+    # snake_case, camelCase, CamelCase, ACRONYM, dotted.name, call(), --flag, $VARIABLE, @name, #tag, 0xFF, X-Request-Id, UUIDs
+    "identifiers": (
+        r"(?<!\w)[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}(?!\w)"
+        r"|(?<!\w)(?:[^\W\d]\w*(?:\.[^\W\d]\w*)+(?:\(\))?|[^\W\d]\w*\(\))"
+        r"|(?<!\w)[A-Z]\w*(?:-[A-Z]\w*)+(?!\w)"
+        r"|(?<!\w)(?:[^\W_]*_\w+|[a-z0-9]+[A-Z]\w*|[A-Z][a-z0-9]+[A-Z]\w*|[A-Z]{2}\w*|[A-Z][0-9]\w*|0x[0-9A-Fa-f]+)"
+        r"|(?<![\w-])--?[A-Za-z][\w-]*|(?<![\w$@#])[$@#]\w+|\$\{\w+\}"
+    ),
+}  # fmt: skip
+COMPILED = {name: re.compile(pattern, re.MULTILINE) for name, pattern in PATTERNS.items()}
+# Names that end in signs, a setting with its value, and a word of code.
+_MORE = re.compile(r"(?<!`)`[^`\s]+`(?!`)|(?<!\w)(?:[A-Za-z]\+\+|[A-Z]#)(?!\w)|(?<![\w-])--[A-Za-z][\w-]*=[^\s\"']+")
+# Ends a sentence rather than a URL or a path.
+_TRAILING = ".,;:!?'*_"
+_BRACKETS = (("(", ")"), ("[", "]"), ("{", "}"))
+
+
+def matches(pattern: re.Pattern, text: str) -> Iterator[tuple[int, int]]:
+    """Spans of a pattern."""
+    return (match.span() for match in pattern.finditer(text))
+
+
+def trimmed(pattern: re.Pattern, text: str) -> Iterator[tuple[int, int]]:
+    """Matches without the punctuation of the sentence around them, and without a bracket that opened outside."""
+    for match in pattern.finditer(text):
+        start, end = match.span()
+        surplus = {close: text.count(close, start, end) - text.count(open_, start, end) for open_, close in _BRACKETS}
+        while end > start and (text[end - 1] in _TRAILING or surplus.get(text[end - 1], 0) > 0):
+            if text[end - 1] in surplus:
+                surplus[text[end - 1]] -= 1
+            end -= 1
+        yield start, end
+
+
+def find(name: str, text: str) -> Iterator[tuple[int, int]]:
+    """Spans of one kind, a key of `PATTERNS`."""
+    return (trimmed if name in ("urls", "paths") else matches)(COMPILED[name], text)
+
+
+def find_wholes(text: str) -> Iterator[tuple[int, int]]:
+    """Spans within which a text may not be cut by words."""
+    for name in PATTERNS:
+        yield from find(name, text)
+    yield from matches(_MORE, text)
