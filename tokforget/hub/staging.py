@@ -15,7 +15,7 @@ from typing import NamedTuple
 from huggingface_hub import DatasetCardData
 
 from tokforget.files import write_json
-from tokforget.hub.cards import PLOT, RESULTS, TRAINING, render, write_card
+from tokforget.hub.cards import PLOT, RESULTS, TRAINING, render, without_local_paths, write_card
 from tokforget.hub.client import Uploaded, upload
 from tokforget.models.folders import ADAPTER, ADAPTER_WEIGHTS, MODEL_TYPE, TOKENIZER, WEIGHTS, check_model_folder
 from tokforget.packaged import EMBEDDED
@@ -123,11 +123,20 @@ def stage(
         if (folder / file).is_file():
             (target / file).parent.mkdir(exist_ok=True)
             shutil.copyfile(folder / file, target / file)
-    for file in ("config.json", f"{ADAPTER}/adapter_config.json", "adapter_config.json"):
-        _without_path_of_base(target / file)
+    take_out_paths(target)
     files = _stage_evaluation(Path(evaluation_path or folder / EVALUATION), target, evaluation_path is not None)
     write_card(target, kind.template, name, license, files)
     return kind
+
+
+def take_out_paths(folder: Path) -> None:
+    """Leave no path of this machine in what is published: neither where the base model lies nor where the data are."""
+    for file in ("config.json", f"{ADAPTER}/adapter_config.json", "adapter_config.json"):
+        _without_path_of_base(folder / file)
+    for file in RECORDS:
+        if (folder / file).is_file():
+            record = json.loads((folder / file).read_text(encoding="utf-8"))
+            write_json(folder / file, without_local_paths(record))
 
 
 def _without_path_of_base(path: Path) -> None:
