@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 
 from tokforget.hub.cards import PLOT, write_card
 from tokforget.hub.client import Uploaded, upload
-from tokforget.hub.staging import EVALUATION, RECORDS, share, take_out_paths
+from tokforget.hub.staging import EVALUATION, RECORDS, share
 from tokforget.masking import Generators, keep_count
 from tokforget.models.folder_checks import check_safetensors, check_shapes
 from tokforget.models.folders import ADAPTER, MODEL_TYPE, WEIGHTS, check_model_folder, local_folder
@@ -309,7 +309,6 @@ class ForgetModel(PreTrainedModel):
         """
         with tempfile.TemporaryDirectory(prefix="tokforget-") as folder:
             self.save_pretrained(folder)
-            take_out_paths(Path(folder))
             write_card(folder, name=repo_id)
             return upload(folder, repo_id, "model", private, revision, token, commit_message or "Upload model",
                           owned=(*RECORDS, PLOT, f"{EVALUATION}/*"), mark=RECORDS[0])  # fmt: skip
