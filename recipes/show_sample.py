@@ -14,14 +14,14 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-import torch
 from rich.console import Console
 from rich.text import Text
-from transformers import AutoTokenizer
 
+from tokforget import Compressor
 from tokforget.data.blocks import load_blocks
 from tokforget.masking import check_rate
-from tokforget.models.forget_model import ForgetModel
+from tokforget.models.loading import load_tokenizer
+from tokforget.text_units import split_sentences
 
 
 def marked(console: Console, pieces: list[str], styles: list[str], plain: list[str]) -> Text:
@@ -44,50 +44,68 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         check_rate(args.rate)
-        model = ForgetModel.from_pretrained(args.model)
-    except ValueError as error:
+        compressor = Compressor.from_pretrained(args.model)
+        text = args.text or sample(args.model, args.seed)
+        result = compressor.compress(text, rate=args.rate)
+    except (ValueError, OSError) as error:
         print(f"show_sample.py: error: {error}", file=sys.stderr)
         return 2
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    run = json.loads(Path(args.model, "training_config.json").read_text(encoding="utf-8"))
-    if args.text:
-        ids = tokenizer(args.text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        if len(ids) > run["max_length"]:
-            limit = run["max_length"]
-            print(f"show_sample.py: the text has {len(ids)} tokens; shown are the first {limit}.", file=sys.stderr)
-            ids = ids[:limit]
-    else:
-        test = load_blocks(run["dataset_name"], tokenizer, run["max_length"], run["min_length"],
-                           run["dataset_config"], run["text_column"])["test"]  # fmt: skip
-        ids = test.shuffle(seed=args.seed, keep_in_memory=True)[0]["input_ids"]
-    input_ids = torch.tensor([ids])
-    valid = torch.ones_like(input_ids, dtype=torch.bool)
-    keep_mask = model.keep_mask(input_ids, valid.long(), torch.tensor([args.rate]))
-    restoration = model.reconstructor.restore(input_ids.masked_fill(~keep_mask, 0), keep_mask, valid)
-
-    kept, restored = keep_mask[0].tolist(), restoration.input_ids[0].tolist()
-    pieces, written = ([tokenizer.decode([i]) for i in tokens] for tokens in (ids, restored))
-    right = [a == b for a, b in zip(ids, restored)]
-    dropped = len(ids) - sum(kept)
-    exact = sum(r and not k for r, k in zip(right, kept))
+    encoding = compressor.tokenizer.encode(text, add_special_tokens=False)
+    kept = result.keep_mask.tolist()
     console = Console()
     # Titles as `Text`: brackets in a plain string would be taken for markup.
-    console.rule(Text(f"Original, {len(ids)} tokens: kept bold, dropped struck through or [so]"))
+    console.rule(Text(f"Original, {result.original_tokens} tokens: kept bold, dropped struck through or [so]"))
     console.print(
-        marked(console, pieces, ["bold" if k else "dim strike" for k in kept], ["" if k else "[]" for k in kept])
+        marked(
+            console,
+            [text[start:end] for start, end in encoding.offsets],
+            ["bold" if k else "dim strike" for k in kept],
+            ["" if k else "[]" for k in kept],
+        )
     )
-    console.rule(Text(f"Compressed, {sum(kept)} tokens: what another model would read"))
-    console.print(Text(tokenizer.decode([i for i, k in zip(ids, kept) if k])))
+    # The string that `compress` gives, its tokens counted anew: spaces keep apart what would fuse.
+    console.rule(Text(f"Compressed, {result.compressed_tokens} tokens: what another model would read"))
+    console.print(Text(result.text))
+    try:
+        restored = compressor.restore(result, progress=False).input_ids.tolist()
+    except ValueError as error:
+        print(f"show_sample.py: nothing is restored: {error}", file=sys.stderr)
+        return 0
+    right = [a == b for a, b in zip(encoding.ids, restored)]
+    exact = sum(r and not k for r, k in zip(right, kept))
+    dropped = len(kept) - sum(kept)
     console.rule(Text(f"Restored, a guess: {exact} of {dropped} dropped exact, green or <so>; wrong red or {{so}}"))
     console.print(
         marked(
             console,
-            written,
+            [compressor.tokenizer.decode([i], skip_special_tokens=False) for i in restored],
             ["bold" if k else "green" if r else "red" for k, r in zip(kept, right)],
             ["" if k else "<>" if r else "{}" for k, r in zip(kept, right)],
         )
     )
     return 0
+
+
+def sample(folder: str, seed: int) -> str:
+    """Whole sentences of a block of the run's own test split; `ValueError` if it is not known which texts these are."""
+    record = Path(folder, "training_config.json")
+    run = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    if "dataset_name" not in run:
+        raise ValueError(f"{folder} does not record what it was trained on: pass a text by `--text`.")
+    tokenizer = load_tokenizer(folder)
+    test = load_blocks(run["dataset_name"], tokenizer, run["max_length"], run["min_length"],
+                       run["dataset_config"], run["text_column"])["test"]  # fmt: skip
+    return whole_sentences(tokenizer.decode(test.shuffle(seed=seed, keep_in_memory=True)[0]["input_ids"]))
+
+
+def whole_sentences(text: str) -> str:
+    """A block without the sentences that its ends have cut; the block itself where nothing is whole."""
+    sentences = [text[start:end] for start, end in split_sentences(text)]
+    if sentences and sentences[0].lstrip()[:1].islower():
+        sentences = sentences[1:]
+    if sentences and sentences[-1].rstrip()[-1:] not in tuple(".!?…:)\"'”’"):
+        sentences = sentences[:-1]
+    return "".join(sentences).strip() or text
 
 
 if __name__ == "__main__":

@@ -54,6 +54,13 @@ def main(argv: list[str] | None = None) -> None:
         f"Blocks of up to {data_args.max_length} tokens: {len(train)} train, {len(validation)} validation, {len(test)} test. "
         f"Trainable parameters: policy {sizes['policy']:,}, adapter {sizes['adapter']:,}."
     )
+    usual = 0 if model.policy.is_trained else args.default_warm_start_steps
+    fit = usual if args.warm_start_steps is None else args.warm_start_steps
+    if checkpoint is None and (args.sampled_texts or fit):
+        console.print(
+            f"Before the first step: {args.sampled_texts} texts sampled, a warm start of {fit} steps. For a first look "
+            "`--sampled_texts 0 --warm_start_steps 0`."
+        )
     with faults_in_one_line():
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model(args.output_dir, _internal_call=True)  # with `push_to_hub` sent by `finish`

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import DatasetCard, ModelCard
+from transformers import TrainingArguments
 
 from recipes import push_to_hub
 from tokforget.data.blocks import load_blocks
@@ -109,9 +110,18 @@ def test_a_models_card_is_whole_and_its_numbers_stand_in_the_records(packaged):
     assert "the first 100 of them in an earlier, interrupted run" in card and "300,000 tokens, 2000 per second" in card
     assert (packaged / "rate_quality.png").read_bytes().startswith(b"\x89PNG") and "](rate_quality.png)" in card
     training = json.loads((packaged / "training_config.json").read_text())
-    for key, value in training.items():
-        shown = value is not None and key not in ("run", "data", "trainable_parameters")
-        assert (f"\n| `{key}` | " in card) == shown, key
+    shown = set(re.findall(r"^\| `(\w+)` \| `", card, re.MULTILINE))
+    usual = TrainingArguments.__dataclass_fields__
+    own = {key for key, value in training.items() if value is not None and key not in usual}
+    assert own - {"run", "data", "trainable_parameters"} <= shown
+    # Of the host's keys those that somebody set.
+    assert {"max_steps", "learning_rate", "seed"} & shown and not shown & {
+        "output_dir",
+        "adam_beta1",
+        "local_rank",
+        "use_cache",
+    }
+    assert all(getattr(usual[key].default, "value", usual[key].default) != training[key] for key in shown & set(usual))
 
 
 def test_the_metadata_say_what_was_measured(packaged):
@@ -123,7 +133,7 @@ def test_the_metadata_say_what_was_measured(packaged):
     write_card(packaged, name="user/model", license="mit")
     data = ModelCard.load(packaged / "README.md").data
     assert ModelCard.load(packaged / "README.md").data.to_dict() == ModelCard(f"---\n{data}\n---\n").data.to_dict()
-    assert data.license == "mit" and data.library_name == "peft" and data.base_model == "openai-community/gpt2"
+    assert data.license == "mit" and data.library_name == "tokforget" and data.base_model == "openai-community/gpt2"
     assert data.to_dict()["base_model_relation"] == "adapter" and data.datasets == ["user/texts"]
     assert {"tokforget", "lora", "prompt-compression"} <= set(data.tags) and data.model_name == "model"
     rows = [
@@ -311,6 +321,30 @@ def test_the_licence_of_the_source_is_stated_where_it_is_known(prepared, tmp_pat
     card = DatasetCard.load(tmp_path / "staged" / "README.md")
     assert "The source's own card states: cc-by-sa-3.0." in card.text
     assert card.data.license == ["cc-by-sa-3.0"] and card.data.to_dict()["source_datasets"] == ["user/texts"]
+
+
+def test_nothing_published_names_a_place_on_this_machine(packaged, tmp_path):
+    data = tmp_path / "data" / "secret.jsonl"
+    data.parent.mkdir()
+    data.write_text("")
+    source = SOURCE | {"dataset_name": str(data), "on_hub": False}
+    record(packaged, data={"source": source, "fingerprint": "f" * 64, "blocks": {"train": 1, "validation": 1, "test": 1}},
+           dataset_name=str(data), output_dir=str(tmp_path / "out"), reconstructor_name_or_path="C:\\\\models\\\\mine",
+           warm_start_data_path="../other/warm_start_data", policy_name_or_path="user/policy")  # fmt: skip
+    stage(packaged, tmp_path / "staged", "user/model")
+    for path in (tmp_path / "staged").rglob("*"):
+        if path.suffix in (".json", ".md"):
+            text = path.read_text(encoding="utf-8")
+            assert str(tmp_path) not in text and "../other" not in text and "C:" not in text, path
+    training = json.loads((tmp_path / "staged" / "training_config.json").read_text())
+    assert training["dataset_name"] == training["data"]["source"]["dataset_name"] == "secret.jsonl"
+    assert (
+        training["policy_name_or_path"] == "user/policy"
+        and '| `dataset_name` | `"secret.jsonl"` |' in (tmp_path / "staged" / "README.md").read_text()
+    )
+    assert json.loads((packaged / "training_config.json").read_text())["dataset_name"] == str(
+        data
+    )  # one's own record stays
 
 
 # -- the recipe --------------------------------------------------------------------------------------------------------

@@ -11,8 +11,10 @@ import torch
 import yaml
 
 from recipes.leaderboard import LeaderboardArguments
+from recipes.show_sample import whole_sentences
 from tests.conftest import make_tokenizer
 from tests.support.recipes import Called, call
+from tokforget import Compressor
 from tokforget.cli.recipes import run_recipe
 from tokforget.data.arguments import DataArguments, PreparationArguments
 from tokforget.evaluation.arguments import EvaluationArguments
@@ -173,6 +175,18 @@ def test_a_sample_is_compressed_and_restored(quick_run):
     shown = call("show_sample", "--model", out)
     assert shown.returncode == 0, shown.stderr[-2000:]
     assert "dropped exact" in shown.stdout and "what another model would read" in shown.stdout
+    text = "The disarded parts are not shipped, they are never shipped."
+    shown = call("show_sample", "--model", out, "--text", text)
+    result = Compressor.from_pretrained(out).compress(text, rate=0.5)
+    title = f"Compressed, {result.compressed_tokens} tokens: what another model would read"
+    assert title in shown.stdout and "".join(result.text.split()) in "".join(shown.stdout.split(title)[1].split())
+
+
+def test_a_sample_begins_and_ends_with_a_sentence():
+    assert whole_sentences("and so on. It came. Then it went! And the rest of") == "It came. Then it went!"
+    assert (
+        whole_sentences("One. Two.") == "One. Two." and whole_sentences("no sentence at all") == "no sentence at all"
+    )
 
 
 def test_a_sample_of_no_model_is_one_line(tmp_path):

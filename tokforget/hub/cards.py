@@ -9,12 +9,14 @@ Cards: the templates of `hub_cards/`, filled from the records that lie in a fold
 
 import json
 import re
+from dataclasses import MISSING
 from importlib.util import find_spec
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from tokforget.models.folders import MODEL_TYPE
 from tokforget.packaged import EMBEDDED
 from tokforget.parsing import RENAMED
 from tokforget.shipped import CARDS, shipped_folder
@@ -24,6 +26,10 @@ PLOT = "rate_quality.png"
 TRAINING, RESULTS, RETENTION = "training_config.json", "eval_results.json", "reader_results.json"
 # Parts of the record that have a section of their own.
 _SECTIONS = ("data", "run", "trainable_parameters")
+# Keys of the host that say where a run was and what it told, and nothing of the model.
+_OF_ONE_MACHINE = {"output_dir", "logging_dir", "local_rank", "run_name", "report_to", "disable_tqdm", "log_level", "use_cpu",
+                   "dataloader_pin_memory", "accelerator_config", "hub_model_id", "push_to_hub"}  # fmt: skip
+_LOCAL_PATH = re.compile(r"(?:/|\.{1,2}/|~|[A-Za-z]:[\\/]|\\\\)")
 
 
 def template_path(name: str) -> Path:
@@ -111,12 +117,39 @@ def _rows(results: dict) -> list[dict]:
 
 
 def _arguments(training: dict) -> list[tuple[str, str]]:
-    """Every argument that has a value, as JSON."""
+    """Every argument that has a value, as JSON; of the host's hundred keys those that were set to another than its default."""
+    usual = _host_defaults()
     return [
         (key, json.dumps(_without_none(value)).replace("|", "\\|"))
         for key, value in training.items()
-        if value is not None and key not in _SECTIONS and not key.endswith("_token")
+        if value is not None
+        and key not in _SECTIONS
+        and not key.endswith("_token")
+        and not (key in usual and (key in _OF_ONE_MACHINE or usual[key] == value))
     ]
+
+
+def _host_defaults() -> dict:
+    """The host's keys with their defaults, as a record has them."""
+    from transformers import TrainingArguments
+
+    found = {}
+    for key, field in TrainingArguments.__dataclass_fields__.items():
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        found[key] = getattr(default, "value", None if default is MISSING else default)
+    return found
+
+
+def without_local_paths(value):
+    """A record without the folders of this machine: of a path its last name. Ids of the Hub stay."""
+    if isinstance(value, dict):
+        return {key: without_local_paths(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [without_local_paths(inner) for inner in value]
+    if isinstance(value, str) and len(value) < 1024 and "\n" not in value and value != EMBEDDED:
+        if _LOCAL_PATH.match(value) or ("/" in value and Path(value).exists()):
+            return Path(value.replace("\\", "/")).name
+    return value
 
 
 def _without_none(value):
@@ -134,7 +167,8 @@ def _metadata(
     measured = _eval_results(results, source)
     return ModelCardData(
         license=license,
-        library_name="transformers" if whole else "peft",
+        # The snippet that the Hub shows for `peft` loads the adapter and not the policy.
+        library_name="tokforget" if config.get("model_type") == MODEL_TYPE else "transformers" if whole else "peft",
         tags=["tokforget", "trl", *([] if whole else ["lora"]), "prompt-compression"],
         base_model=base["id"] if base["on_hub"] else None,
         base_model_relation=("finetune" if whole else "adapter") if base["on_hub"] else None,

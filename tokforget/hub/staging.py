@@ -15,10 +15,9 @@ from typing import NamedTuple
 from huggingface_hub import DatasetCardData
 
 from tokforget.files import write_json
-from tokforget.hub.cards import PLOT, RESULTS, TRAINING, render, write_card
+from tokforget.hub.cards import PLOT, RESULTS, TRAINING, render, without_local_paths, write_card
 from tokforget.hub.client import Uploaded, upload
 from tokforget.models.folders import ADAPTER, ADAPTER_WEIGHTS, MODEL_TYPE, TOKENIZER, WEIGHTS, check_model_folder
-from tokforget.packaged import EMBEDDED
 
 
 MANIFEST = "manifest.json"
@@ -123,21 +122,22 @@ def stage(
         if (folder / file).is_file():
             (target / file).parent.mkdir(exist_ok=True)
             shutil.copyfile(folder / file, target / file)
-    for file in ("config.json", f"{ADAPTER}/adapter_config.json", "adapter_config.json"):
-        _without_path_of_base(target / file)
+    _take_out_paths(target)
     files = _stage_evaluation(Path(evaluation_path or folder / EVALUATION), target, evaluation_path is not None)
     write_card(target, kind.template, name, license, files)
     return kind
 
 
-def _without_path_of_base(path: Path) -> None:
-    """A base model of this machine by its folder's name, as a path that nobody takes for an id: `./my_base`."""
-    if not path.is_file():
-        return
-    config = json.loads(path.read_text(encoding="utf-8"))
-    name = config.get("base_model_name_or_path")
-    if isinstance(name, str) and name != EMBEDDED and (Path(name).is_absolute() or Path(name).is_dir()):
-        write_json(path, config | {"base_model_name_or_path": f"./{Path(name).name}"})
+def _take_out_paths(folder: Path) -> None:
+    """
+    Leave no path of this machine in the records that are published. The config of a model keeps that of a local base model:
+    without it nobody could restore, on this machine neither.
+    """
+    for file in RECORDS:
+        if (folder / file).is_file():
+            record = json.loads((folder / file).read_text(encoding="utf-8"))
+            if without_local_paths(record) != record:
+                write_json(folder / file, without_local_paths(record))
 
 
 def _stage_evaluation(source: Path, target: Path, required: bool) -> list[str]:

@@ -28,6 +28,7 @@ from tokforget.models.measuring import measure, summarise
 from tokforget.models.reconstructor import Reconstructor
 from tokforget.models.sharded_weights import load_whole
 from tokforget.parsing import as_record
+from tokforget.training.log_lines import show_lines
 from tokforget.training.random_masks import unigram_surprisal
 from tokforget.training.resumable_trainer import InterruptibleTrainer, NumberedTexts
 from tokforget.training.run_folder import RECORD, texts_per_step
@@ -91,6 +92,7 @@ class BaseForgetTrainer(InterruptibleTrainer):
         self.run_record = record | self._resolved(model, record) | {"texts_per_step": texts_per_step(args)}
         self.run_facts = RunFacts(self.accelerator.num_processes, RESULTS)
         self.add_callback(self.run_facts)
+        show_lines(self)
         self._metrics: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._tokens_seen = 0
         self._clock: float | None = None  # set by the first step: warm starts and sampling are none of its time
