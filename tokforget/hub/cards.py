@@ -163,15 +163,21 @@ def _metadata(
     name: str, config: dict, training: dict, results: dict, base: dict, license: str | None
 ) -> ModelCardData:
     whole = training.get("use_peft") is False
+    adapted = config.get("has_adapter", True)
     source = (training.get("data") or {}).get("source", {})
     measured = _eval_results(results, source)
     return ModelCardData(
         license=license,
         # The snippet that the Hub shows for `peft` loads the adapter and not the policy.
         library_name="tokforget" if config.get("model_type") == MODEL_TYPE else "transformers" if whole else "peft",
-        tags=["tokforget", "trl", *([] if whole else ["lora"]), "prompt-compression"],
+        tags=[
+            "tokforget",
+            *(["trl"] if adapted else []),
+            *(["lora"] if adapted and not whole else []),
+            "prompt-compression",
+        ],
         base_model=base["id"] if base["on_hub"] else None,
-        base_model_relation=("finetune" if whole else "adapter") if base["on_hub"] else None,
+        base_model_relation=("finetune" if whole else "adapter") if base["on_hub"] and adapted else None,
         datasets=[source["dataset_name"]] if source.get("on_hub") else None,
         model_name=Path(name).name if measured else None,
         eval_results=measured or None,
