@@ -24,7 +24,7 @@ WAYS = {
 
 @pytest.fixture(scope="module")
 def whole() -> np.ndarray:
-    return Compressor.from_pretrained().compress(TEXT).scores
+    return Compressor.from_pretrained("embedded").compress(TEXT).scores
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -46,7 +46,7 @@ def test_the_precision_is_the_one_that_was_asked_for(asked, dtype, whole):
         model = ForgetModel.from_pretrained(forget_model_path(), **{name: asked})
         assert {p.dtype for p in model.parameters()} == {dtype} and model.dtype == dtype
     if isinstance(asked, torch.dtype):
-        scores = Compressor.from_pretrained(dtype=asked).compress(TEXT).scores
+        scores = Compressor.from_pretrained("embedded", dtype=asked).compress(TEXT).scores
         np.testing.assert_allclose(scores, whole, atol=0.05)
 
 

@@ -443,11 +443,11 @@ def test_traps_as_the_launchers_set_them(launcher, cpu_variable, message, site):
     assert not (site / "refused").exists()
 
 
-README = (ROOT / "README.md").read_text()
+TRAINING = (ROOT / "docs" / "training.md").read_text()
 
 
-def test_the_readme_launches_what_the_slow_tests_launch():
-    section = README.split("## Train on your hardware")[1].split("\n## ")[0]
+def test_the_page_on_training_launches_what_the_slow_tests_launch():
+    section = TRAINING.split("## On your hardware")[1].split("\n## ")[0]
     lines = [line for line in section.splitlines() if "launch --config" in line]
     on_cpu = [line for line in lines if "USE_CPU" in line or "--use_cpu" in line]
     known = [launcher.split(" --main_process_port")[0] for launcher, _, _ in MATRIX.values()]

@@ -30,7 +30,7 @@ class CalibrationArguments:
     passage_characters: int = field(default=1000, metadata={"help": "Length of a text."})
     lookups_per_text: int = field(default=8, metadata={"help": "Lookups by which a text's retention is measured."})
     rates: list[float] = field(
-        default_factory=lambda: [0.3, 0.45, 0.6, 0.7, 0.8, 0.9],
+        default_factory=lambda: [0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95],
         metadata={"help": "Rates at which each text is measured."},
     )
     risk: float = field(default=0.1, metadata={"help": "Probability that a promise is broken, at most; in (0, 1)."})
