@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -62,6 +63,11 @@ def worth_kept(result: CompressedText, logits: np.ndarray) -> float:
     return float(worth[result.keep_mask].sum() / worth.sum())
 
 
+def _lasting_name(reader: str) -> str:
+    """What is written down of a reader: of a local folder its own name, for its place is that of one machine."""
+    return Path(reader).name if Path(reader).is_dir() else reader
+
+
 def calibrate_model(args: CalibrationArguments) -> None:
     """Measure, write calibration.json into the model's folder, and print what its promises come to on test sources."""
     device = "cuda" if torch.cuda.is_available() and not args.use_cpu else "cpu"
@@ -83,7 +89,9 @@ def calibrate_model(args: CalibrationArguments) -> None:
             [worth_kept(result, compressor.reference_logits(text)) for result, text in zip(results, known.texts)]
         )
         retentions.append(known.retention([result.text for result in results]))
-    calibration = calibrate(np.array(shares).T, np.array(retentions).T, args.risk, str(args.reader_name_or_path))
+    calibration = calibrate(
+        np.array(shares).T, np.array(retentions).T, args.risk, _lasting_name(args.reader_name_or_path)
+    )
     calibration.save(args.model_path)
     compressor = Compressor.from_pretrained(args.model_path)
     print(f"Calibrated on {len(known.texts)} texts, risk {args.risk}: {calibration.thresholds}")
