@@ -69,7 +69,8 @@ def check_model_folder(folder: Path, with_adapter: bool = True) -> dict:
     missing = [name for name in ("config.json", WEIGHTS, *adapter) if not (folder / name).is_file()]
     if missing == adapter and adapter and read_json(folder / "config.json").get("has_adapter") is False:
         raise ValueError(
-            f"{folder} was trained by a reader alone: it compresses, and has no reconstructor to restore with."
+            f"{folder} was trained by a reader alone: it compresses, and has no reconstructor to restore with. Compress what is to be "
+            "restored with the model 'embedded', or with one that was trained with its reconstructor."
         )
     if missing:
         raise ValueError(

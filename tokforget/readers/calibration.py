@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,6 +9,7 @@ import torch
 from tokforget.compression.compressor import Compressor
 from tokforget.compression.quality import calibrate, token_worth
 from tokforget.compression.results import CompressedText
+from tokforget.hub.cards import describe_base
 from tokforget.readers.calibration_arguments import CalibrationArguments
 from tokforget.readers.language_model import Reader
 from tokforget.readers.spans import Lookup, find_lookups
@@ -63,11 +63,6 @@ def worth_kept(result: CompressedText, logits: np.ndarray) -> float:
     return float(worth[result.keep_mask].sum() / worth.sum())
 
 
-def _lasting_name(reader: str) -> str:
-    """What is written down of a reader: of a local folder its own name, for its place is that of one machine."""
-    return Path(reader).name if Path(reader).is_dir() else reader
-
-
 def calibrate_model(args: CalibrationArguments) -> None:
     """Measure, write calibration.json into the model's folder, and print what its promises come to on test sources."""
     device = "cuda" if torch.cuda.is_available() and not args.use_cpu else "cpu"
@@ -90,7 +85,7 @@ def calibrate_model(args: CalibrationArguments) -> None:
         )
         retentions.append(known.retention([result.text for result in results]))
     calibration = calibrate(
-        np.array(shares).T, np.array(retentions).T, args.risk, _lasting_name(args.reader_name_or_path)
+        np.array(shares).T, np.array(retentions).T, args.risk, describe_base(args.reader_name_or_path)["name"]
     )
     calibration.save(args.model_path)
     compressor = Compressor.from_pretrained(args.model_path)

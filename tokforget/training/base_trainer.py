@@ -137,8 +137,6 @@ class BaseForgetTrainer(InterruptibleTrainer):
         raise NotImplementedError
 
     # -- texts and their randomness ------------------------------------------------------------------------------------
-    _drawing_step, _micro_batch = -1, 0
-
     @property
     def _texts_per_step(self) -> int:
         args = self.args
@@ -158,17 +156,9 @@ class BaseForgetTrainer(InterruptibleTrainer):
         )
 
     def _number(self, num_texts: int) -> range:
-        """
-        Numbers of this micro-batch's texts: they count the texts of the run, in the order in which one process with the
-        whole batch would see them. A text's random numbers hang on the seed and on its number alone, hence neither on
-        how a batch is spread over processes and micro-batches nor on where a run was interrupted.
-        """
+        """As the host's; the first call starts the clock."""
         self._clock = self._clock or time.perf_counter()
-        args, step = self.args, self.state.global_step
-        self._drawing_step, self._micro_batch = step, self._micro_batch + 1 if step == self._drawing_step else 0
-        batch = (step * args.gradient_accumulation_steps + self._micro_batch) * self.accelerator.num_processes
-        first = (batch + self.accelerator.process_index) * args.train_batch_size
-        return range(first, first + num_texts)
+        return super()._number(num_texts)
 
     def _count(self, texts: Sequence[list[int]], reconstructor: Reconstructor) -> None:
         vocab_size = reconstructor.base_model.get_input_embeddings().weight.shape[0]

@@ -92,6 +92,10 @@ class ReaderTexts:
         self.tokenizer, self.rarity, self.counts = tokenizer, rarity, counts
         self.lookups_per_text, self.question_share = lookups_per_text, question_share
 
+    def can_ask(self, text: str) -> bool:
+        """Whether a text has a span that carries information."""
+        return bool(find_lookups(text, self.counts, 1, random.Random(0)))
+
     def __call__(self, kind: str, text: str, seed: int | str) -> ReaderText | None:
         """`None` for a text that nothing can be asked of. What is drawn depends on seed and text alone."""
         generator = random.Random(f"reader text {seed} {text}")

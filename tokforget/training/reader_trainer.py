@@ -37,15 +37,16 @@ from tokforget.training.run_folder import RECORD, texts_per_step
 
 
 class PassageTexts(Dataset):
-    """Passages `(kind, text)` that [`ReaderTexts`] can ask something of."""
+    """Of passages `(kind, text)` those that [`ReaderTexts`] can ask something of."""
 
     def __init__(self, passages: Sequence[tuple[str, str]], texts: ReaderTexts, seed: int):
-        self.passages, self.texts, self.seed = passages, texts, seed
+        self.passages = [(kind, text) for kind, text in passages if texts.can_ask(text)]
+        self.texts, self.seed = texts, seed
 
     def __len__(self) -> int:
         return len(self.passages)
 
-    def __getitem__(self, place: int) -> ReaderText | None:
+    def __getitem__(self, place: int) -> ReaderText:
         return self.texts(*self.passages[place], self.seed)
 
 
@@ -95,7 +96,7 @@ class ReaderPolicyTrainer(InterruptibleTrainer):
             args=args,
             train_dataset=train_dataset,
             processing_class=processing_class,
-            data_collator=_as_batch,
+            data_collator=collate,
             **kwargs,
         )
         self.reader, self._figures = reader, {}
@@ -136,8 +137,7 @@ class ReaderPolicyTrainer(InterruptibleTrainer):
 
     def _generators(self, num_texts: int) -> list[torch.Generator]:
         """A text's random numbers hang on the seed and on its number in the run alone."""
-        first = (self.state.global_step * self.accelerator.num_processes + self.accelerator.process_index) * num_texts
-        return [seeded_generator(self.args.seed, first + place, 1) for place in range(num_texts)]
+        return [seeded_generator(self.args.seed, number, 1) for number in self._number(num_texts)]
 
     def _credit(
         self, texts: list[ReaderText], keep: np.ndarray, num_units: int
@@ -200,10 +200,6 @@ class ReaderPolicyTrainer(InterruptibleTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         self.accelerator.unwrap_model(model or self.model).load_policy(resume_from_checkpoint)
-
-
-def _as_batch(texts: Sequence[ReaderText | None]) -> dict:
-    return collate([text for text in texts if text is not None])
 
 
 def _near(pieces: Pieces, sentences: np.ndarray, asked: Sequence) -> np.ndarray:

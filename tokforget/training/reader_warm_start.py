@@ -18,6 +18,7 @@ from tokforget.models.unit_decisions import pool_units, unit_sizes
 from tokforget.models.word_features import FORM, PLACE, TEXT
 from tokforget.readers.language_model import Reader
 from tokforget.training.reader_texts import ReaderText, collate
+from tokforget.training.warm_start import rise_and_fall
 
 
 # Weights of the target, found on held-out lookups by the reader itself (LOG.md); the question's are those of certainty.
@@ -84,9 +85,7 @@ def fit_ranking(
     """
     policy = model.policy.train()
     trained = [p for p in policy.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=_LEARNING_RATE, weight_decay=0.01)
-    total = max(steps, 3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=total, pct_start=max(0.05, 2 / total), cycle_momentum=False)  # fmt: skip
+    optimizer, schedule = rise_and_fall(trained, _LEARNING_RATE, steps, weight_decay=0.01)
     generator, order, losses = seeded_generator(seed, 2), [], []
     device = policy.inputs.weight.device
     for _ in trange(steps, desc="Warm start", leave=False):

@@ -31,6 +31,21 @@ class InterruptibleTrainer(_BaseTrainer):
         """For what uses the model outside a training step, in all processes; see [`tokforget.models.sharded_weights`]."""
         return whole_weights(self.model_wrapped, changed)
 
+    # -- numbers of texts ----------------------------------------------------------------------------------------------
+    _drawing_step, _micro_batch = -1, 0
+
+    def _number(self, num_texts: int) -> range:
+        """
+        Numbers of this micro-batch's texts: they count the texts of the run, in the order in which one process with the
+        whole batch would see them. A text's random numbers hang on the seed and on its number alone, hence neither on
+        how a batch is spread over processes and micro-batches nor on where a run was interrupted.
+        """
+        args, step = self.args, self.state.global_step
+        self._drawing_step, self._micro_batch = step, self._micro_batch + 1 if step == self._drawing_step else 0
+        batch = (step * args.gradient_accumulation_steps + self._micro_batch) * self.accelerator.num_processes
+        first = (batch + self.accelerator.process_index) * args.train_batch_size
+        return range(first, first + num_texts)
+
     # -- ending early --------------------------------------------------------------------------------------------------
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """

@@ -134,13 +134,8 @@ def warm_start(
     targets = [of_text.clamp(max=_MOST_BITS) for of_text in bits]
     log_mean = torch.cat(targets).mean().log()
     policy = model.policy.train()
-    optimizer = torch.optim.AdamW(
-        [p for p in policy.parameters() if p.requires_grad], lr=learning_rate, weight_decay=0
-    )
-    total = max(steps, 3)  # the schedule divides by the length of its rise, which takes two steps at least
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=total, pct_start=max(0.05, 2 / total), cycle_momentum=False
-    )
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    optimizer, schedule = rise_and_fall(trained, learning_rate, steps)
     generator, order, losses = torch.Generator().manual_seed(seed), [], []
     for _ in trange(steps, desc="Warm start", leave=False):
         if len(order) < batch_size:
@@ -163,6 +158,18 @@ def warm_start(
         for part in policy.to_logit.parameters():
             part *= logit_scale
     return losses
+
+
+def rise_and_fall(
+    parameters: list[torch.nn.Parameter], learning_rate: float, steps: int, weight_decay: float = 0.0
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW, its rate rising over a twentieth of the steps and falling along a cosine."""
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+    total = max(steps, 3)  # the schedule divides by the length of its rise, which takes two steps at least
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=total, pct_start=max(0.05, 2 / total), cycle_momentum=False
+    )
+    return optimizer, schedule
 
 
 def _pad(texts: list[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
