@@ -7,6 +7,8 @@ import torch
 
 from tests.support.recipes import call
 from tokforget.launch import check_libraries, say_device
+from tokforget.models.loading import load_base_model
+from tokforget.training import config as training_config
 from tokforget.training.config import ForgetConfig, ReconstructorConfig
 
 
@@ -16,7 +18,6 @@ from tokforget.training.config import ForgetConfig, ReconstructorConfig
         (["--report_to", "nonsense"], "`report_to` nonsense: nonsense is not supported, only "),
         (["--report_to", "{missing}"], "`report_to` {missing}: "),
         (["--optim", "adamw_8bit"], "`optim` adamw_8bit: You need to install `bitsandbytes`"),
-        (["--deepspeed", "nofile"], "path to an existing deepspeed config"),
         (["--load_best_model_at_end", "true", "--eval_strategy", "steps", "--eval_steps", "500", "--metric_for_best_model", "wrong"], "`metric_for_best_model` 'wrong' is none that an evaluation measures; there are bits_lost, loss, "),
         (["--data_path", "nofile.txt"], "`data_path` 'nofile.txt': no such file or folder."),
         (["--data_path", "a.txt", "--dataset_name", "nofile.txt"], "`dataset_name` 'nofile.txt': no such file or folder."),
@@ -46,6 +47,14 @@ def test_what_cannot_be_had_is_one_line_before_loading(words, message, base_fold
     done = call("train", *run, "--data_path", "embedded", *words)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert message in done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(("installed", "message"), [(False, "not installed"), (True, "'nofile': no such file")])
+def test_a_deepspeed_that_cannot_be_had_leaves_nothing_behind(installed, message, base_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(training_config, "find_spec", lambda name: object() if installed else None)
+    with pytest.raises(ValueError, match=message):
+        ForgetConfig(output_dir=str(tmp_path), use_cpu=True, deepspeed="nofile")
+    load_base_model(base_folder)  # the host would read a remembered configuration here
 
 
 @pytest.mark.parametrize("config", [ForgetConfig, ReconstructorConfig])

@@ -6,6 +6,8 @@ No `from __future__ import annotations` here: the host's parser reads the annota
 
 import math
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
 from typing import ClassVar
 
 from accelerate.utils import parse_flag_from_env
@@ -88,6 +90,7 @@ class BaseForgetConfig(_BaseConfig):
             self.greater_is_better = (
                 "bits" not in self.metric_for_best_model and "loss" not in self.metric_for_best_model
             )
+        _check_deepspeed(self.deepspeed)
         super().__post_init__()
         for name in ("min_rate", "max_rate"):
             check_rate(getattr(self, name), name)
@@ -131,6 +134,19 @@ class BaseForgetConfig(_BaseConfig):
             raise ValueError(
                 f"`metric_for_best_model` {name!r} is none that an evaluation measures; there are {', '.join(known)}."
             )
+
+
+def _check_deepspeed(config: dict | str | None) -> None:
+    """
+    Check that what `deepspeed` asks for is there. The host remembers a configuration before it finds out, and stumbles
+    over it at every model that this process loads from then on.
+    """
+    if not config:
+        return
+    if find_spec("deepspeed") is None:
+        raise ValueError('`deepspeed`: DeepSpeed is not installed. Install it: `pip install -e ".[deepspeed]"`.')
+    if isinstance(config, str) and not Path(config).is_file():
+        raise ValueError(f"`deepspeed` {config!r}: no such file; pass the path of a DeepSpeed configuration in JSON.")
 
 
 @dataclass
