@@ -19,8 +19,8 @@ from rich.text import Text
 
 from tokforget import Compressor
 from tokforget.data.blocks import load_blocks
-from tokforget.masking import check_rate
 from tokforget.models.loading import load_tokenizer
+from tokforget.rates import check_rate
 from tokforget.text_units import split_sentences
 
 

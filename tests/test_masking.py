@@ -1,11 +1,13 @@
 """Budgets and selections."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokforget.masking import check_rate, keep_count, random_keep_mask, row_noise, seeded_generator, top_k_mask
+from tokforget.masking import keep_count, random_keep_mask, row_noise, seeded_generator, top_k_mask
+from tokforget.rates import allowed_tokens, check_rate
 from tokforget.training.random_masks import MASK_KINDS, draw_kinds, draw_rates, draw_scores
 
 
@@ -28,6 +30,12 @@ def test_count_by_hand(num_tokens, rate, count):
     assert int(keep_count(tokens, torch.tensor([rate], dtype=torch.float32))) == count, (
         "a float32 rate is the same rate"
     )
+
+
+@given(st.lists(st.integers(0, 2_000_000), min_size=1), st.floats(1e-6, 1.0))
+def test_plain_numbers_allow_what_tensors_do(num_tokens, rate):
+    assert allowed_tokens(np.array(num_tokens), rate).tolist() == keep_count(torch.tensor(num_tokens), rate).tolist()
+    assert int(allowed_tokens(num_tokens[0], rate)) == int(keep_count(torch.tensor(num_tokens[:1]), rate))
 
 
 @settings(deadline=None, max_examples=50)

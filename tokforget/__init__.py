@@ -2,6 +2,8 @@
 
 from importlib import import_module
 
+from tokforget.optional import needed
+
 
 __version__ = "0.1.0"
 
@@ -26,4 +28,5 @@ __all__ = sorted(_EXPORTS)
 def __getattr__(name: str):
     if name not in _EXPORTS:
         raise AttributeError(f"module 'tokforget' has no attribute {name!r}")
-    return getattr(import_module(f"tokforget.{_EXPORTS[name]}"), name)
+    with needed(f"`tokforget.{name}`"):
+        return getattr(import_module(f"tokforget.{_EXPORTS[name]}"), name)

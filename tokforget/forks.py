@@ -1,6 +1,7 @@
 """What a process that was forked from this one needs to compute: `datasets.map(num_proc=...)` and `multiprocessing` fork on Linux."""
 
 import os
+import sys
 from functools import cache
 
 
@@ -18,6 +19,6 @@ def let_children_compute() -> None:
 
 
 def _compute_alone() -> None:
-    import torch
-
-    torch.set_num_threads(1)
+    torch = sys.modules.get("torch")  # a process that has not loaded it has no pool of threads
+    if torch is not None:
+        torch.set_num_threads(1)

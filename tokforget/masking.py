@@ -8,29 +8,11 @@ rare tokens kept, by a noisy surprisal.
 """
 
 from collections.abc import Callable, Sequence
-from numbers import Real
 
 import numpy as np
 import torch
 
-
-# 0.29 * 100 is 28.999999999999996 in floating point; a budget that is met on paper must be met here.
-_ROUNDING_SLACK = 1e-6
-
-
-def check_number(value: float, name: str) -> float:
-    """Return `value` if it is a number, else raise `TypeError`; `name` is what the user knows it by."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
-        raise TypeError(f"`{name}` must be a number, got {value!r}, a {type(value).__name__}.")
-    return float(value)
-
-
-def check_rate(rate: float, name: str = "rate") -> float:
-    """Return `rate` if it is a compression rate in (0, 1], else raise `ValueError`; `TypeError` if it is no number."""
-    if not 0.0 < check_number(rate, name) <= 1.0:
-        hint = f"for {rate:g} % pass {rate / 100:g}" if 10 <= rate <= 100 else "for four times smaller pass 0.25"
-        raise ValueError(f"`{name}` must lie in (0, 1], got {rate}. It is the fraction of tokens kept; {hint}.")
-    return float(rate)
+from tokforget.rates import ROUNDING_SLACK
 
 
 def keep_count(num_tokens: torch.Tensor, rate: torch.Tensor | float) -> torch.Tensor:
@@ -49,7 +31,7 @@ def keep_count(num_tokens: torch.Tensor, rate: torch.Tensor | float) -> torch.Te
     """
     rate = torch.as_tensor(rate, dtype=torch.float64, device=num_tokens.device)
     # A rate that arrives in float32 (0.3 -> 0.30000001) is the decimal that was asked for.
-    allowed = torch.floor(num_tokens.double() * rate + _ROUNDING_SLACK * num_tokens.double().clamp(min=1)).long()
+    allowed = torch.floor(num_tokens.double() * rate + ROUNDING_SLACK * num_tokens.double().clamp(min=1)).long()
     return torch.minimum(allowed.clamp(min=1), num_tokens)
 
 

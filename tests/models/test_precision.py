@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from tokforget.compression.compressor import Compressor
 from tokforget.models.forget_model import ForgetModel
-from tokforget.models.word_features import WordTable
+from tokforget.models.word_table import WordTable
 from tokforget.packaged import forget_model_path
 
 

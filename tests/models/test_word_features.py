@@ -11,10 +11,10 @@ from tokforget.models.word_features import (
     PLACE,
     QUESTION,
     TEXT,
-    WordTable,
     token_features,
     word_features,
 )
+from tokforget.models.word_table import WordTable
 
 
 TEXTS = ["The cat saw the old house.", "The dog saw the red house.", "The bird left the town of Nordby in 1874."] * 5

@@ -117,14 +117,14 @@ def load_everything(base: str, out: str, data: str, first: str) -> dict:
     def texts(compressor) -> list:
         return [(r.text, r.kept_ids.tolist()) for r in compressor.compress(TEXTS, rate=0.5)]
 
-    local = Compressor.from_pretrained(joint)
+    local = Compressor.from_pretrained(joint, backend="torch")
     same["compressor"] = texts(Compressor.from_pretrained("user/joint")) == texts(local)
-    checkpoint = Compressor.from_pretrained(str(Path(joint, "checkpoint-1")))
-    old = Compressor.from_pretrained("user/joint", revision=first)
+    checkpoint = Compressor.from_pretrained(str(Path(joint, "checkpoint-1")), backend="torch")
+    old = Compressor.from_pretrained("user/joint", revision=first, backend="torch")
     same["compressor of a commit"] = digest(old.policy) == digest(checkpoint.policy) != digest(local.policy)
-    same["compressor of a tag"] = digest(Compressor.from_pretrained("user/joint", revision="v1").policy) == digest(
-        old.policy
-    )
+    same["compressor of a tag"] = digest(
+        Compressor.from_pretrained("user/joint", revision="v1", backend="torch").policy
+    ) == digest(old.policy)
     mine = ForgetModel.from_pretrained(joint)
     same["ForgetModel"] = digest(ForgetModel.from_pretrained("user/joint")) == digest(mine)
     found = AutoModel.from_pretrained("user/joint", revision="main")

@@ -121,6 +121,8 @@ def _add_input(command: argparse.ArgumentParser, what: str, several: bool) -> No
         "--model", metavar="FOLDER", help="a trained model's folder or Hub id (default: the packaged model)"
     )
     command.add_argument("--device", metavar="cpu|cuda", help="where the policy runs (default: cpu)")
+    command.add_argument("--backend", choices=("numpy", "torch"),
+                         help="what the policy is computed with (default: torch for another device than the CPU, else NumPy)")  # fmt: skip
 
 
 def _add_output(command: argparse.ArgumentParser) -> None:

@@ -35,6 +35,7 @@ from tokforget.cli.files import (
     with_columns,
 )
 from tokforget.cli.recipes import RECIPES, run_recipe
+from tokforget.optional import MissingPackage, needed
 
 
 # Texts that are compressed in one call: enough to fill the batches, little enough for flat memory.
@@ -51,14 +52,15 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     if words and words[0] in RECIPES:  # their words are read by the recipe, its warnings are its own
         try:
-            return run_recipe(words[0], words[1:])
-        except UserError as error:
+            with needed(f"`tokforget {words[0]}`"):
+                return run_recipe(words[0], words[1:])
+        except (UserError, MissingPackage) as error:
             return _say_error(str(error), 2)
     args = make_parser().parse_args(words)
     try:
         with _one_line_warnings(), _ended_in_order():
             return COMMANDS[args.command](args)
-    except UserError as error:
+    except (UserError, MissingPackage) as error:
         return _say_error(str(error), 2)
     except BrokenPipeError:
         # The reader has what it wanted (`| head`). Without this the interpreter would complain when it closes stdout.
@@ -139,11 +141,15 @@ def _load(args: argparse.Namespace, options: dict | None = None):
     with _users_mistake():
         from tokforget.compression.compressor import Compressor
 
-        compressor = Compressor.from_pretrained(args.model)
+        compressor = Compressor.from_pretrained(args.model, backend=args.backend)
         compressor.compress([], **(options or {}))
-        if args.device:
+        if args.device and args.device != "cpu":
             try:
-                compressor.policy.to(args.device)
+                if args.backend == "numpy":
+                    raise ValueError(
+                        "`--backend` numpy runs on the CPU: leave out `--device`, or pass `--backend torch`."
+                    )
+                compressor.to(args.device)
             except (RuntimeError, AssertionError) as error:
                 raise ValueError(f"`--device` {args.device}: {str(error).splitlines()[0]}") from error
     return compressor
@@ -336,6 +342,8 @@ def _restore(args: argparse.Namespace) -> int:
     files = args.files or [STDIN]
     _check_files(files)
     outputs = Outputs(args.output, files, suffix=".txt" if not args.json else "")
+    with needed("`tokforget restore`"):  # before anything else is said of the files
+        import tokforget.compression.restoration  # noqa: F401
     compressor = _load(args)
     report = _Report(quiet=True)
     saved = list(read_saved(files, compressor, report.reject))
@@ -399,7 +407,8 @@ def _inspect(args: argparse.Namespace) -> int:
 def _env(args: argparse.Namespace) -> int:
     from tokforget.cli.environment import describe
 
-    facts = describe(ask_torch=args.torch)
+    with needed("`--torch`"):
+        facts = describe(ask_torch=args.torch)
     if args.json:
         sys.stdout.buffer.write(json_line(facts))
     else:

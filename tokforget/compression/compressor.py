@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 from tokenizers import Tokenizer
 
 from tokforget.compression.chunks import CHUNK, CONTEXT, blocks, chunk_ends
@@ -25,14 +24,16 @@ from tokforget.compression.results import CompressedText, encodable
 from tokforget.compression.scores import WINDOW, score
 from tokforget.compression.search import Choice, run_searches
 from tokforget.forks import let_children_compute
-from tokforget.masking import keep_count
-from tokforget.models.folders import local_folder, read_policy, read_tokenizer
+from tokforget.models.folders import local_folder, read_array_policy, read_policy, read_tokenizer
 from tokforget.models.word_features import token_features
+from tokforget.optional import needed
 from tokforget.packaged import EMBEDDED, forget_model_path, reader_model_path
+from tokforget.rates import allowed_tokens
 
 
 # Chunks before one whose words are known to it, where a text is decided in chunks.
 _CHUNKS_BEHIND = 8
+BACKENDS = ("numpy", "torch")
 
 
 class Compressor:
@@ -40,7 +41,7 @@ class Compressor:
     Shortens texts to a budget by dropping what a language model can do without.
 
     Args:
-        policy (`KeepMaskPolicy`): Decides; in evaluation mode.
+        policy (`KeepMaskPolicy`, in evaluation mode, or `ArrayPolicy`): Decides.
         tokenizer (`tokenizers.Tokenizer`): Of the policy's vocabulary; special tokens in a text are to be read as text.
         folder (`Path`, *optional*): Where the adapter lies, for `restore`.
 
@@ -94,8 +95,9 @@ class Compressor:
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path | None = None,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        device=None,
+        dtype=None,
+        backend: str | None = None,
         **hub_options,
     ) -> "Compressor":
         """
@@ -107,19 +109,24 @@ class Compressor:
                 model that the package carries with its reconstructor: it restores.
             device (`str` or `torch.device`, *optional*): Where the policy runs; "cpu" without it.
             dtype (`torch.dtype`, *optional*): Of the policy's weights; float32 without it.
+            backend (`str`, *optional*): What the policy is computed with: `"numpy"`, which needs no torch and runs on CPUs in float32,
+                or `"torch"`. Without it torch where a `device` or a `dtype` is asked for, else NumPy. Both score alike to 1 in 4,096.
             **hub_options: `revision`, `token`, `cache_dir`, `local_files_only`.
 
         Raises:
-            `ValueError`: If the folder is no tokforget model, or not a whole one, or holds anything that would run.
+            `ValueError`: If the folder is no tokforget model, or not a whole one, or holds anything that would run; or if a
+                `backend` does not know the `device` or `dtype`.
+            [`tokforget.optional.MissingPackage`]: If torch is asked for and not installed.
         """
+        backend = _chosen(backend, device, dtype)
         name = pretrained_model_name_or_path
         if name is None:
             folder = reader_model_path()
         else:
             folder = forget_model_path() if name == EMBEDDED else local_folder(name, **hub_options)
-        policy = read_policy(folder)
-        tokenizer = read_tokenizer(folder, len(policy.tokens.table))
-        if device is not None or dtype is not None:
+        policy = read_policy(folder) if backend == "torch" else read_array_policy(folder)
+        tokenizer = read_tokenizer(folder, policy.vocab_size)
+        if backend == "torch" and (device is not None or dtype is not None):
             policy = policy.to(device=device, dtype=dtype)
         # `restore` reads it later, when the process may stand in another folder.
         return cls(policy, tokenizer, folder.absolute())
@@ -193,6 +200,27 @@ class Compressor:
         request.check_texts(texts, single)
         results = self._compress(texts, request, self._questions(question, len(texts)))
         return results[0] if single else results
+
+    @property
+    def backend(self) -> str:
+        """What the policy is computed with, `"numpy"` or `"torch"`."""
+        return self.policy.backend
+
+    def to(self, device) -> "Compressor":
+        """
+        Have the policy run on a device (`str` or `torch.device`) from now on, by torch; itself is returned.
+
+        Raises:
+            [`tokforget.optional.MissingPackage`]: If torch is not installed.
+            `ValueError`: If the policy is in NumPy and there is no folder to load it from again.
+        """
+        if self.backend != "torch":
+            if self.folder is None:
+                raise ValueError("This compressor was built from a policy in NumPy, without a folder: load it with "
+                                 "`from_pretrained(..., backend='torch')`.")  # fmt: skip
+            self.policy = read_policy(self.folder)
+        self.policy.to(device)
+        return self
 
     @property
     def takes_question(self) -> bool:
@@ -300,7 +328,7 @@ class Compressor:
         for block in blocks(parts, block_chars, request.protection.unbroken(request.unit)):
             if rate is not None:
                 read += len(self._reencode([block])[0])
-                target = max(int(keep_count(torch.tensor([read]), rate)) - written, 1)
+                target = max(int(allowed_tokens(read, rate)) - written, 1)
                 request.rate, request.target_tokens = None, target
             result = self._compress([block], request, [question])[0]
             result.start = start
@@ -395,7 +423,7 @@ class Compressor:
 
     @cached_property
     def _rarity(self):
-        return self.policy.words.rarity()
+        return self.policy.rarity()
 
     # -- explain -------------------------------------------------------------------------------------------------------
     def explain(self, text: str, **options):
@@ -428,12 +456,13 @@ class Compressor:
         """The reconstructor of this model, loaded when it is first used: base model and adapter."""
         if self.folder is None:
             raise ValueError("This compressor was built without a model folder: load it with `from_pretrained`.")
-        from tokforget.models.forget_model import (
-            ForgetModel,  # brings Transformers and PEFT, which compressing does without
-        )
+        with needed("Restoring"):
+            from tokforget.models.forget_model import (
+                ForgetModel,  # brings Transformers and PEFT, which compressing does without
+            )
 
         model = ForgetModel.from_pretrained(self.folder).eval()
-        return model.reconstructor.to(self.policy.inputs.weight.device)
+        return model.reconstructor.to(self.policy.inputs.weight.device if self.backend == "torch" else "cpu")
 
     def restore(
         self,
@@ -460,7 +489,8 @@ class Compressor:
         Returns:
             [`RestoredText`], or a list of them for a list.
         """
-        from tokforget.compression.restoration import fill_gaps, full_length, write_text
+        with needed("Restoring"):
+            from tokforget.compression.restoration import fill_gaps, full_length, write_text
 
         if abstain_below is not None and not 0.0 < abstain_below <= 1.0:
             raise ValueError(f"`abstain_below` is a probability in (0, 1], got {abstain_below}.")
@@ -481,6 +511,19 @@ class Compressor:
         record = self.folder / "training_config.json"
         trained = json.loads(record.read_text(encoding="utf-8")).get("max_length") if record.is_file() else None
         return min(trained or WINDOW, self.reconstructor.max_tokens or trained or WINDOW)
+
+
+def _chosen(backend: str | None, device, dtype) -> str:
+    """The backend for what was asked for."""
+    elsewhere = dtype is not None or (device is not None and str(device) != "cpu")
+    if backend is None:
+        return "torch" if elsewhere else "numpy"
+    if backend not in BACKENDS:
+        raise ValueError(f"`backend` must be one of {BACKENDS}, got {backend!r}. Leave it out to have it chosen.")
+    if backend == "numpy" and elsewhere:
+        raise ValueError(f"`backend='numpy'` computes on the CPU in float32, got device {device!r} and dtype {dtype!r}: pass "
+                         "`backend='torch'`.")  # fmt: skip
+    return backend
 
 
 def _check_feasible(choice: Choice, target: int | None, on_impossible: str, is_json: bool) -> None:

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import torch
 
 from tokforget.compression.chunks import search_chunks
 from tokforget.compression.meaning import Bonds, find_bonds
@@ -24,7 +23,7 @@ from tokforget.compression.search import (
     try_pieces,
 )
 from tokforget.compression.structure import Structure, find_structure
-from tokforget.masking import keep_count
+from tokforget.rates import allowed_tokens
 
 
 @dataclass
@@ -240,7 +239,7 @@ def search(items: list[RankedText], request: Request) -> Search:
         )
     if request.prefix_stable:
         ends = items[0].chunks[:, 1]
-        targets = keep_count(torch.from_numpy(ends), request.rate).tolist()
+        targets = allowed_tokens(ends, request.rate).tolist()
         return search_chunks(ranked, np.searchsorted(items[0].pieces.starts, ends).tolist(), targets)
     if request.nested:
         return search_nested(ranked, items[0].target)
@@ -260,7 +259,7 @@ _FAR = 1e6
 
 
 def _count(num_tokens: int, rate: float) -> int:
-    return int(keep_count(torch.tensor([num_tokens]), rate))
+    return int(allowed_tokens(num_tokens, rate))
 
 
 def _covered(pieces: Pieces, spans: list[tuple[int, int]]) -> np.ndarray:

@@ -8,7 +8,7 @@ from dataclasses import InitVar, dataclass, field
 import numpy as np
 
 from tokforget.compression.protection import PRESET, Protection
-from tokforget.masking import check_number, check_rate
+from tokforget.rates import check_number, check_rate
 
 
 @dataclass(kw_only=True)

@@ -7,11 +7,15 @@ are the same alone and in a batch, to the last bit.
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from tokforget.models.policy import KeepMaskPolicy
+from tokforget.models.array_policy import TOGETHER, ArrayPolicy
+
+
+if TYPE_CHECKING:
+    from tokforget.models.policy import KeepMaskPolicy
 
 
 # Scores of 5,760 tokens of stories, one budget over all: windows of 128 with margins of 16 lose 0.601 bits per token at
@@ -34,9 +38,11 @@ def layout(num_tokens: int, window: int = WINDOW, margin: int = MARGIN) -> np.nd
     return np.stack([starts, ends, cuts[:-1], cuts[1:]], 1)
 
 
-@torch.inference_mode()
 def score(
-    policy: KeepMaskPolicy, texts: list[np.ndarray], rates: list[float], features: list[np.ndarray] | None = None
+    policy: "KeepMaskPolicy | ArrayPolicy",
+    texts: list[np.ndarray],
+    rates: list[float],
+    features: list[np.ndarray] | None = None,
 ) -> list[np.ndarray]:
     """
     Keep scores of every token of every text.
@@ -46,7 +52,7 @@ def score(
     text of any length.
 
     Args:
-        policy (`KeepMaskPolicy`): In evaluation mode.
+        policy (`KeepMaskPolicy`, in evaluation mode, or `ArrayPolicy`): Gives the plans.
         texts (`list[np.ndarray]`): Token ids of each text.
         rates (`list[float]`): The rate that the policy is told, for each text.
         features (`list[np.ndarray]`, *optional*): Of each text `(num_tokens, NUM_FEATURES)`, for a policy that takes them.
@@ -85,7 +91,7 @@ def _batches(sizes: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _score_rows(
-    policy: KeepMaskPolicy,
+    policy: "KeepMaskPolicy | ArrayPolicy",
     ids: np.ndarray,
     windows: np.ndarray,
     rates: np.ndarray,
@@ -93,15 +99,11 @@ def _score_rows(
     features: np.ndarray | None,
 ) -> None:
     """Score one batch of windows, and write the parts that are theirs into `scores`."""
-    device = policy.inputs.weight.device
     starts, ends, first, last = (column[:, None] for column in windows.T)
-    place = starts + np.arange(max((ends - starts).max(), _SHORTEST))
+    longest = max((ends - starts).max(), _SHORTEST)
+    place = starts + np.arange(-(-longest // TOGETHER) * TOGETHER)
     valid = place < ends
     within = np.minimum(place, len(ids) - 1)
-    rows = torch.from_numpy(ids[within]).to(device)
-    told = () if features is None else (torch.from_numpy(features[within]).to(device),)
-    plan = policy.first_plan(
-        rows, torch.from_numpy(valid).to(device), torch.from_numpy(rates).to(device, torch.float32), *told
-    )
+    plan = policy.plan_arrays(ids[within], valid, rates, None if features is None else features[within])
     own = (place >= first) & (place < last)
-    scores[place[own]] = np.round(plan.cpu().numpy()[own] * _STEPS) / _STEPS
+    scores[place[own]] = np.round(plan[own] * _STEPS) / _STEPS

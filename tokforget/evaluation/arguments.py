@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tokforget.data.arguments import MAX_LENGTH, MIN_LENGTH
 from tokforget.evaluation.baselines import BASELINES
-from tokforget.masking import check_rate
 from tokforget.parsing import check_at_least
+from tokforget.rates import check_rate
 
 
 @dataclass

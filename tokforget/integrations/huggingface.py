@@ -108,7 +108,7 @@ class CompressionPipeline:
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
         if device is not None:
-            self.compressor.policy.to(device)
+            self.compressor.to(device)
 
     def __call__(self, inputs: str | list[str] | Iterable[str], **options) -> list[dict] | Iterator[dict]:
         options = self._merged(options)

@@ -16,12 +16,10 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import torch
-
 from tokforget.compression.compressor import Compressor
 from tokforget.compression.protection import PRESET, parse_tags
 from tokforget.compression.results import CompressedText, encodable
-from tokforget.masking import check_rate, keep_count
+from tokforget.rates import allowed_tokens, check_rate
 
 
 _SEPARATOR = "\n\n"
@@ -127,7 +125,7 @@ class PromptCompressor:
         contexts = [context] if isinstance(context, str) else list(context or [""])
         origin_tokens = self._count(_laid_out(contexts, instruction, question)[0])
         if target_token == -1:
-            budget = max(int(keep_count(torch.tensor([origin_tokens]), check_rate(rate))), 1)
+            budget = max(int(allowed_tokens(origin_tokens, check_rate(rate))), 1)
         else:
             budget = int(target_token)
         text, spans, fixed = _laid_out(contexts, instruction, question if concate_question else "")

@@ -96,7 +96,7 @@ def check_safetensors(path: Path) -> Shapes:
                          "or download it again.")  # fmt: skip
     try:
         # The library checks that the tensors fill the file: no overlap, no hole, no byte too many.
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, OverflowError) as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}. Save or download it again.") from error

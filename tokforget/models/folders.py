@@ -6,11 +6,11 @@ A trained model's folder, read without Transformers: what compressing needs load
 
 import inspect
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+from tokforget.models.array_policy import ArrayPolicy, policy_shapes, read_arrays
 from tokforget.models.folder_checks import (
     check_adapter,
     check_config,
@@ -20,7 +20,11 @@ from tokforget.models.folder_checks import (
     check_tokenizer_files,
     read_json,
 )
-from tokforget.models.policy import KeepMaskPolicy
+from tokforget.optional import needed
+
+
+if TYPE_CHECKING:
+    from tokforget.models.policy import KeepMaskPolicy
 
 
 MODEL_TYPE = "tokforget"
@@ -79,30 +83,37 @@ def check_model_folder(folder: Path, with_adapter: bool = True) -> dict:
     check_files(folder)
     config = check_config(folder / "config.json", MODEL_TYPE)
     check_tokenizer_files(folder)
-    with torch.device("meta"):  # shapes without memory
-        expected = _build_policy(config).state_dict()
     check_shapes(
         folder / WEIGHTS,
         check_safetensors(folder / WEIGHTS),
-        {f"policy.{name}": tuple(tensor.shape) for name, tensor in expected.items()},
+        {f"policy.{name}": shape for name, shape in policy_shapes(config).items()},
     )
     if with_adapter:
         check_adapter(folder / ADAPTER)
     return config
 
 
-def _build_policy(config: dict) -> KeepMaskPolicy:
+def read_policy(folder: Path) -> "KeepMaskPolicy":
+    """The policy of a model folder as a module of torch, for inference: it reads its stored table and needs no base model."""
+    with needed("The backend 'torch'"):
+        from safetensors.torch import load_file
+
+        from tokforget.models.policy import KeepMaskPolicy
+
+    config = check_model_folder(folder, with_adapter=False)
     fields = inspect.signature(KeepMaskPolicy).parameters.keys() & config.keys()
-    return KeepMaskPolicy(**{name: config[name] for name in fields})
-
-
-def read_policy(folder: Path) -> KeepMaskPolicy:
-    """The policy of a model folder, for inference: it reads its stored table and needs no base model."""
-    policy = _build_policy(check_model_folder(folder, with_adapter=False))
+    policy = KeepMaskPolicy(**{name: config[name] for name in fields})
     policy.load_state_dict(
         {name.removeprefix("policy."): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
     )
     return policy.eval().requires_grad_(False)
+
+
+def read_array_policy(folder: Path) -> ArrayPolicy:
+    """The policy of a model folder in NumPy: it compresses, on a CPU, and needs no torch."""
+    config = check_model_folder(folder, with_adapter=False)
+    arrays = {name.removeprefix("policy."): array for name, array in read_arrays(folder / WEIGHTS).items()}
+    return ArrayPolicy(config, arrays)
 
 
 def read_tokenizer(folder: Path, vocab_size: int | None = None) -> Tokenizer:

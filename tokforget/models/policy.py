@@ -8,13 +8,15 @@ plans for all tokens that are left, given what was kept so far and the budget th
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from tokforget.masking import Generators, row_noise, top_k_mask
 from tokforget.models.ngrams import NgramTables
-from tokforget.models.word_features import NUM_FEATURES, WordTable
+from tokforget.models.word_features import NUM_FEATURES, Rarity
+from tokforget.models.word_table import WordTable
 
 
 # A bias this many bounds beyond the highest or lowest logit puts all tokens at the bound, but for less than a rounding.
@@ -133,6 +135,8 @@ class KeepMaskPolicy(nn.Module):
         word_features (`bool`): Whether the policy is told what [`tokforget.models.word_features`] finds, and so the question.
     """
 
+    backend = "torch"
+
     def __init__(
         self,
         vocab_size: int,
@@ -150,7 +154,7 @@ class KeepMaskPolicy(nn.Module):
         super().__init__()
         if unit not in UNITS:
             raise ValueError(f"`unit` must be one of {UNITS}, got {unit!r}.")
-        self.window, self.logit_bound, self.unit = window, logit_bound, unit
+        self.window, self.logit_bound, self.unit, self.vocab_size = window, logit_bound, unit, vocab_size
         self.tokens = TokenTable(vocab_size, base_hidden_size, hidden_size)
         self.ngrams = NgramTables(vocab_size, ngram_buckets) if ngram_buckets else None
         self.words = WordTable() if word_features else None
@@ -237,6 +241,25 @@ class KeepMaskPolicy(nn.Module):
             direct = self.direct(torch.cat([self._checked(features, input_ids), told], -1))
             logits = logits + direct.squeeze(-1).float()
         return logits
+
+    @torch.inference_mode()
+    def plan_arrays(
+        self, input_ids: np.ndarray, valid: np.ndarray, rates: np.ndarray, features: np.ndarray | None = None
+    ) -> np.ndarray:
+        """[`first_plan`] from arrays of the same shapes to an array `(B, T)`, on the device where the policy lies."""
+        device = self.inputs.weight.device
+        told = () if features is None else (torch.from_numpy(features).to(device),)
+        plan = self.first_plan(
+            torch.from_numpy(input_ids).to(device),
+            torch.from_numpy(valid).to(device),
+            torch.from_numpy(rates).to(device, torch.float32),
+            *told,
+        )
+        return plan.cpu().numpy()
+
+    def rarity(self) -> Rarity:
+        """See [`tokforget.models.word_table.WordTable.rarity`]."""
+        return self.words.rarity()
 
     def plan(self, head_inputs: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """Logits `(B, t)`, not bounded yet, for the tokens that are left, given the `(B, 2 * memory + 2)` decision state."""

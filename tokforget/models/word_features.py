@@ -8,21 +8,18 @@ Everything is computed over the whole text, so that a text scored in windows kno
 import math
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-import torch
-from torch import nn
 
 from tokforget.text_units import NEGATIONS, STOP_WORDS, bare_word, split_sentences, split_words
 
 
 # Letters of a word that make its stem, endings of plural and possession taken off: good enough to match number and tense.
 _STEM = 6
-_CHUNK = 1000
-_BUCKETS = 2**16
-_LOG_STEPS = 16.0
+BUCKETS = 2**16
+LOG_STEPS = 16.0
 # How fast what stands near a word of the question stops being near, per word.
 _NEAR_DECAY = 0.8
 _TIME = re.compile(r"\b(when|year|date|day|month|century|how (?:many|much|long|old|far|often|large|big|high|tall)|what (?:number|percent\w*|time|age|price|cost))\b", re.I)  # fmt: skip
@@ -47,7 +44,7 @@ TEXT = ("earlier", "later", "name", "sentence_idf", "sentence_marked", "sentence
 QUESTION = ("asked", "match", "stem_match", "overlap", "best_overlap", "is_best", "neighbour_overlap", "after_match", "before_match",
             "asks_number", "asks_name", "number_in_asked", "name_in_asked")  # fmt: skip
 NUM_FEATURES = len(FORM) + len(PLACE) + len(TEXT) + len(QUESTION)
-_MARKED, _STOP, _IDF = 10, FORM.index("stop_word"), FORM.index("idf")
+_MARKED, _BREAK, _STOP, _IDF = 10, 11, FORM.index("stop_word"), FORM.index("idf")
 
 
 def stem(word: str) -> str:
@@ -58,57 +55,35 @@ def stem(word: str) -> str:
     return bare[:_STEM]
 
 
-class WordTable(nn.Module):
-    """
-    In how many pieces of text, of 1,000 characters, the stem of a word stands, as 8-bit logarithms in 65,536 hashed buckets:
-    64 kB say how rare any word is. Collisions only ever make a word less rare.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("pieces", torch.zeros(_BUCKETS, dtype=torch.uint8))
-        # A whole number: `half()` would make infinity of it, and every score nan.
-        self.register_buffer("total", torch.zeros((), dtype=torch.int64))
-
-    @torch.no_grad()
-    def fit(self, texts: Iterable[str]) -> None:
-        """Count the words of the training texts."""
-        counts, total = np.zeros(_BUCKETS), 0
-        for text in texts:
-            for start in range(0, len(text), _CHUNK):
-                stems = {stem(word) for word in text[start : start + _CHUNK].split()} - {""}
-                np.add.at(counts, [_bucket(s) for s in stems], 1)
-                total += 1
-        if not total:
-            raise ValueError("The word table needs at least one training text, got none.")
-        self.pieces.copy_(torch.from_numpy(np.round(_LOG_STEPS * np.log2(1 + counts)).clip(max=255)))
-        self.total.fill_(total)
-
-    def rarity(self) -> "Rarity":
-        """What the features ask; a copy, for the buffers may lie on a GPU."""
-        return Rarity(self.pieces.cpu().numpy(), float(self.total))
-
-
 class Rarity:
     """Inverse document frequency of words, as a share of the highest there is: 0 for a word of every piece, 1 for an unseen one."""
 
     def __init__(self, pieces: np.ndarray, total: float):
         self.total = max(total, 2.0)
-        self.counts = np.maximum(np.exp2(pieces.astype(np.float64) / _LOG_STEPS) - 1, 1.0)
-        self._facts: dict[str, tuple[tuple[float, ...], str]] = {}
+        self.counts = np.maximum(np.exp2(pieces.astype(np.float64) / LOG_STEPS) - 1, 1.0)
+        self._facts: dict[str, tuple[bytes, str]] = {}
 
     def __call__(self, word: str) -> float:
-        count = self.counts[_bucket(stem(word))]
+        count = self.counts[bucket(stem(word))]
         return min(1.0, max(0.0, math.log(self.total / count) / math.log(self.total)))
 
-    def facts(self, word: str) -> tuple[tuple[float, ...], str]:
-        """`FORM` of a word with its white space and whether it is marked by digits or inner capitals; its stem. Remembered."""
-        found = self._facts.get(word)
-        if found is None:
-            if len(self._facts) > 200_000:
-                self._facts.clear()
-            found = self._facts[word] = (self._look(word), stem(word))
-        return found
+    def facts(self, words: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+        """
+        Of words with their white space before them: `FORM`, whether they are marked by digits or inner capitals, and whether a line
+        break stands before them, `(num_words, len(FORM) + 2)`; and their stems. Remembered.
+        """
+        facts = self._facts
+        if len(facts) > 200_000:
+            facts.clear()
+        # Rows as bytes: threads may share a dictionary, and an array is joined of them faster than of numbers.
+        found = [facts.get(word) or self._learn(word) for word in words]
+        rows = np.frombuffer(b"".join([row for row, _ in found])).reshape(len(words), -1)
+        return rows, [its_stem for _, its_stem in found]
+
+    def _learn(self, word: str) -> tuple[bytes, str]:
+        begins_line = "\n" in word[: len(word) - len(word.lstrip())]
+        learnt = self._facts[word] = np.array([*self._look(word), float(begins_line)]).tobytes(), stem(word)
+        return learnt
 
     def _look(self, word: str) -> tuple[float, ...]:
         shown, bare = word.strip(), bare_word(word)
@@ -124,15 +99,15 @@ class Rarity:
 
 
 @lru_cache(maxsize=200_000)
-def _bucket(word: str) -> int:
-    return zlib.crc32(word.encode("utf-8", "surrogatepass")) & (_BUCKETS - 1)
+def bucket(word: str) -> int:
+    return zlib.crc32(word.encode("utf-8", "surrogatepass")) & (BUCKETS - 1)
 
 
 def word_features(text: str, rarity: Rarity, question: str | None = None) -> tuple[np.ndarray, np.ndarray]:
     """
     Args:
         text (`str`): The whole text.
-        rarity ([`Rarity`]): Of the policy; see [`WordTable.rarity`].
+        rarity ([`Rarity`]): Of the policy; see [`tokforget.models.word_table.WordTable.rarity`].
         question (`str`, *optional*): What the reader will be asked.
 
     Returns:
@@ -144,20 +119,19 @@ def word_features(text: str, rarity: Rarity, question: str | None = None) -> tup
         return np.array([0, len(text)]), np.zeros((1, NUM_FEATURES), dtype=np.float32)
     words = [text[a:b] for a, b in spans]
     n = len(words)
-    edges = np.array([0, *(b for _, b in spans[:-1]), len(text)])
-    known = [rarity.facts(word) for word in words]
-    facts, stems = np.array([of_word for of_word, _ in known]), [its_stem for _, its_stem in known]
+    starts, ends_at = np.array(spans).T
+    edges = np.concatenate([[0], ends_at[:-1], [len(text)]])
+    facts, stems = rarity.facts(words)
     form, marked = facts[:, : len(FORM)], facts[:, _MARKED]
     place = np.arange(n, dtype=np.float64)
 
     sentence_ends = np.array([b for _, b in split_sentences(text)])
-    middles = (np.array([a for a, _ in spans]) + np.array([b for _, b in spans]) - 1) / 2
+    middles = (starts + ends_at - 1) / 2
     sentence = np.minimum(np.searchsorted(sentence_ends, middles, side="right"), len(sentence_ends) - 1)
     _, sentence = np.unique(sentence, return_inverse=True)
     first_word, size = _first_and_size(sentence)
     in_sentence, length = place - first_word[sentence], size[sentence]
-    breaks = np.fromiter(("\n" in word[: len(word) - len(word.lstrip())] for word in words), bool, n)
-    paragraph = np.cumsum(breaks)
+    paragraph = np.cumsum(facts[:, _BREAK] > 0)
     paragraph -= paragraph[0]
     paragraph_first, _ = _first_and_size(paragraph)
     in_paragraph = place - paragraph_first[paragraph]

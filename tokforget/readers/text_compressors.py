@@ -435,7 +435,7 @@ class PolicyCompressor:
     def version(self) -> str:
         """Of the policy's weights: a run that resumes must not take what another policy left."""
         weights = self.context.policy.policy.state_dict()
-        return sha256(b"".join(weights[name].numpy().tobytes() for name in sorted(weights))).hexdigest()[:16]
+        return sha256(b"".join(np.asarray(weights[name]).tobytes() for name in sorted(weights))).hexdigest()[:16]
 
     def __call__(self, text: str, budget: int, question: str | None = None) -> str:
         def compress(rate: float) -> str:

@@ -15,8 +15,8 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
 from tokforget._trl import _BaseConfig
-from tokforget.masking import check_rate
 from tokforget.parsing import check_at_least
+from tokforget.rates import check_rate
 from tokforget.training.random_masks import MASK_KINDS
 from tokforget.training.rewards import WeightedRewards
 

@@ -1,0 +1,389 @@
+"""
+The policy's plan in NumPy: what compressing needs of [`tokforget.models.policy`], without torch.
+
+The arithmetic is that of `KeepMaskPolicy.first_plan` in float32, operation for operation where it is cheap, regrouped where that
+saves a pass over memory. The logits differ from torch's by roundings, of some 1e-6.
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+from safetensors import deserialize
+
+from tokforget.models.word_features import BUCKETS, NUM_FEATURES, Rarity
+
+
+# Absolute discounting and the scales of the features: those of `tokforget.models.ngrams`, which says where they come from.
+_DISCOUNT, _LOG_STEPS, _FEATURE_SCALE, _NGRAM_FEATURES = 0.75, 16.0, 8.0, 11
+_NORM_EPS = 1e-5
+_GELU_SLOPE, _GELU_CUBE = (2 / math.pi) ** 0.5, 0.044715
+# Places of windows that pass through the trunk together: few enough for all their buffers to stay in a core's own cache.
+_PLACES = 512
+# Windows are padded to a multiple of this.
+TOGETHER = 4
+# What of a model's config makes a policy.
+_FIELDS = ("vocab_size", "base_hidden_size", "hidden_size", "dilations", "kernel_size", "head_size",
+           "ngram_buckets", "unit", "word_features")  # fmt: skip
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "u1"}
+# erf on [-4, 4] as a ratio of polynomials in x^2, the lowest power first: that of Eigen (MPL-2.0), within 3e-7.
+_ERF_OVER = (-1.60960333262415e-02, -2.95459980854025e-03, -7.34990630326855e-04, -5.69250639462346e-05, -2.10102402082508e-06,
+             2.77068142495902e-08, -2.72614225801306e-10)  # fmt: skip
+_ERF_UNDER = (-1.42647390514189e-02, -7.37332916720468e-03, -1.68282697438203e-03, -2.13374055278905e-04, -1.45660718464996e-05)  # fmt: skip
+
+
+def policy_shapes(config: dict) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a policy's weights, as `KeepMaskPolicy(...).state_dict()` has them, from its checked config."""
+    vocab, base, hidden, head = (
+        config[name] for name in ("vocab_size", "base_hidden_size", "hidden_size", "head_size")
+    )
+    buckets, memory = config["ngram_buckets"], config["head_size"] // 4
+    told = NUM_FEATURES if config.get("word_features") else 0
+    shapes = {"tokens.projection.weight": (hidden, base), "tokens.table": (vocab, hidden)}
+    if buckets:
+        shapes |= {f"ngrams.{name}": (buckets,) for name in ("pair", "triple", "gap")}
+        shapes |= {"ngrams.unigram": (vocab,), "ngrams.total": ()}
+    if told:
+        shapes |= {"words.pieces": (BUCKETS,), "words.total": (), "direct.0.weight": (head, told + 1), "direct.0.bias": (head,),
+                   "direct.2.weight": (1, head), "direct.2.bias": (1,)}  # fmt: skip
+    shapes |= _linear("inputs", (_NGRAM_FEATURES if buckets else 0) + 1 + told, hidden)
+    for number in range(len(config["dilations"])):
+        block = f"blocks.{number}"
+        shapes |= {f"{block}.taps": (config["kernel_size"], hidden), **_norm(f"{block}.norm", hidden)}
+        shapes |= _linear(f"{block}.expand", hidden, 2 * hidden) | _linear(f"{block}.contract", 2 * hidden, hidden)
+    shapes |= _norm("norm", hidden) | _linear("to_head", hidden, head) | _linear("to_memory", hidden, memory)
+    return shapes | {"from_state.weight": (head, 2 * memory + 2)} | _linear("to_logit", head, 1)
+
+
+def _linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def _norm(name: str, size: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (size,), f"{name}.bias": (size,)}
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file; bfloat16, which NumPy lacks, as float32."""
+    arrays = {}
+    for name, view in deserialize(path.read_bytes()):
+        if view["dtype"] == "BF16":
+            array = (np.frombuffer(view["data"], "<u2").astype(np.uint32) << 16).view(np.float32)
+        elif view["dtype"] in _DTYPES:
+            array = np.frombuffer(view["data"], _DTYPES[view["dtype"]])
+        else:
+            raise ValueError(f"{path} holds {name!r} as {view['dtype']}; a policy's weights are float64, 32, 16 or bfloat16. "
+                             "Save it again in one of them.")  # fmt: skip
+        arrays[name] = array.reshape(view["shape"])
+    return arrays
+
+
+class ArrayPolicy:
+    """
+    A trained policy that gives its first plan, and nothing else: it neither samples nor learns.
+
+    Args:
+        config (`dict`): The model's config, checked.
+        weights (`dict[str, np.ndarray]`): As [`policy_shapes`] says, of any floating type; computed with in float32.
+    """
+
+    backend = "numpy"
+
+    def __init__(self, config: dict, weights: dict[str, np.ndarray]):
+        self.config = {name: config[name] for name in _FIELDS if name in config}
+        self.weights = {name: np.asarray(array, dtype=_stored_as(name)) for name, array in weights.items()}
+        self.unit = config.get("unit", "token")
+        self.vocab_size = config["vocab_size"]
+        self.num_features = NUM_FEATURES if config.get("word_features") else 0
+        self._prepare()
+
+    def __getstate__(self) -> dict:
+        return {"config": self.config, "weights": self.weights}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(**state)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """The weights by name, as a module of torch gives them."""
+        return dict(self.weights)
+
+    def rarity(self) -> Rarity:
+        """See [`tokforget.models.word_table.WordTable.rarity`]."""
+        return Rarity(self.weights["words.pieces"], float(self.weights["words.total"]))
+
+    def _prepare(self) -> None:
+        weights, config = self.weights, self.config
+
+        def real(name: str) -> np.ndarray:
+            return np.ascontiguousarray(weights[name], dtype=np.float32)
+
+        def transposed(name: str) -> np.ndarray:
+            return np.ascontiguousarray(weights[f"{name}.weight"].T, dtype=np.float32)
+
+        self.hidden_size, self.reach = config["hidden_size"], config["kernel_size"] // 2
+        self.inputs = np.concatenate([transposed("inputs"), real("inputs.bias")[None]])
+        self.blocks = []
+        for number, dilation in enumerate(config["dilations"]):
+            name = f"blocks.{number}"
+            # gelu(x) = x (1 + tanh u) / 2: the half is taken into the weights behind it.
+            self.blocks.append((dilation, real(f"{name}.norm.weight"), real(f"{name}.norm.bias"), np.tile(real(f"{name}.taps"), TOGETHER),
+                                transposed(f"{name}.expand"), real(f"{name}.expand.bias"),
+                                transposed(f"{name}.contract") * np.float32(0.5), real(f"{name}.contract.bias")))  # fmt: skip
+        self.norm = real("norm.weight"), real("norm.bias")
+        # Before anything is decided the state is "the whole text is still to come", a constant.
+        self.head = transposed("to_head"), real("to_head.bias") + real("from_state.weight")[:, -1]
+        self.to_logit = transposed("to_logit") * np.float32(0.5), real("to_logit.bias")
+        if self.num_features:
+            first = np.concatenate([transposed("direct.0"), real("direct.0.bias")[None]])
+            self.direct = first, transposed("direct.2") * np.float32(0.5), real("direct.2.bias")
+        if config["ngram_buckets"]:
+            self.counts = np.rint(np.exp2(np.arange(256, dtype=np.float32) / np.float32(_LOG_STEPS)) - 1)
+            self.smoothed = np.float32(int(weights["ngrams.total"]) + config["vocab_size"])
+
+    # -- the plan ------------------------------------------------------------------------------------------------------
+    def plan_arrays(
+        self, input_ids: np.ndarray, valid: np.ndarray, rates: np.ndarray, features: np.ndarray | None = None
+    ) -> np.ndarray:
+        """
+        Logits of every token before anything is decided, not bounded.
+
+        Args:
+            input_ids (`np.ndarray` of shape `(batch_size, num_tokens)`), valid (bool, of the same shape), rates
+            (`np.ndarray` of shape `(batch_size,)`), features (`np.ndarray` of shape `(batch_size, num_tokens,
+            NUM_FEATURES)`, *optional*): As for `KeepMaskPolicy.first_plan`.
+
+        Returns:
+            `np.ndarray` of shape `(batch_size, num_tokens)`: float32.
+        """
+        rows, width = input_ids.shape
+        num_places = rows * width
+        told = np.clip(rates.astype(np.float32), np.float32(1e-3), np.float32(1 - 1e-3))
+        told = np.repeat(np.log(told / (1 - told)), width)
+        extra = np.empty((num_places, len(self.inputs)), dtype=np.float32)
+        first = self.num_features
+        if first:
+            extra[:, :first] = features.reshape(num_places, first)
+        if self.config["ngram_buckets"]:
+            self._ngram_features(input_ids, valid, extra[:, first : first + _NGRAM_FEATURES])
+        extra[:, -2], extra[:, -1] = told, 1.0
+        hidden = extra @ self.inputs
+        hidden += self.weights["tokens.table"][input_ids.ravel()]
+        logits = np.empty((rows, width), dtype=np.float32)
+        at_once = max(1, _PLACES // width)
+        work = _Workspace(
+            min(at_once, rows), width, self.hidden_size, max(block[0] for block in self.blocks) * self.reach
+        )
+        for start in range(0, rows, at_once):
+            part = slice(start, start + at_once)
+            own = hidden[start * width : (start + at_once) * width].reshape(-1, width, self.hidden_size)
+            padding = None if valid[part].all() else ~valid[part]
+            for block in self.blocks:
+                self._convolve(own, padding, work, *block)
+            logits[part] = self._head(own.reshape(-1, self.hidden_size)).reshape(-1, width)
+        if first:
+            logits += self._direct(extra).reshape(rows, width)
+        return logits
+
+    def _head(self, hidden: np.ndarray) -> np.ndarray:
+        """What the trunk says, `(num_places,)`."""
+        normed = np.empty_like(hidden)
+        _normalise(hidden, normed)
+        normed *= self.norm[0]
+        normed += self.norm[1]
+        head = normed @ self.head[0]
+        head += self.head[1]
+        return (_twice_gelu(head, np.empty_like(head)) @ self.to_logit[0])[:, 0] + self.to_logit[1]
+
+    def _direct(self, extra: np.ndarray) -> np.ndarray:
+        """What the features say past the trunk, `(num_places,)`; its GELU is the exact one."""
+        first, second, bias = self.direct
+        told = np.concatenate([extra[:, : self.num_features], extra[:, -2:]], 1)
+        inner = told @ first
+        gate = _erf(inner * np.float32(0.5**0.5))
+        gate += 1
+        gate *= inner
+        return (gate @ second)[:, 0] + bias
+
+    def _convolve(
+        self, hidden: np.ndarray, padding: np.ndarray | None, work: "_Workspace", dilation: int, scale: np.ndarray,
+        shift: np.ndarray, taps: np.ndarray, expand: np.ndarray, expand_bias: np.ndarray, contract: np.ndarray, contract_bias: np.ndarray,
+    ) -> None:  # fmt: skip
+        """One block, added to the residual stream `hidden` `(rows, width, hidden_size)`."""
+        rows, width, size = hidden.shape
+        reach = dilation * self.reach
+        padded = work.padded[:rows, : width + 2 * reach]
+        padded[:, :reach] = 0.0
+        padded[:, reach + width :] = 0.0
+        normed = padded[:, reach : reach + width]
+        _normalise(hidden, normed)
+        normed *= scale
+        normed += shift
+        if padding is not None:
+            normed[padding] = 0.0
+        # Several places of a row at a time: a loop over the channels of one is too short to be fast.
+        shape = (rows, width // TOGETHER, TOGETHER * size)
+        mixed, product = work.mixed[:rows].reshape(shape), work.product[:rows].reshape(shape)
+        np.multiply(padded[:, :width].reshape(shape), taps[0], out=mixed)
+        for tap in range(1, len(taps)):
+            start = tap * dilation
+            np.multiply(padded[:, start : start + width].reshape(shape), taps[tap], out=product)
+            mixed += product
+        inner, spare = (buffer[: rows * width] for buffer in (work.wide, work.spare))
+        np.matmul(mixed.reshape(-1, size), expand, out=inner)
+        inner += expand_bias
+        added = np.matmul(_twice_gelu(inner, spare), contract, out=product.reshape(-1, size))
+        added += contract_bias
+        hidden += added.reshape(hidden.shape)
+
+    # -- counts --------------------------------------------------------------------------------------------------------
+    def _ngram_features(self, input_ids: np.ndarray, valid: np.ndarray, out: np.ndarray) -> None:
+        """As `NgramTables.forward` of a table in evaluation mode; `out` is `(batch_size * num_tokens, 11)`."""
+        rows, width = input_ids.shape
+        vocab = self.config["vocab_size"]
+        ids = np.where(valid, input_ids, 0)
+        positions = np.arange(width)
+        left, left2 = _moved(ids, 1), _moved(ids, 2)
+        in_text = _occurrences(ids, valid)
+        pair_earlier = _occurrences(left * vocab + ids, valid)[0]
+        second, third = valid & (positions > 0), valid & (positions > 1)
+        single = self._count("unigram", ids, valid)
+        pair = self._count("pair", self._hash(left, ids), second)
+        triple = self._count("triple", self._hash(left2, left, ids), third)
+        gap = self._count("gap", self._hash(left2, ids), third)
+        unigram = (single + 1) / self.smoothed
+        from_left = _conditional(pair, _moved(single, 1), unigram)
+        from_right = _conditional(_moved(pair, -1), _moved(single, -1), unigram)
+        from_two = _conditional(triple, _moved(pair, 1), from_left)
+        both = _conditional(
+            _moved(triple, -1), _moved(gap, -1), np.minimum(from_left * from_right / unigram, np.float32(1.0))
+        )
+        found = np.empty((_NGRAM_FEATURES, rows, width), dtype=np.float32)
+        for place, probability in enumerate((unigram, from_left, from_right, from_two, both)):
+            np.negative(np.log2(np.maximum(probability, np.float32(1e-9))), out=found[place])
+        earlier, later, distance = in_text
+        from_end = np.maximum(valid.sum(1, keepdims=True) - 1 - positions, 0)
+        for place, number in enumerate((earlier, pair_earlier, later, distance, positions, from_end), 5):
+            found[place] = number
+        found[5:] += 1.0
+        np.log2(found[5:], out=found[5:])
+        found *= np.float32(1 / _FEATURE_SCALE)
+        found *= valid
+        out[:] = found.reshape(_NGRAM_FEATURES, -1).T
+
+    def _count(self, table: str, keys: np.ndarray, known: np.ndarray) -> np.ndarray:
+        return self.counts[self.weights[f"ngrams.{table}"][keys]] * known
+
+    def _hash(self, *ids: np.ndarray) -> np.ndarray:
+        key = np.zeros_like(ids[0])
+        for part in ids:
+            key = (key * 1_000_003 + part + 1) & 0x3FFFFFFFFFFF
+        return ((key ^ (key >> 21)) * 2_654_435_761 & 0x7FFFFFFFFFFFFFFF) >> 13 & (self.config["ngram_buckets"] - 1)
+
+
+def _stored_as(name: str) -> type:
+    """Types of the weights, those of `KeepMaskPolicy`."""
+    if name == "tokens.table":
+        return np.float16
+    if name.endswith(".total"):
+        return np.int64
+    return np.uint8 if name.startswith(("ngrams.", "words.")) else np.float32
+
+
+class _Workspace:
+    """Buffers that all blocks of a pass share: fresh memory would have to be mapped by the system again and again."""
+
+    def __init__(self, rows: int, width: int, size: int, reach: int):
+        def empty(*shape: int) -> np.ndarray:
+            return np.empty(shape, dtype=np.float32)
+
+        self.padded, self.mixed, self.product = (
+            empty(rows, width + 2 * reach, size),
+            empty(rows, width, size),
+            empty(rows, width, size),
+        )
+        self.wide, self.spare = empty(rows * width, 2 * size), empty(rows * width, 2 * size)
+
+
+def _normalise(hidden: np.ndarray, out: np.ndarray) -> None:
+    """`hidden` `(..., size)` with mean 0 and variance 1 over its last dimension."""
+    size = hidden.shape[-1]
+    mean = hidden @ np.full(size, 1 / size, dtype=np.float32)
+    np.subtract(hidden, mean[..., None], out=out)
+    variance = np.einsum("...i,...i->...", out, out)
+    variance *= np.float32(1 / size)
+    variance += np.float32(_NORM_EPS)
+    np.sqrt(variance, out=variance)
+    np.reciprocal(variance, out=variance)
+    out *= variance[..., None]
+
+
+def _twice_gelu(x: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Two times the tanh form of GELU, `x (1 + tanh u)`, into `out`."""
+    np.multiply(x, x, out=out)
+    out *= np.float32(_GELU_SLOPE * _GELU_CUBE)
+    out += np.float32(_GELU_SLOPE)
+    out *= x
+    np.tanh(out, out=out)
+    out += np.float32(1.0)
+    out *= x
+    return out
+
+
+def _erf(x: np.ndarray) -> np.ndarray:
+    x = np.clip(x, np.float32(-4.0), np.float32(4.0))
+    square = x * x
+    over, under = (_polynomial(square, factors) for factors in (_ERF_OVER, _ERF_UNDER))
+    over *= x
+    over /= under
+    return over
+
+
+def _polynomial(x: np.ndarray, factors: tuple[float, ...]) -> np.ndarray:
+    total = np.full_like(x, factors[-1])
+    for factor in reversed(factors[:-1]):
+        total *= x
+        total += np.float32(factor)
+    return total
+
+
+def _moved(values: np.ndarray, places: int) -> np.ndarray:
+    """Each row moved to the right (to the left if negative), zeros moved in."""
+    moved = np.zeros_like(values)
+    if places > 0:
+        moved[:, places:] = values[:, :-places]
+    else:
+        moved[:, :places] = values[:, -places:]
+    return moved
+
+
+def _conditional(joint: np.ndarray, context: np.ndarray, backoff: np.ndarray) -> np.ndarray:
+    context = np.maximum(context, joint)
+    seen = np.maximum(joint - np.float32(_DISCOUNT), np.float32(0)) / np.maximum(context, np.float32(1))
+    return seen + (np.float32(_DISCOUNT) / (context + np.float32(_DISCOUNT))) * backoff
+
+
+def _occurrences(keys: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """
+    How often the key of each valid place stands earlier in its row, how often later, and the distance to the last one (0 if there
+    is none), each `(batch_size, num_tokens)`.
+    """
+    rows, width = keys.shape
+    positions, bits = np.arange(width), width.bit_length()
+    # Keys below 2**48; one of its own for each place of padding. With the place behind it every number is another one.
+    ordered = np.sort((np.where(valid, keys, (1 << 48) + positions) << bits) | positions, axis=1)
+    order = ordered & ((1 << bits) - 1)
+    ordered >>= bits
+    starts = np.ones((rows, width), dtype=bool)
+    starts[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    first = np.flatnonzero(starts)  # of each run, in one row of all places; a row begins a run
+    run = np.cumsum(starts.ravel()) - 1
+    place = np.arange(rows * width)
+    sizes = np.diff(first, append=rows * width)
+    earlier = place - first[run]
+    later = sizes[run] - 1 - earlier
+    distance = np.zeros(rows * width, dtype=np.int64)
+    flat = order.ravel()
+    distance[1:] = np.where(starts.ravel()[1:], 0, flat[1:] - flat[:-1])
+    out = np.empty((3, rows * width), dtype=np.int64)
+    out[:, flat + np.repeat(np.arange(rows) * width, width)] = earlier, later, distance
+    return tuple(out.reshape(3, rows, width))
