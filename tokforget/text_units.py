@@ -10,6 +10,7 @@ _DIVIDES = r",;:|/&=(){}\[\]"
 _PART = re.compile(rf"\s*(?:[{_UNSPACED}]|[^{_UNSPACED}{_DIVIDES}]+[{_DIVIDES}]*|[{_DIVIDES}]+)")
 _HAS_UNSPACED = re.compile(f"[{_UNSPACED}]")
 _LONG_WORD = 24
+_DIVIDED = re.compile(rf"[{_UNSPACED}]|\S{{{_LONG_WORD + 1}}}")
 # A sentence ends at its mark or with its line, and takes the white space behind it.
 _SENTENCE = re.compile(r"[^\n]*?(?:[.!?…][\"')\]”’]*(?=\s|$)|\n|$)\s*", re.DOTALL)
 _AROUND = ".,;:!?()[]{}<>\"'“”‘’*_`|=…"
@@ -40,6 +41,8 @@ def split_words(text: str) -> list[tuple[int, int]]:
     no spaces is divided too: Chinese and Japanese into characters, runs of more than 24 characters (minified JSON, paths,
     calls) after brackets, colons, commas and the like.
     """
+    if not _DIVIDED.search(text):
+        return [match.span() for match in _WORD.finditer(text)]
     spans = []
     for match in _WORD.finditer(text):
         word = match[0].lstrip()

@@ -9,31 +9,26 @@ Every pattern is linear in the text, and what it says of a place depends on the 
 """
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
+from functools import lru_cache
+from itertools import chain, pairwise
+from typing import NamedTuple
 
 import numpy as np
 
 from tokforget.compression.fences import find_code_fences
 from tokforget.compression.pieces import Pieces
+from tokforget.compression.word_patterns import WordPattern, WordsOf, match_at
 from tokforget.text_units import STOP_WORDS, bare_word
 
 
-def _any(words: str) -> str:
-    """
-    An alternation of words, parted by "|", the longest first, so that "more than" is not taken for "more". A word may be a pattern
-    without an alternation of its own.
-    """
-    found = sorted((word.strip() for word in words.split("|")), key=len, reverse=True)
-    return rf"(?<![\w'’])(?:{'|'.join(word.replace(' ', chr(92) + 's+') for word in found)})(?!\w)"
-
-
 # Words that negate in one language and mean nothing else in another.
-_NEGATIONS = _any(
+_NEGATIONS = WordPattern(
     # English; "No. 5" is a number
     r"not|no(?!\.\s?\d)|never|nor|none|nothing|nobody|nowhere|neither|cannot|without|unless|except|hardly|barely"
-    "|nicht|nichts|nie|niemals|niemand|niemandem|niemanden|nirgends|kein(?:e[mnrs]?)?|ohne|außer|weder"
+    "|nicht|nichts|nie|niemals|niemand|niemandem|niemanden|nirgends|kein|keine|keinem|keinen|keiner|keines|ohne|außer|weder"
     "|nunca|jamás|nadie|ningún|ninguno|ninguna|tampoco"
     "|não|ninguém|nenhum|nenhuma|tampouco"
     "|nessun|nessuno|nessuna|niente|senza|neanche|nemmeno"
@@ -47,7 +42,7 @@ _OF_LANGUAGE = (
     (r"los|las|una|que|por|está|están|para|usted", "sin|ni|nada"),
     (r"il|che|della|del|gli|è|sono|una|per", "non|mai|nulla|né"),
     (r"que|uma|os|para|está|você|em", "sem|nem|nada"),
-    (r"les|des|une|est|que|du|et|vous|nous|pour", "sans|ni|rien|jamais|pas|aucune?|personne|guère"),
+    (r"les|des|une|est|que|du|et|vous|nous|pour", "sans|ni|rien|jamais|pas|aucun|aucune|personne|guère"),
     (r"het|een|niet|van", "noch"),
     (
         r"the|you|my|please|and|is",
@@ -57,9 +52,9 @@ _OF_LANGUAGE = (
 _FRENCH = 3
 # In Portuguese "no" is "in the".
 _PORTUGUESE = re.compile(r"não|(?<!\w)uma(?!\w)|(?:ção|ções)(?!\w)", re.IGNORECASE)
-_CONTRACTED = r"(?<![\w'’])[^\W\d_]+n['’]t(?!\w)"
-_NEGATING = re.compile(f"{_CONTRACTED}|{_NEGATIONS}", re.IGNORECASE)
-_LANGUAGES = [(re.compile(_any(signs), re.I), re.compile(_any(words), re.I)) for signs, words in _OF_LANGUAGE]
+_CONTRACTED = re.compile(r"(?<![\w'’])[^\W\d_]+n['’]t(?!\w)", re.IGNORECASE)
+_CONTRACTION = re.compile("n['’]t", re.IGNORECASE)
+_LANGUAGES = [(WordPattern(signs), WordPattern(words)) for signs, words in _OF_LANGUAGE]
 # "ne" and what closes it: "plus" and "point" negate only there.
 _NE = re.compile(
     r"(?<!\w)(?:(ne)\s+(?!\s)|(n['’]\w+)\s)(?:[\w'’-]+\s+){0,3}?(pas|plus|point|jamais|rien|aucune?|personne|guère|que)(?!\w)",
@@ -69,19 +64,16 @@ _NE = re.compile(
 _SPACELESS_NEGATIONS = re.compile("[不没沒未無无]|ません|なかった|ない")
 
 # What makes a statement hold for some cases only; kept with what follows it.
-_LIMITS = re.compile(
-    _any(
-        "only|until|till|before|after|if|unless|except|without|at least|at most|up to|no more than|not more than"
-        "|more than|less than|fewer than|greater than|lower than|higher than|other than|rather than|later than|earlier than"
-        "|nur|bis|bis zum|vor|nach|falls|wenn|außer|erst|mindestens|höchstens|mehr als|weniger als"
-        "|avant|avant le|après|jusqu'à|jusqu’à|jusqu'au|jusqu’au|sauf|si|seulement|moins de|plus de|au moins|au plus"
-        "|antes de|antes del|después de|hasta|salvo|excepto|solo|sólo|más de|menos de|al menos|como máximo"
-        "|antes do|depois de|até|exceto|apenas|mais de|pelo menos|no máximo"
-        "|prima del|prima di|dopo|fino a|fino al|tranne|solo|soltanto|più di|meno di|almeno"
-        "|alleen|tot|vóór|voor|na|tenzij|behalve|minstens|hoogstens|meer dan|minder dan"
-        "|только|если|до|после|кроме|более|менее|не более|не менее|قبل|بعد|إلا|فقط|إذا"
-    ),
-    re.IGNORECASE,
+_LIMITS = WordPattern(
+    "only|until|till|before|after|if|unless|except|without|at least|at most|up to|no more than|not more than"
+    "|more than|less than|fewer than|greater than|lower than|higher than|other than|rather than|later than|earlier than"
+    "|nur|bis|bis zum|vor|nach|falls|wenn|außer|erst|mindestens|höchstens|mehr als|weniger als"
+    "|avant|avant le|après|jusqu'à|jusqu’à|jusqu'au|jusqu’au|sauf|si|seulement|moins de|plus de|au moins|au plus"
+    "|antes de|antes del|después de|hasta|salvo|excepto|solo|sólo|más de|menos de|al menos|como máximo"
+    "|antes do|depois de|até|exceto|apenas|mais de|pelo menos|no máximo"
+    "|prima del|prima di|dopo|fino a|fino al|tranne|solo|soltanto|più di|meno di|almeno"
+    "|alleen|tot|vóór|voor|na|tenzij|behalve|minstens|hoogstens|meer dan|minder dan"
+    "|только|если|до|после|кроме|более|менее|не более|не менее|قبل|بعد|إلا|فقط|إذا"
 )
 # Function words of the other languages, which a negation reaches over.
 _FOREIGN = frozenset(
@@ -121,7 +113,8 @@ _SENTENCE_END = re.compile(
     rf"(?:\.{{1,3}}|[!?…]+|[؟۔।])[{_CLOSING}]*(?=\s+[^a-zà-öø-ÿа-я\s]|\s*\Z|\s*\n)|[。！？]+[」』）”]*",
     re.MULTILINE,
 )
-_BREAK = re.compile(r"(?<![^\S\n\r\u2028\u2029])[^\S\n\r\u2028\u2029]*(?:\r\n|[\n\r\u2028\u2029])\s*")
+_SENTENCE_MARK = re.compile("[.!?…؟۔।。！？]")
+_BREAK = re.compile(r"[\n\r\u2028\u2029]\s*")
 _ROLE_NAMES = (
     "system|user|assistant|human|ai|bot|agent|customer|client|caller|operator|support|developer|tool|function|model|chatgpt|claude|"
     "speaker|interviewer|interviewee|moderator|teacher|student|doctor|patient|question|answer|q|a|me|you|"
@@ -136,15 +129,15 @@ _ROLE = re.compile(
 # What begins a line that is one item of several: bullets, numbers, headings, quotes.
 _ITEM = re.compile(r"^[ \t]*(?:(?:[-*+•‣–]|#{1,6}|>|\(?(?:\d{1,3}|[a-zA-Z])[.)])(?=[ \t]))", re.MULTILINE)
 # A number of things, with the word for them behind it; a year counts nothing.
-_COUNT = re.compile(
-    r"(?<![\w.,:/-])(?!(?:19|20)\d\d )(?:\d+(?:[.,]\d+)*|"
-    + _any(
-        "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty|hundred|thousand|zwei|drei|vier|fünf|sechs|"
-        "sieben|acht|neun|zehn|zwölf|zwanzig|hundert|tausend|deux|trois|quatre|cinq|sept|huit|neuf|dix|douze|vingt|dos|tres|cuatro|cinco|"
-        "seis|siete|ocho|nueve|diez|due|tre|quattro|cinque|sei|sette|otto|nove|dieci|twee|drie|vijf|zes|zeven|negen|tien"
-    )
-    + r")(?= [^\W\d_]{3})",
-    re.IGNORECASE,
+_COUNTED = r"(?= [^\W\d_]{3})"
+_DIGITS = re.compile(r"(?<![\w.,:/-])(?!(?:19|20)\d\d )\d+(?:[.,]\d+)*" + _COUNTED)
+_DIGIT = re.compile(r"\d+")
+_COUNT = WordPattern(
+    "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty|hundred|thousand|zwei|drei|vier|fünf|sechs|"
+    "sieben|acht|neun|zehn|zwölf|zwanzig|hundert|tausend|deux|trois|quatre|cinq|sept|huit|neuf|dix|douze|vingt|dos|tres|cuatro|cinco|"
+    "seis|siete|ocho|nueve|diez|due|tre|quattro|cinque|sei|sette|otto|nove|dieci|twee|drie|vijf|zes|zeven|negen|tien",
+    before=r"(?<![\w.,:/-])",
+    behind=_COUNTED,
 )
 # Half of a pair says nothing, and a pair little.
 _EMPHASIS = re.compile(r"(?<![\w*])\*{1,3}(?=\w)|(?<=[\w.!?,:;)])\*{1,3}(?![\w*])")
@@ -156,13 +149,27 @@ _WRAP_WIDTHS = (40, 140)
 
 def find_negations(text: str) -> Iterator[tuple[int, int]]:
     """Words that negate, in some twenty languages."""
-    portuguese = _PORTUGUESE.search(text)
-    for match in _NEGATING.finditer(text):
-        if not portuguese or match[0].lower() != "no":
-            yield match.span()
-    for number, (signs, words) in enumerate(_LANGUAGES):
-        if signs.search(text):
-            yield from (match.span() for match in words.finditer(text))
+    yield from _find_negations(WordsOf(text))
+
+
+def _find_negations(words: WordsOf) -> Iterator[tuple[int, int]]:
+    text = words.text
+    found = [match.span() for match in _NEGATIONS.finditer(words)]
+    if _CONTRACTION.search(text):
+        # "n't" begins nothing by itself: whatever begins at the same place is the contraction.
+        contracted = dict(match.span() for match in _CONTRACTED.finditer(text))
+        found = sorted((dict(found) | contracted).items())
+    portuguese = (
+        _PORTUGUESE.search(text)
+        if words.lower is None or any(sign in words.lower for sign in ("ã", "õ", "uma"))
+        else None
+    )
+    for start, end in found:
+        if not portuguese or text[start:end].lower() != "no":
+            yield start, end
+    for number, (signs, others) in enumerate(_LANGUAGES):
+        if signs.is_in(words):
+            yield from (match.span() for match in others.finditer(words))
             if number == _FRENCH:
                 for match in _NE.finditer(text):
                     yield match.span(1 if match[1] else 2)
@@ -174,12 +181,12 @@ def find_negations(text: str) -> Iterator[tuple[int, int]]:
 
 def find_sentence_ends(text: str) -> Iterator[tuple[int, int]]:
     """Marks that end a sentence, with the quotes and brackets that close with it."""
-    return (match.span() for match in _SENTENCE_END.finditer(text))
+    return (match.span() for match in match_at(_SENTENCE_END, _SENTENCE_MARK, text))
 
 
 def find_line_breaks(text: str) -> Iterator[tuple[int, int]]:
     """Line breaks with the white space around them; where lines are wrapped at a width, only those that end a paragraph."""
-    return _breaks(text, 0)
+    return _breaks(text)
 
 
 def find_roles(text: str) -> Iterator[tuple[int, int]]:
@@ -187,8 +194,15 @@ def find_roles(text: str) -> Iterator[tuple[int, int]]:
     return (match.span() for match in _ROLE.finditer(text))
 
 
-def _breaks(text: str, first: int) -> Iterator[tuple[int, int]]:
-    found = [match.span() for match in _BREAK.finditer(text, first)]
+def _breaks(text: str) -> Iterator[tuple[int, int]]:
+    found = []
+    for match in _BREAK.finditer(text):
+        start, end = match.span()
+        while (
+            start and text[start - 1].isspace()
+        ):  # the white space before it; what is behind a break belongs to that one
+            start -= 1
+        found.append((start, end))
     # Blocks of lines between empty ones; in a wrapped block no line but the last had room for the next one's first word.
     edges = [0, *(b for _, b in found), len(text)]
     lines = [text[a:b] for a, b in zip(edges, [*(a for a, _ in found), len(text)])]
@@ -301,6 +315,25 @@ class Bonds:
         )
 
 
+class _Seen(NamedTuple):
+    """What is asked about a piece; `bare` is empty where it has no letter and no digit."""
+
+    bare: str
+    ends_clause: bool
+    breaks_line: bool
+    is_apart: bool
+    is_leading: bool
+    is_skipped: bool
+
+
+@lru_cache(maxsize=2**16)
+def _seen(word: str) -> _Seen:
+    bare = bare_word(word) if any(map(str.isalnum, word)) else ""
+    breaks_line = "\n" in word
+    ends_clause = breaks_line or bool(_CLAUSE_END.search(word))
+    return _Seen(bare, ends_clause, breaks_line, word[:1].isspace(), bare in _LEADING, bare in _SKIPPED)
+
+
 @dataclass
 class _Builder:
     text: str
@@ -308,17 +341,14 @@ class _Builder:
     rows: list[tuple[int, int, int, int]] = field(default_factory=list)
 
     def __post_init__(self):
-        self.chars = self.pieces.chars
+        self.chars = self.pieces.chars.tolist()
         self.marks = np.zeros(len(self.pieces), dtype=bool)
         self.first_of_all = np.zeros(len(self.pieces), dtype=bool)
         self.leads_to = np.arange(len(self.pieces))
 
     def touched(self, start: int, end: int) -> tuple[int, int]:
         """The pieces that share a character with a span, the last one not included."""
-        return (
-            int(np.searchsorted(self.chars, start, side="right")) - 1,
-            int(np.searchsorted(self.chars, end, side="left")),
-        )
+        return bisect_right(self.chars, start) - 1, bisect_left(self.chars, end)
 
     def blank(self, start: int, end: int) -> tuple[int, int]:
         """The same without the word that may begin with the span's last space."""
@@ -333,7 +363,7 @@ class _Builder:
     def add_marks(self, start: int, end: int, first: int, last: int, begin: int = -1) -> None:
         """Pieces of a span, if there is no other word in them, come with those from `first` to `last`."""
         for index in range(*self.touched(start, end)):
-            a, b = int(self.chars[index]), int(self.chars[index + 1])
+            a, b = self.chars[index], self.chars[index + 1]
             outside = self.text[a : max(a, start)] + self.text[min(b, end) : b]
             if not outside.strip():
                 self.marks[index] = True
@@ -345,14 +375,14 @@ class _Builder:
         for at in range(index, index + step * _REACH, step):
             if not 0 <= at < len(self.pieces):
                 break
-            word = self.word(at)
-            if not any(c.isalnum() for c in word):
-                if _CLAUSE_END.search(word) or "\n" in word:
+            word = _seen(self.word(at))
+            if not word.bare:
+                if word.ends_clause:
                     break
                 continue
             if self.first_of_all[at]:
                 continue
-            if bare_word(word) not in _SKIPPED:
+            if not word.is_skipped:
                 return at
             spare = at if spare is None else spare
         return spare
@@ -368,7 +398,8 @@ class _Builder:
 def find_bonds(text: str, pieces: Pieces) -> Bonds:
     """What comes along with what, in a text by words."""
     made = _Builder(text, pieces)
-    negations = [made.touched(*span) for span in sorted(find_negations(text))]
+    found = WordsOf(text)
+    negations = [made.touched(*span) for span in sorted(_find_negations(found))]
     for first, last in negations:
         made.first_of_all[first:last] = True
     for first, last in negations:
@@ -377,18 +408,18 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
         if at is not None:
             made.tie(first, last, at)
             made.rows += [(at, first, last, -1)]
-    for match in _LIMITS.finditer(text):
+    for match in _LIMITS.finditer(found):
         first, last = made.touched(*match.span())
         at = made.content(last, 1)
         if at is not None:
             made.tie(first, last, at)
             made.marks[first:last] = ~made.first_of_all[first:last]  # "before" is misread where its date is gone
-    for match in _COUNT.finditer(text):
+    for match in chain(match_at(_DIGITS, _DIGIT, text), _COUNT.finditer(found)):
         first, last = made.touched(*match.span())
         at = made.content(last, 1) if last < len(pieces) else None
         if at == last and last == first + 1:  # right behind it, and not a unit that is part of the number anyway
             made.rows.append((at, first, last, -1))
-    for match in _EMPHASIS.finditer(text):
+    for match in _EMPHASIS.finditer(text) if "*" in text else ():
         first, last = made.touched(*match.span())
         made.marks[first:last] = [not any(c.isalnum() for c in made.word(at)) for at in range(first, last)]
     _tie_marks(made)
@@ -413,7 +444,7 @@ def _tie_fences(made: _Builder) -> None:
 def _tie_tables(made: _Builder) -> None:
     """Of a table with a line under its head: a cell comes with the name of its row and that of its column."""
     tables: list[list[re.Match]] = []
-    for row in _ROW.finditer(made.text):
+    for row in _ROW.finditer(made.text) if "|" in made.text else ():
         if tables and made.text[tables[-1][-1].end() : row.start()].strip(" \t\r") == "\n":
             tables[-1].append(row)
         else:
@@ -445,45 +476,47 @@ def _cells(made: _Builder, row: re.Match) -> list[tuple[int, int]]:
 def _lead(made: _Builder) -> None:
     """Function words lead to the next word of weight in their clause, signs to the word at which they stand."""
     num_pieces = len(made.pieces)
-    words = [made.word(at) for at in range(num_pieces)]
-    bare = [bare_word(word) if any(map(str.isalnum, word)) else "" for word in words]
+    words = [_seen(made.text[a:b]) for a, b in pairwise(made.chars)]
     # What a negation brings is kept with it in any case.
     brought = {row[0] for row in made.rows if row[1] < num_pieces and made.first_of_all[row[1]]}
+    marks, first_of_all, leads_to = made.marks.tolist(), made.first_of_all.tolist(), list(range(num_pieces))
     ahead = following = None
     for at in range(num_pieces - 1, -1, -1):
-        if not bare[at]:
-            if _CLAUSE_END.search(words[at]) or "\n" in words[at]:
+        bare, ends_clause, _, is_apart, is_leading, is_skipped = words[at]
+        if not bare:
+            if ends_clause:
                 ahead = following = None
-            elif words[at][0].isspace() and following is not None:
-                made.leads_to[at] = following
+            elif is_apart and following is not None:
+                leads_to[at] = following
             continue
         following = at
-        if bare[at] in _LEADING:
-            if ahead is not None and ahead not in brought and not made.first_of_all[at]:
-                made.leads_to[at] = ahead
-        elif bare[at] not in _SKIPPED and not made.marks[at] and not made.first_of_all[at]:
+        if is_leading:
+            if ahead is not None and ahead not in brought and not first_of_all[at]:
+                leads_to[at] = ahead
+        elif not is_skipped and not marks[at] and not first_of_all[at]:
             ahead = at
     behind = None
-    for at in range(num_pieces):
-        if bare[at]:
+    for at, word in enumerate(words):
+        if word.bare:
             behind = at
-        elif "\n" in words[at]:
+        elif word.breaks_line:
             behind = None
-        elif not made.marks[at] and behind is not None and not words[at][0].isspace():
-            made.leads_to[at] = behind
+        elif behind is not None and not marks[at] and not word.is_apart:
+            leads_to[at] = behind
+    made.leads_to = np.array(leads_to, dtype=np.int64)
 
 
 def _tie_marks(made: _Builder) -> None:
     """Line breaks, item marks, names of speakers and ends of sentences."""
     text, num_pieces = made.text, len(made.pieces)
-    breaks = list(_breaks(text, 0))
+    breaks = list(_breaks(text))
     places = [made.blank(*span) for span in breaks]
     starts = [0, *(last for _, last in places)]
     ends = [*(first for first, _ in places), num_pieces]
-    line_starts = np.array([0, *(b for _, b in breaks)])
+    line_starts = [0, *(b for _, b in breaks)]
 
     def line_of(char: int) -> int:
-        return int(np.searchsorted(line_starts, char, side="right")) - 1
+        return bisect_right(line_starts, char) - 1
 
     for pattern in (_ITEM, _ROLE):
         for match in pattern.finditer(text):
@@ -491,7 +524,7 @@ def _tie_marks(made: _Builder) -> None:
             _, behind = made.touched(*match.span())
             until = ends[line] if behind < ends[line] else ends[min(line + 1, len(ends) - 1)]
             made.add_marks(*match.span(), min(behind, until), until)
-    for match in _ROW.finditer(text):
+    for match in _ROW.finditer(text) if "|" in text else ():
         line = line_of(match.end() - 1)
         for pipe in re.finditer(r"\|", match[0]):
             at = match.start() + pipe.start()

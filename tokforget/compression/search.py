@@ -106,7 +106,9 @@ class Choice:
 
 def runs(keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """First and one-after-last index of each run of True."""
-    edges = np.flatnonzero(np.diff(keep, prepend=False, append=False))
+    framed = np.zeros(len(keep) + 2, dtype=bool)
+    framed[1:-1] = keep
+    edges = np.flatnonzero(framed[1:] != framed[:-1])
     return edges[::2], edges[1::2]
 
 

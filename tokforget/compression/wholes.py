@@ -74,6 +74,9 @@ PATTERNS = {
 COMPILED = {name: re.compile(pattern, re.MULTILINE) for name, pattern in PATTERNS.items()}
 # Names that end in signs, a setting with its value, and a word of code.
 _MORE = re.compile(r"(?<!`)`[^`\s]+`(?!`)|(?<!\w)(?:[A-Za-z]\+\+|[A-Z]#)(?!\w)|(?<![\w-])--[A-Za-z][\w-]*=[^\s\"']+")
+# Without one of these signs a text holds nothing of the kind.
+_SIGNS = {"urls": ("://", "www.", "mailto:"), "emails": ("@",), "paths": ("/", "\\")}
+_HAS_NUMBER = re.compile(r"\d|::")
 # Ends a sentence rather than a URL or a path.
 _TRAILING = ".,;:!?'*_"
 _BRACKETS = (("(", ")"), ("[", "]"), ("{", "}"))
@@ -98,11 +101,27 @@ def trimmed(pattern: re.Pattern, text: str) -> Iterator[tuple[int, int]]:
 
 def find(name: str, text: str) -> Iterator[tuple[int, int]]:
     """Spans of one kind, a key of `PATTERNS`."""
+    if not any(sign in text for sign in _SIGNS.get(name, ("",))):
+        return iter(())
+    if name == "numbers":
+        return _numbers(text)
     return (trimmed if name in ("urls", "paths") else matches)(COMPILED[name], text)
+
+
+def _numbers(text: str) -> Iterator[tuple[int, int]]:
+    """Line by line: a number ends with its line, and most lines hold none."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start)
+        end = len(text) if end < 0 else end
+        if _HAS_NUMBER.search(text, start, end):
+            yield from (match.span() for match in COMPILED["numbers"].finditer(text, start, end))
+        start = end + 1
 
 
 def find_wholes(text: str) -> Iterator[tuple[int, int]]:
     """Spans within which a text may not be cut by words."""
     for name in PATTERNS:
         yield from find(name, text)
-    yield from matches(_MORE, text)
+    if any(sign in text for sign in ("`", "++", "#", "--")):
+        yield from matches(_MORE, text)
