@@ -2,7 +2,7 @@
 What the policy costs, as ratios measured in one run: medians over alternating repetitions, after warm-up.
 
     python recipes/benchmark.py                                    # all ratios, one thread
-    python recipes/benchmark.py --only compress                    # those of the compressor alone; or train, or policy
+    python recipes/benchmark.py --only compress                    # those of the compressor alone; or train, policy or backends
     python recipes/benchmark.py --reconstructor_name_or_path <folder> --max_length 128 --batch_size 8
 
 1. joint step / reconstructor step: one optimiser step of the joint loop against forward, backward and optimiser step of
@@ -19,7 +19,12 @@ What the policy costs, as ratios measured in one run: medians over alternating r
 6. end to end: prompt and 32 new tokens by the GPT-2-124M-shaped model, whole against compressed at rate 0.5; the share
    of the speed-up of free compression that is left.
 
-Text of 3 to 6: the standard library's documentation; the packaged tokenizer, a policy of the default shape with random
+7. backends, a table of its own (`--only backends`): the packaged compressor, or `--model`'s, with each of its backends on 1,000 texts:
+   tokens per second of the processor, against the tokenizer's own time, processor seconds and memory of `tokforget compress` for a
+   file of 10 kB in a process of its own, and texts whose masks are torch's. Below, on the same texts, language models with random
+   weights: token classifiers of the shapes that LLMLingua-2 uses (BERT-base, XLM-RoBERTa-large) and GPT-2 124M.
+
+Text of 3 to 7: the standard library's documentation; the packaged tokenizer, a policy of the default shape with random
 weights (speed does not depend on them), or a trained model's with `--model`.
 
 Absolute times depend on the machine and on its neighbours; the ratios less so.
@@ -29,6 +34,8 @@ import argparse
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import tracemalloc
@@ -44,9 +51,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BertConfig,
+    BertForTokenClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    XLMRobertaConfig,
+    XLMRobertaForTokenClassification,
+)
 
-from tokforget.compression.compressor import Compressor
+from tokforget.compression.compressor import BACKENDS, Compressor
 from tokforget.data.blocks import BlockCollator, load_blocks
 from tokforget.data.embedded_corpus import embedded_documents
 from tokforget.models.folders import read_tokenizer
@@ -349,6 +363,78 @@ def compressor_rows(model: str | None, num_tokens: int, repeats: int) -> Iterato
            f"{half / (half + compressing):.3f}")  # fmt: skip
 
 
+# Time depends on the shape alone, and not on how many rows the table of embeddings has.
+LANGUAGE_MODELS = {
+    "BERT-base-shaped token classifier": lambda: BertForTokenClassification(BertConfig(vocab_size=1000)),
+    "XLM-R-large-shaped token classifier": lambda: XLMRobertaForTokenClassification(
+        XLMRobertaConfig(vocab_size=1000, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096,
+                         max_position_embeddings=514)
+    ),
+    "GPT-2-124M-shaped forward": lambda: GPT2LMHeadModel(GPT2Config()),
+}  # fmt: skip
+
+
+def cold_start(model: str | None, backend: str, text: str, repeats: int) -> tuple[float, float]:
+    """Median processor seconds, and the most MiB, of `tokforget compress` for this text in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "text.txt")
+        path.write_text(text, encoding="utf-8")
+        words = ["compress", str(path), "--quiet", "--backend", backend, "-o", str(Path(folder, "short.txt"))]
+        words += ["--model", model] if model else []
+        # The highest memory is that of all children so far, so each is asked about by a process of its own.
+        code = (
+            "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); "
+            "used = resource.getrusage(resource.RUSAGE_CHILDREN); print(used.ru_utime + used.ru_stime, used.ru_maxrss)"
+        )
+        command = [sys.executable, "-c", code, sys.executable, "-m", "tokforget", *words]
+        runs = [
+            subprocess.run(command, check=True, capture_output=True, text=True).stdout.split() for _ in range(repeats)
+        ]
+    return statistics.median(float(seconds) for seconds, _ in runs), max(int(kib) for _, kib in runs) / 1024
+
+
+def backend_rows(model: str | None, num_tokens: int, repeats: int) -> Iterator[tuple[str, ...]]:
+    """The table of the backends, and of what language models take for the same texts."""
+    corpus = "\n\n".join(embedded_documents().values())
+    step = len(corpus) // 1000
+    texts = [corpus[i * step : i * step + min(step, 2000)] for i in range(1000)]
+    compressors = {name: Compressor.from_pretrained(model, backend=name) for name in BACKENDS}
+    tokenizer = compressors["torch"].tokenizer
+    encode = lambda: tokenizer.encode_batch(texts, add_special_tokens=False)  # noqa: E731
+    num = sum(map(len, encode()))
+    spent: dict[str, list[float]] = {name: [] for name in ("tokenizer", *BACKENDS)}
+    kept = {}
+
+    def compress(name: str) -> None:
+        kept[name] = [result.kept_indices.tolist() for result in compressors[name].compress(texts, rate=0.5)]
+
+    for _ in range(repeats):  # in turn, so that all meet the same neighbours
+        spent["tokenizer"].append(_seconds(encode))
+        for name in BACKENDS:
+            spent[name].append(_seconds(lambda: compress(name)))  # noqa: B023
+    seconds = {name: statistics.median(times) for name, times in spent.items()}
+    for name in BACKENDS:
+        start, memory = cold_start(model, name, corpus[:10_000], repeats)
+        alike = sum(a == b for a, b in zip(kept[name], kept["torch"]))
+        yield (f"compress, {name}", f"{num / seconds[name]:,.0f}", f"{1e6 * seconds[name] / num:.1f}",
+               f"{seconds[name] / seconds['tokenizer']:.1f}x", f"{start:.2f}", f"{memory:.0f}", f"{alike:,} of {len(texts):,}")  # fmt: skip
+    yield (
+        "its tokenizer",
+        f"{num / seconds['tokenizer']:,.0f}",
+        f"{1e6 * seconds['tokenizer'] / num:.1f}",
+        "1.0x",
+        "",
+        "",
+        "",
+    )
+    for name, build in LANGUAGE_MODELS.items():
+        network, ids = build().eval(), torch.randint(5, 1000, (1, num_tokens))
+        with torch.inference_mode():
+            network(ids)
+            each = statistics.median(_seconds(lambda: network(ids)) for _ in range(repeats)) / num_tokens  # noqa: B023
+        yield (name, f"{1 / each:,.0f}", f"{1e6 * each:.1f}", f"{each * num / seconds['tokenizer']:.0f}x", "", "", "")
+
+
 def _seconds(function: Callable[[], object]) -> float:
     """Seconds of the processor, since a long run meets more of its neighbours than a short one."""
     start = time.process_time()
@@ -370,7 +456,7 @@ def main() -> None:
     parser.add_argument(
         "--device", choices=["cpu", "cuda"], default="cpu", help="of the joint step; the rest is for CPUs"
     )
-    parser.add_argument("--only", choices=["train", "policy", "compress"], help="one part of the table")
+    parser.add_argument("--only", choices=["train", "policy", "compress", "backends"], help="one part of the table")
     args = parser.parse_args()
     torch.set_num_threads(args.num_threads)
     torch.manual_seed(0)
@@ -388,7 +474,26 @@ def main() -> None:
     if args.only in (None, "compress"):
         for row in compressor_rows(args.model, args.num_tokens, args.repeats):
             table.add_row(*row)
-    Console().print(table)
+    if table.row_count:
+        Console().print(table)
+    if args.only in (None, "backends"):
+        backends = Table(
+            title=f"{platform.machine()}, {args.num_threads} thread(s), processor time, medians of {args.repeats}"
+        )
+        columns = (
+            "what",
+            "tokens/s",
+            "us per token",
+            "of the tokenizer's time",
+            "cold start, s",
+            "MiB",
+            "masks of torch",
+        )
+        for column in columns:
+            backends.add_column(column, justify="left" if column == "what" else "right")
+        for row in backend_rows(args.model, args.num_tokens, args.repeats):
+            backends.add_row(*row)
+        Console().print(backends)
 
 
 if __name__ == "__main__":
