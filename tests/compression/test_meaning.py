@@ -164,6 +164,15 @@ def test_a_cell_of_a_table_comes_with_its_row_and_column(rate, nested):
             assert not cell or (row[0] and cells[0][column]), rows
 
 
+@pytest.mark.parametrize(
+    "head, row", [("| name | age |", "|  |  |"), ("|  |  |", "| Ann | 40 |"), ("|  |  |", "|  |  |")]
+)
+def test_a_table_may_have_rows_of_blanks(head, row):
+    table = f"{head}\n| --- | --- |\n{row}\n| Ben | 41 |\n"
+    result = ANY_OPINION.compress(table, rate=0.7, unit="word")
+    assert 0 < result.compressed_tokens <= result.target_tokens
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(st.integers(0, 10_000), st.sampled_from([0.3, 0.5, 0.7]))
 def test_function_words_do_not_outrank_what_they_lead_to(seed, rate):

@@ -453,8 +453,7 @@ def _tie_tables(made: _Builder) -> None:
         if not _RULE.fullmatch(rule[0]):
             continue
         names = _cells(made, head)
-        for row in rows:
-            cells = _cells(made, row)
+        for cells in filter(None, (_cells(made, row) for row in rows if names)):  # of a row of blanks there are none
             for column, (first, last) in enumerate(cells):
                 made.rows += [(at, first, last, -1) for at in range(*names[min(column, len(names) - 1)])]
             made.rows += [(at, cells[0][1], cells[-1][1], -1) for at in range(*cells[0])]
