@@ -493,7 +493,7 @@ def main() -> None:
             backends.add_column(column, justify="left" if column == "what" else "right")
         for row in backend_rows(args.model, args.num_tokens, args.repeats):
             backends.add_row(*row)
-        Console().print(backends)
+        Console(width=130).print(backends)  # also where the output is a file
 
 
 if __name__ == "__main__":
