@@ -69,17 +69,23 @@ def test_only_tokens_that_the_passage_makes_cheaper_count(reader, monkeypatch):
     assert title_items([("prose", f"Nordby\n\n{BODY}")], reader, 5, 300) == []
 
 
-def test_the_benchmark_asks_the_tasks_that_are_named(reader, easily_helped, base_folder, tmp_path):
+def test_the_benchmark_asks_the_tasks_that_are_named(reader, easily_helped, tmp_path):
+    base_folder = str(tmp_path / "base")
+    reader.model.save_pretrained(base_folder)
+    reader.tokenizer.save_pretrained(base_folder)
     with pytest.raises(ValueError, match="must be some of lookup, later_use, title, lead, answers, got .'poems'"):
         ReaderArguments(
             reader_name_or_path=base_folder, corpus=str(tmp_path), corpus_tasks=["poems"], output_dir=str(tmp_path)
         )
     folder = tmp_path / "corpus"
     folder.mkdir()
-    rows = [{"text": f"Nordby {n}\n\n{LEAD}\n\n{BODY}", "source": f"s{n}", "kind": "prose"} for n in range(60)]
+    rows = [
+        {"text": f"Nordby {n}\n\nIt has a harbour. {BODY if n % 7 else BODY[:60]}", "source": f"s{n}", "kind": "prose"}
+        for n in range(60)
+    ]
     (folder / "prose.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     args = ReaderArguments(
-        reader_name_or_path=base_folder, corpus=str(folder), corpus_tasks=["title"], texts_per_kind=2, document_characters=150,
+        reader_name_or_path=base_folder, corpus=str(folder), corpus_tasks=["title"], texts_per_kind=2, document_characters=100,
         compressors=["random_words"], output_dir=str(tmp_path / "out"), use_cpu=True, count_texts=5,
     )  # fmt: skip
     benchmark = ReaderBenchmark(args)

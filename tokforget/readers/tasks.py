@@ -130,9 +130,12 @@ def later_use_items(passages: Sequence[tuple[str, str]], reader: Reader) -> list
 
 def only_what_helps(items: Sequence[ReadingItem], reader: Reader) -> list[ReadingItem]:
     """
-    The items with those tokens of their targets counted that the passage makes cheaper by more than a bit; items without any
-    are left out.
+    The items with those tokens of their targets counted that the passage makes cheaper by more than a bit; items without any,
+    and those that do not fit the reader, are left out.
     """
+    if reader.max_tokens is not None:
+        lengths = reader.counts([item.prompt(item.passage) + item.target for item in items])
+        items = [item for item, length in zip(items, lengths) if length + 2 <= reader.max_tokens]
     asked = [[(item.after, item.target)] for item in items]
     full = reader.span_token_bits([(item.before + item.passage, pairs) for item, pairs in zip(items, asked)])
     none = reader.span_token_bits([(item.before, pairs) for item, pairs in zip(items, asked)])
