@@ -1,6 +1,7 @@
 """A policy that learns from a reader alone: what is drawn, what is credited, what is learnt, and that a run can be stopped."""
 
 import json
+import pickle
 import runpy
 from pathlib import Path
 
@@ -279,6 +280,14 @@ def test_a_reconstructor_learns_beside_the_policy_and_restores(wide_base, corpus
     result = compressor.compress(TEXT, rate=0.5)
     restored = compressor.restore(result)
     assert restored.is_restoration and len(restored.input_ids) == result.original_tokens
+    config = json.loads((whole / "config.json").read_text())
+    (whole / "config.json").write_text(json.dumps(config | {"base_model_name_or_path": "nobody/no-such-model"}))
+    with pytest.raises(
+        ValueError, match="Restoring needs the base model: from the Hub by its id, or in a folder, `base_model=`"
+    ):
+        Compressor.from_pretrained(whole).restore(result)
+    elsewhere = pickle.loads(pickle.dumps(Compressor.from_pretrained(whole, base_model=wide_base)))
+    assert elsewhere.restore(result).text == restored.text
     assert "learnt beside it" in (whole / "README.md").read_text()
 
 

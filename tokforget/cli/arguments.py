@@ -94,6 +94,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_input(restore, "files from `compress --json`, or `-`, the default, for standard input", several=True)
     restore.add_argument("--abstain-below", type=float, metavar="P",
                          help="leave a visible gap where the confidence is below this, in (0, 1]")  # fmt: skip
+    restore.add_argument("--base-model", metavar="NAME",
+                         help="folder or id of the base model (default: the id that the model was trained over)")  # fmt: skip
     restore.add_argument("--gap", default="[…]", metavar="TEXT", help="what stands for a gap (default: %(default)s)")
     restore.add_argument("--batch-size", type=int, default=16, metavar="N", help="windows at once (default: 16)")
     restore.add_argument("--json", action="store_true", help="one JSON object per text, with confidences and spans")

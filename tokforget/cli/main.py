@@ -139,7 +139,7 @@ def _load(args: argparse.Namespace, options: dict | None = None):
     with _users_mistake():
         from tokforget.compression.compressor import Compressor
 
-        compressor = Compressor.from_pretrained(args.model)
+        compressor = Compressor.from_pretrained(args.model, base_model=getattr(args, "base_model", None))
         compressor.compress([], **(options or {}))
         if args.device:
             try:

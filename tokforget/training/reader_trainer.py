@@ -127,8 +127,10 @@ class ReaderPolicyTrainer(InterruptibleTrainer):
         decisions = decide_units(
             logits, sizes, counts, policy.logit_bound, args.num_masks, own, batch["groups"], args.sentence_noise
         )
-        credit, found = self._credit(texts, decisions.actions.bool().cpu().numpy(), num_units)
-        advantages = args.reader_weight * credit.to(device)
+        advantages, found = torch.zeros_like(decisions.log_probs), {}
+        if args.reader_weight:
+            credit, found = self._credit(texts, decisions.actions.bool().cpu().numpy(), num_units)
+            advantages = args.reader_weight * credit.to(device)
         reconstruction_loss = advantages.new_zeros(())
         if unwrapped.reconstructor is not None:
             reconstruction_loss, restored = self._reconstruct(unwrapped.reconstructor, batch, decisions.actions, valid)
