@@ -126,6 +126,17 @@ def test_no_opinion_parts_a_negation_from_its_word(seed, rate, nested):
         assert bool(re.search(rf"\b{one}\b", output)) == (other in output), output
 
 
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(st.integers(0, 10_000), st.sampled_from([0.3, 0.5, 0.7]), st.booleans())
+def test_a_limit_with_a_negation_keeps_its_measure(seed, rate, nested):
+    rng = np.random.default_rng(seed)
+    filler = [" ".join(rng.choice(fuzz.ENGLISH[3:], 8)) for _ in range(3)]
+    text = f"{filler[0]} no later than noon, {filler[1]} no fewer than four lamps, {filler[2]}."
+    output = ANY_OPINION.compress(text, rate=rate, unit="word", nested=nested).text
+    for phrase, begins in (("no later than noon", "no later"), ("no fewer than four", "no fewer")):
+        assert phrase in output or (begins not in output and phrase.split()[-1] not in output.split()), output
+
+
 def test_lines_sentences_and_speakers_stay_apart(compressor):
     for rate in RATES[1:]:
         chat = compressor.compress(CHAT, rate=rate, unit="word").text

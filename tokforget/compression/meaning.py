@@ -72,6 +72,7 @@ _SPACELESS_NEGATIONS = re.compile("[不没沒未無无]|ません|なかった|�
 _LIMITS = re.compile(
     _any(
         "only|until|till|before|after|if|unless|except|without|at least|at most|up to|no more than|not more than"
+        "|no less than|not less than|no fewer than|no later than|not later than|no earlier than|not earlier than|no sooner than"
         "|more than|less than|fewer than|greater than|lower than|higher than|other than|rather than|later than|earlier than"
         "|nur|bis|bis zum|vor|nach|falls|wenn|außer|erst|mindestens|höchstens|mehr als|weniger als"
         "|avant|avant le|après|jusqu'à|jusqu’à|jusqu'au|jusqu’au|sauf|si|seulement|moins de|plus de|au moins|au plus"
@@ -383,6 +384,12 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
         if at is not None:
             made.tie(first, last, at)
             made.marks[first:last] = ~made.first_of_all[first:last]  # "before" is misread where its date is gone
+            for negation in (
+                np.flatnonzero(made.first_of_all[first:last]) + first
+            ):  # "no later" says nothing without its "than noon"
+                made.rows += [
+                    (index, negation, negation + 1, -1) for index in (*range(first, last), at) if index != negation
+                ]
     for match in _COUNT.finditer(text):
         first, last = made.touched(*match.span())
         at = made.content(last, 1) if last < len(pieces) else None
