@@ -187,7 +187,7 @@ def corpus(tmp_path_factory, texts) -> Path:
 def run(base_folder, corpus, out, **more):
     settings = ReaderPolicyArguments(
         reader_name_or_path=base_folder, corpus=str(corpus), texts_per_kind=8, text_characters=[120], count_texts=10, warm_start_texts=6,
-        warm_start_steps=4, policy_hidden_size=16, ngram_buckets=256,
+        warm_start_steps=4, natural_texts=6, policy_hidden_size=16, ngram_buckets=256,
     )  # fmt: skip
     args, checkpoint = arguments(out, lookups_per_text=2, **more), more.pop("checkpoint", None)
     return train_reader_policy(settings, args, checkpoint)
@@ -201,7 +201,7 @@ def test_a_run_goes_on_from_a_checkpoint_to_the_bit_and_compresses(base_folder, 
         (broken / name).unlink()
     settings = ReaderPolicyArguments(
         reader_name_or_path=base_folder, corpus=str(corpus), texts_per_kind=8, text_characters=[120], count_texts=10, warm_start_texts=6,
-        warm_start_steps=4, policy_hidden_size=16, ngram_buckets=256,
+        warm_start_steps=4, natural_texts=6, policy_hidden_size=16, ngram_buckets=256,
     )  # fmt: skip
     train_reader_policy(settings, arguments(broken, lookups_per_text=2), str(broken / "checkpoint-2"))
     first, second = (load_file(folder / "model.safetensors") for folder in (whole, broken))
@@ -257,7 +257,7 @@ def test_a_text_that_does_not_fit_the_reconstructor_is_told_at_once(base_folder,
 def test_a_reconstructor_learns_beside_the_policy_and_restores(wide_base, corpus, tmp_path):
     settings = ReaderPolicyArguments(
         reader_name_or_path=wide_base, corpus=str(corpus), texts_per_kind=8, text_characters=[120], count_texts=10, warm_start_texts=6,
-        warm_start_steps=4, policy_hidden_size=16, ngram_buckets=256, reconstructor_path=wide_base,
+        warm_start_steps=4, natural_texts=6, policy_hidden_size=16, ngram_buckets=256, reconstructor_path=wide_base,
     )  # fmt: skip
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     joint = {"lookups_per_text": 2, "reconstructor_weight": 0.5, "reconstructor_learning_rate": 3e-2, "warmup_steps": 1,
@@ -328,7 +328,7 @@ def test_a_reconstructor_over_another_base_is_refused(base_folder, corpus, token
 def test_the_recipe_is_that_run(base_folder, corpus, tmp_path):
     run(base_folder, corpus, tmp_path / "python")
     words = {"reader_name_or_path": base_folder, "corpus": corpus, "texts_per_kind": 8, "text_characters": 120, "count_texts": 10,
-             "warm_start_texts": 6, "warm_start_steps": 4, "policy_hidden_size": 16, "ngram_buckets": 256, "lookups_per_text": 2,
+             "warm_start_texts": 6, "warm_start_steps": 4, "natural_texts": 6, "policy_hidden_size": 16, "ngram_buckets": 256, "lookups_per_text": 2,
              "output_dir": tmp_path / "recipe", "max_steps": 4, "per_device_train_batch_size": 2, "num_masks": 3, "save_strategy": "no",
              "report_to": "none", "use_cpu": "true", "disable_tqdm": "true", "logging_steps": 1, "seed": 3}  # fmt: skip
     line = [str(word) for key, value in words.items() for word in (f"--{key}", value)]

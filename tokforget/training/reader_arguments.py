@@ -35,6 +35,16 @@ class ReaderPolicyArguments:
         default=4000, metadata={"help": "Texts that the ranking to start from is fitted on."}
     )
     warm_start_steps: int = field(default=1500, metadata={"help": "Steps of that fit."})
+    natural_texts: int = field(
+        default=1500,
+        metadata={
+            "help": "Texts of a step of the natural gradient over the policy's last layer, after the warm start; 0 leaves it out."
+        },
+    )
+    natural_masks: int = field(default=5, metadata={"help": "Masks read of each of them."})
+    natural_step: float = field(
+        default=0.1, metadata={"help": "How far that step goes: a share of the spread of a text's own scores."}
+    )
     policy_name_or_path: str | None = field(
         default=None, metadata={"help": "Trained policy to go on from, in place of a warm start."}
     )
@@ -57,7 +67,9 @@ class ReaderPolicyArguments:
     def __post_init__(self):
         for name in ("texts_per_kind", "count_texts", "warm_start_texts"):
             check_at_least(self, name, 1)
-        check_at_least(self, "warm_start_steps", 0)
+        for name in ("warm_start_steps", "natural_texts", "natural_step"):
+            check_at_least(self, name, 0)
+        check_at_least(self, "natural_masks", 2)
         for name in ("lora_rank", "lora_alpha"):
             check_at_least(self, name, 1)
         if not self.text_characters or min(self.text_characters) < 100:

@@ -1,6 +1,7 @@
 """A whole training of a reader's policy: texts, tables, warm start, policy gradient; resumable at any moment."""
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from tokforget.parsing import as_record
 from tokforget.readers.language_model import Reader
 from tokforget.readers.tasks import read_corpus
 from tokforget.readers.word_counts import WordCounts
+from tokforget.training.natural_gradient import gather, take_step
 from tokforget.training.reader_arguments import ReaderPolicyArguments, ReaderPolicyConfig
 from tokforget.training.reader_texts import ReaderTexts, draw_stretches
 from tokforget.training.reader_trainer import PassageTexts, ReaderPolicyTrainer
@@ -24,6 +26,7 @@ from tokforget.training.run_folder import take_folder
 
 WARM_START = "warm_start"
 SELF_INFORMATION = "self_information.npz"
+NATURAL_GRADIENT = "natural_gradient.npz"
 
 
 def fresh_policy(
@@ -118,16 +121,13 @@ def train_reader_policy(
         _warm_start(model, reader, texts, passages[: run.warm_start_texts], run.warm_start_steps, args)
         model.save_pretrained(folder / WARM_START)
         reader.tokenizer.save_pretrained(folder / WARM_START)
-    trainer = ReaderPolicyTrainer(
-        model,
-        args,
-        PassageTexts(passages, texts, args.seed),
-        reader,
-        processing_class=reader.tokenizer,
-        run_record=record,
-    )
+    asked = PassageTexts(passages, texts, args.seed)
+    trainer = ReaderPolicyTrainer(model, args, asked, reader, processing_class=reader.tokenizer, run_record=record)
+    if run.natural_texts:  # of a run that goes on, too: it is on file, and the checkpoint replaces what it moves
+        _natural_step(trainer, asked, run, folder)
     trainer.has_folder = True
-    trainer.train(resume_from_checkpoint=checkpoint)
+    if args.max_steps:
+        trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(args.output_dir, _internal_call=True)
     return trainer
 
@@ -149,6 +149,20 @@ def _warm_start(
     print(
         f"Warm start on {len(made)} texts: mean square {np.mean(losses[:10]):.3f} in the first ten steps, {np.mean(losses[-10:]):.3f} in the last."
     )
+
+
+def _natural_step(trainer: ReaderPolicyTrainer, asked: PassageTexts, run: ReaderPolicyArguments, folder: Path) -> None:
+    args, policy = trainer.args, trainer.model.policy
+    texts = [asked[place] for place in range(min(run.natural_texts, len(asked)))]
+    moments = gather(
+        policy, texts, partial(trainer.rewards, num_masks=run.natural_masks), folder / NATURAL_GRADIENT, run.natural_masks,
+        (args.min_rate, args.max_rate), args.sharpness, args.sentence_noise, args.seed,
+    )  # fmt: skip
+    facts = take_step(policy, moments, run.natural_step)
+    trainer.run_record["natural_gradient"] = facts
+    said = "a step was taken" if facts["step"] else "no step was taken, since texts left out do not confirm it"
+    print(f"Natural gradient of {len(texts)} texts, {run.natural_masks} masks each: correlation with the advantages of texts left out "
+          f"{facts['correlation']:.3f}; {said}.")  # fmt: skip
 
 
 def _self_information(reader: Reader, passages, path: Path) -> list[np.ndarray]:

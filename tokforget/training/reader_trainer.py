@@ -236,6 +236,20 @@ class ReaderPolicyTrainer(InterruptibleTrainer):
         }
         return credit, figures
 
+    def rewards(self, texts: list[ReaderText], keep: np.ndarray, num_masks: int) -> np.ndarray:
+        """Less the reader's bits of what is asked of a text, mean, after each of its masks `(B * num_masks,)`."""
+        outputs = [
+            rendered(text, keep[row * num_masks + n, : len(text.pieces)])
+            for row, text in enumerate(texts)
+            for n in range(num_masks)
+        ]
+        pairs = [[(one.suffix, one.target) for one in text.asked] for text in texts for _ in range(num_masks)]
+        nothing = self.reader.span_bits([("", pairs[row * num_masks]) for row in range(len(texts))])
+        bits = self.reader.span_bits(list(zip(outputs, pairs)))
+        # What misleads by more than some bits is no worse than what misleads by as many: one target must not outweigh a text.
+        worst = [of_text + self.args.most_bits for of_text in nothing for _ in range(num_masks)]
+        return -np.array([np.minimum(*pair).mean() for pair in zip(bits, worst)])
+
     def _note(self, figures: dict[str, float]) -> None:
         for name, value in figures.items():
             self._figures.setdefault(name, []).append(value)
