@@ -29,8 +29,8 @@ INSTALL = [
 EVALUATION = ["matplotlib>=3.8"]
 # The libraries the drop-ins of tokforget/integrations fit into.
 LANGCHAIN, LLAMA_INDEX = ["langchain-core>=1.0,<2"], ["llama-index-core>=0.14,<0.15"]
-# 1.40: proxy hooks as they are today.
-LITELLM = ["litellm>=1.40"]
+# 1.110: the version that the hook was run with.
+LITELLM = ["litellm>=1.110,<2"]
 
 # BM25 as a rival, and what transformers reads GGUF files with (`make smollm2`).
 READERS = ["bm25s>=0.2", "gguf>=0.10"]
