@@ -232,6 +232,30 @@ def test_stable_means_that_no_neighbour_counts(messages, roles, options):
         assert ANY_OPINION.compress_messages([messages[number]], **stable).messages == [whole[number]]
 
 
+def test_stable_holds_for_the_packaged_model_in_a_growing_chat(compressor):
+    results = [
+        NOTE * 3,
+        json.dumps({"note": NOTE * 2, "n": 7}, indent=1),
+        NOTE[::2] * 20,
+        "def f(x):\n    return x\n" * 30,
+        NOTE * 40,
+    ]
+    chat = [{"role": "system", "content": NOTE}]
+    for number, text in enumerate(results):
+        chat += [{"role": "user", "content": f"{NOTE} {number}?"}, {"role": "assistant", "content": NOTE * 2}]
+        chat += [{"role": "tool", "tool_call_id": str(number), "content": text}]
+    for options in ({"rate": 0.4}, {"quality": 0.6}):
+        before: list[dict] = []
+        for end in range(1, len(chat) + 1):
+            new = compressor.compress_messages(
+                chat[:end], stable=True, roles=["assistant", "tool"], memory={}, **options
+            )
+            assert new.messages[: len(before)] == before
+            before = new.messages
+        assert new.compressed_tokens < new.original_tokens
+        assert all(one == old for one, old in zip(before, chat) if old["role"] in ("system", "user"))
+
+
 # -- by hand -----------------------------------------------------------------------------------------------------------
 def test_openai(compressor):
     result = compressor.compress_messages(OPENAI, rate=0.7)

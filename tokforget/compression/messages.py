@@ -30,10 +30,11 @@ from tokforget.masking import check_number, check_rate, keep_count
 from tokforget.text_units import split_sentences
 
 
-# A request has its own price, whatever is saved: some milliseconds of compressing, and what may be lost. Below this many tokens
-# a provider's bill does not show the difference; field reports of tools that compress every prompt ask for 500 to 2,000.
+# What compressing costs does not shrink with the prompt's price: some 0.05 s of a free core for so many tokens, about what a provider
+# takes to read the half that is saved, and what may be lost. Users of tools that compress every prompt ask for 500 to 2,000.
 MIN_TOKENS = 500
-# A text of a line or two: by words it turns into notes that save some ten tokens.
+# A text of a line or two: by words it saves ten tokens, and what it says comes apart. Of "The address is 60 Furman Street" the number
+# went, of "from March 11th to March 13th" one of the two.
 MIN_MESSAGE_TOKENS = 32
 # The lowest rate that policies are told when they are trained; below it little can be read.
 MIN_RATE = 0.2
@@ -134,7 +135,7 @@ class CompressedMessages:
 
     @property
     def original_tokens(self) -> int:
-        """Tokens of all texts that were given, calls of tools included; roles, images and the provider's own marks are not counted."""
+        """Tokens of all texts that were given, calls of tools included; roles, images, definitions of tools and marks of a provider are not counted."""
         return sum(record.original_tokens for record in self.records)
 
     @property
