@@ -69,6 +69,26 @@ MIXED = f"""Please find the mistake in this function. It should not return None,
 
 I have already tried to call it with a tuple, which did not help either. {NOTE}
 """
+DISKS = """$ df
+Filesystem     Size   Used  Avail  Mounted on
+/dev/sda1       50G    12G    38G  /
+/dev/sdb1      200G   180G    20G  /srv/data
+tmpfs          3.9G      0   3.9G  /dev/shm
+/dev/sdc1      100G    99G     1G  /var/log
+"""
+PING = """PING example.org (93.184.216.34) 56(84) bytes of data.
+64 bytes from 93.184.216.34: icmp_seq=1 ttl=59 time=28.7 ms
+64 bytes from 93.184.216.34: icmp_seq=2 ttl=59 time=37.2 ms
+64 bytes from 93.184.216.34: icmp_seq=3 ttl=59 time=29.7 ms
+64 bytes from 93.184.216.34: icmp_seq=4 ttl=59 time=30.1 ms
+"""
+LINKS = """lo0: flags=8049<UP,LOOPBACK> mtu 16384
+\tinet 127.0.0.1 netmask 0xff000000
+\tinet6 ::1 prefixlen 128
+en0: flags=8863<UP,BROADCAST> mtu 1500
+\tether 60:c5:47:0a:ce:0b
+\tinet 192.168.1.64 netmask 0xffffff00
+"""
 OPINIONS = np.linspace(0.2, 0.95, 16)
 
 
@@ -95,6 +115,14 @@ def kind_of(text: str) -> str | None:
         (None, "[see below] is not JSON"),
         (None, "Dear Anna,\n\nthank you for the call.\n\nBest regards,\nTom;\n"),
         (None, "12"),
+        ("rows", DISKS),
+        ("rows", PING),
+        ("rows", "Status: active\nLogging: on (low)\nDefault: deny\nNew profiles: skip\n"),
+        (None, "Anna: Are you there?\nTom: Yes, I am.\nAnna: Did it work for you?\nTom: It did in the end.\n"),
+        (None, "We met at 9. It was late.\nAt 10 we left for the sea.\nBy 12 it rained.\nWe were home at 3.\n"),
+        ("json", f"The orders are:\n{json.dumps(ORDERS)}"),
+        ("json", f"The orders are:\n{json.dumps(ORDERS)}\n\nPlease tell me which of them is late."),
+        (None, "The answer is\n{not JSON}\n"),
     ],
 )
 def test_what_a_text_is_made_of(kind, text):
@@ -222,6 +250,36 @@ def test_code_in_fences_goes_by_lines_and_prose_by_words(compressor):
             lines_left(PYTHON, code)
         assert "not help" in output and "not return" in output
     assert "```" in output
+
+
+@pytest.mark.parametrize("rate", [0.4, 0.6, 0.8])
+def test_rows_go_whole_with_their_header_and_the_line_they_stand_under(rate):
+    output = ANY_OPINION.compress(DISKS, rate=rate, unit="auto").text
+    lines_left(DISKS, output)
+    left = output.splitlines()
+    if any(line.startswith("/dev") for line in left):
+        assert "Filesystem     Size   Used  Avail  Mounted on" in left
+    output = ANY_OPINION.compress(LINKS, rate=rate, unit="auto").text
+    lines_left(LINKS, output)
+    for line in output.splitlines():
+        if line.startswith("\t"):
+            above = LINKS[: LINKS.index(line)].splitlines()
+            assert next(one for one in reversed(above) if not one.startswith("\t")) in output.splitlines()
+
+
+def test_an_error_of_a_log_outlives_what_went_well():
+    lines = [f"2026-11-02T09:{n // 60:02d}:{n % 60:02d} INFO request {n} took {n * 7 % 90} ms" for n in range(90)]
+    for at in (0, 41, 89):
+        log = "\n".join([*lines[:at], "2026-11-02T09:05:00 ERROR db-3 refused the connection", *lines[at:]])
+        assert "ERROR db-3 refused the connection" in ANY_OPINION.compress(log, rate=0.15, unit="auto").text
+
+
+def test_json_behind_its_preface_stays_json(compressor):
+    text = f"These are the orders that were found:\n{json.dumps(ORDERS, indent=2)}\n\nPlease tell me which of them is late."
+    output = compressor.compress(text, rate=0.7, unit="auto").text
+    value, end = json.JSONDecoder().raw_decode(output, output.index("\n{") + 1)
+    check_json(ORDERS, value)
+    assert output[end:].startswith("\n\n") and len(output) < len(text)
 
 
 def test_structures_beside_each_other_change_nothing():

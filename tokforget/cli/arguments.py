@@ -17,9 +17,13 @@ With --column the input is JSONL: every row keeps its columns letter for letter 
 `compressed_tokens` and `compression_rate` (with --json also `compression`, for restore). A line that cannot be used is left
 out and named with its number on standard error; the others are written, and the exit code is 2.
 
+With --messages the input is a chat: a JSON list of messages of OpenAI or Anthropic, a request that holds one, or JSON Lines of
+either, and so is the output. System, last user message and calls of tools stay; results of tools and older turns are shortened.
+
   tokforget compress notes.txt --rate 0.3
   cat notes.txt | tokforget compress --target-tokens 500 --protect numbers --protect '/Figure \\d+/'
   tokforget compress rows.jsonl --column text --output short.jsonl
+  tokforget compress --messages chat.json --stable --rate 0.5
   tokforget compress notes.txt --json --output notes.json && tokforget restore notes.json
 """
 _RESTORE_HELP = """
@@ -88,6 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
                           help="one JSON object per text and line, with everything that `restore` needs")  # fmt: skip
     compress.add_argument("--column", metavar="NAME", help="read JSONL and compress this column of its rows")
     compress.add_argument("--question-column", metavar="NAME", help="with --column: the question of each row")
+    _add_messages(compress)
     compress.add_argument("--stream", action="store_true", help="decide block after block: any length in flat memory")
 
     restore = add("restore", "Fill the gaps of compressed texts, as a guess.", _RESTORE_HELP)
@@ -123,6 +128,21 @@ def _add_input(command: argparse.ArgumentParser, what: str, several: bool) -> No
         "--model", metavar="FOLDER", help="a trained model's folder or Hub id (default: the packaged model)"
     )
     command.add_argument("--device", metavar="cpu|cuda", help="where the policy runs (default: cpu)")
+
+
+def _add_messages(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("messages of a chat")
+    group.add_argument("--messages", action="store_true", help="read and write messages: JSON, or JSON Lines of chats")
+    group.add_argument("--stable", action="store_true",
+                       help="decide each message alone, so that a provider's prompt cache holds while the chat grows")  # fmt: skip
+    group.add_argument(
+        "--no-question", action="store_true", help="do not take the question from the last user message"
+    )
+    group.add_argument("--roles", metavar="LIST",
+                       help="whose texts are shortened, out of tool,assistant,user (default: all three; with --stable: tool)")  # fmt: skip
+    group.add_argument(
+        "--min-message-tokens", type=int, metavar="N", help="leave shorter messages whole (default: 32)"
+    )
 
 
 def _add_output(command: argparse.ArgumentParser) -> None:
@@ -164,7 +184,8 @@ def _add_budget(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--tags", action="store_true", help="read <keep>, <keep rate=0.8>, <drop>, <llmlingua ...> segments"
     )
-    group.add_argument("--min-tokens", type=int, default=0, metavar="N", help="leave shorter texts whole (default: 0)")
+    group.add_argument("--min-tokens", type=int, metavar="N",
+                       help="leave shorter texts whole (default: 0; with --messages --rate a chat of less than 500)")  # fmt: skip
     group.add_argument("--on-impossible", choices=("raise", "warn"), default="raise",
                        help="where what is protected exceeds the budget: stop, or warn and exceed it (default: raise)")  # fmt: skip
 
@@ -178,4 +199,5 @@ def compress_options(args: argparse.Namespace) -> dict:
         if count is not None and count < 0:
             raise UserError(f"`--keep-{name}` takes a number of tokens of at least 0, got {count}.")
         protect += [f"{name}:{count}"] if count else []
-    return {name: getattr(args, name) for name in names} | {"protect": protect or "readable"}
+    options = {name: getattr(args, name) for name in names} | {"protect": protect or "readable"}
+    return options | {"min_tokens": args.min_tokens or 0}

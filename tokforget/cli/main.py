@@ -34,6 +34,7 @@ from tokforget.cli.files import (
     refuse_input_as_output,
     with_columns,
 )
+from tokforget.cli.messages import check_options, message_options, read_conversations
 from tokforget.cli.recipes import RECIPES, run_recipe
 
 
@@ -155,6 +156,7 @@ class _Report:
     """What is said on standard error: rejected lines, and at the end the sums."""
 
     quiet: bool
+    noun: str = "texts"
     texts: int = 0
     original_tokens: int = 0
     compressed_tokens: int = 0
@@ -176,7 +178,7 @@ class _Report:
             sys.stderr.write("\n" * line_is_open)
             before, after = self.original_tokens, self.compressed_tokens
             rate = f" (rate {after / before:.3f}, {before / after:.1f}x)" if after else ""
-            texts = f"{self.texts:,} texts, " if self.texts != 1 else ""
+            texts = f"{self.texts:,} {self.noun}, " if self.texts != 1 else ""
             sys.stderr.write(f"tokforget: {texts}{before:,} -> {after:,} tokens{rate}\n")
         if not self.rejected:
             return 0
@@ -188,6 +190,9 @@ class _Report:
 
 def _compress(args: argparse.Namespace) -> int:
     options = compress_options(args)
+    check_options(args)
+    if args.messages:
+        return _compress_messages(args, message_options(args, options["protect"]))
     files = args.files or [STDIN]
     if args.stream:
         _check_stream(args, options)
@@ -228,6 +233,30 @@ def _compress(args: argparse.Namespace) -> int:
                     write(record.source, _rendered(args, record, result))
                 advance(sum(record.size for record in group))
     return report.end(outputs.line_is_open)
+
+
+def _compress_messages(args: argparse.Namespace, options: dict) -> int:
+    """Chats in, chats out; the line at the end names tokens before and after."""
+    files = args.files or [STDIN]
+    outputs = Outputs(args.output, files)
+    _check_files(files)
+    compressor = _load(args)
+    with _users_mistake():
+        compressor.compress_messages([], **options)
+    report = _Report(args.quiet, noun="chats")
+    with outputs.open_all() as write:
+        for chat in read_conversations(files, report.reject):
+            try:
+                result = compressor.compress_messages(chat.messages, system=chat.system, **options)
+            except (ValueError, TypeError) as error:
+                if chat.record.number is None:
+                    raise UserError(f"{chat.record.place}: {error}") from error
+                report.reject(chat.record.place, str(error))
+                continue
+            report.add(result)
+            data = json_line(result.to_dict()) if args.json else chat.rendered(result.messages)
+            write(chat.record.source, data)
+    return report.end()
 
 
 def _check_stream(args: argparse.Namespace, options: dict) -> None:

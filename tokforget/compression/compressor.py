@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +16,13 @@ from tokenizers import Tokenizer
 
 from tokforget.compression.chunks import CHUNK, CONTEXT, blocks, chunk_ends
 from tokforget.compression.fences import scan_fences
+from tokforget.compression.messages import (
+    MIN_MESSAGE_TOKENS,
+    MIN_RATE,
+    CompressedMessages,
+    Memory,
+    compress_messages,
+)
 from tokforget.compression.pieces import cut
 from tokforget.compression.protection import PRESET, parse_tags
 from tokforget.compression.quality import Calibration
@@ -262,6 +269,80 @@ class Compressor:
             result.seconds = seconds * result.original_tokens
         return results
 
+    def compress_messages(
+        self,
+        messages: Sequence[dict],
+        rate: float | None = None,
+        target_tokens: int | None = None,
+        quality: float | None = None,
+        *,
+        system: str | list | None = None,
+        question: str | bool | None = True,
+        unit: str = "auto",
+        protect=PRESET,
+        roles: Sequence[str] | None = None,
+        stable: bool = False,
+        min_tokens: int | None = None,
+        min_message_tokens: int = MIN_MESSAGE_TOKENS,
+        min_rate: float = MIN_RATE,
+        on_impossible: str = "raise",
+        memory: MutableMapping[str, int] | None = None,
+    ) -> CompressedMessages:
+        """
+        Shorten the results of tools and the older turns of a chat, in OpenAI's or Anthropic's dictionaries.
+
+        Verbatim stay: system and developer messages, the last user message and the assistant's words behind it, calls of tools
+        with their arguments, thinking, images, audio, documents and parts of a kind that is not known. Roles, ids, `cache_control`
+        and all else beside the texts are copied. No message is taken out, and none is changed in place.
+
+        The budget is for all texts together, calls of tools and what stays verbatim included, each counted on its own; never
+        exceeded. All that is shortened gets one rate; what needs more (the keys of a JSON, what is protected) gets it, and the
+        others less.
+
+        With `stable=True` a message is decided alone: the same message gives the same bytes in every transcript, whatever stands
+        before and behind it, so that a provider's prompt cache stays valid while the transcript grows. Each text is then shortened
+        to `rate` (or `quality`) by itself, there is no question, users' words are never shortened, and the assistant's only with
+        `roles=("tool", "assistant")`.
+
+        Compressing twice changes nothing at the same setting: what was written is remembered, by hash, in `memory`.
+
+        Args:
+            messages (`Sequence[dict]`): `role`, and `content` as a string, a list of parts, or None.
+            rate (`float`, *optional*): Fraction of all tokens to keep, in (0, 1]; 0.5 if no budget is given.
+            target_tokens (`int`, *optional*): Tokens to keep of all messages.
+            quality (`float`, *optional*): As in `compress`, for each text by itself; JSON, code and logs stay whole then.
+            system (`str` or `list`, *optional*): Anthropic's system prompt. Verbatim, and counted.
+            question (`str` or `bool`): What the texts will be asked; True takes it from the last user message, None for none.
+            unit (`str`), protect (*optional*): As in `compress`, but spans.
+            roles (`Sequence[str]`, *optional*): Whose texts are shortened, out of `"tool"`, `"assistant"` and `"user"`; all three,
+                with `stable` `"tool"` alone.
+            stable (`bool`): Decide each message alone.
+            min_tokens (`int`, *optional*): Messages of fewer tokens together are returned whole: a request costs more than such a
+                prompt can save. 500; 0 with `target_tokens`, which is a limit, and with `stable`.
+            min_message_tokens (`int`): Shorter texts of messages stay whole.
+            min_rate (`float`): No text is asked to become shorter than this; in (0, 1]. With `stable` it is not looked at.
+            on_impossible (`str`): `"raise"`, or `"warn"` and return the smallest feasible result.
+            memory (`MutableMapping[str, int]`, *optional*): What was compressed, by hash, with the tokens before. Without it this
+                compressor's own, which holds the last 65,536 texts; pass a dictionary of yours to keep it longer than the process.
+
+        Returns:
+            [`CompressedMessages`]: `messages` and `system` of the shape that was given, tokens before and after, `records`, `omitted`.
+
+        Raises:
+            `ValueError`: If arguments exclude each other, or what stays verbatim does not fit the budget.
+            `TypeError`: If these are no messages.
+        """
+        return compress_messages(
+            self, messages, system, memory, rate=rate, target_tokens=target_tokens, quality=quality, question=question, unit=unit,
+            protect=protect, roles=roles, stable=stable, min_tokens=min_tokens, min_message_tokens=min_message_tokens,
+            min_rate=min_rate, on_impossible=on_impossible,
+        )  # fmt: skip
+
+    @cached_property
+    def memory(self) -> Memory:
+        """What `compress_messages` has written in this process, by hash; not copied along."""
+        return Memory()
+
     def compress_stream(
         self,
         parts: Iterable[str],
@@ -500,7 +581,8 @@ class Compressor:
 
 
 def _check_feasible(choice: Choice, target: int | None, on_impossible: str, is_json: bool) -> None:
-    if target is None or choice.count <= target:
+    # Whoever asks for "return" looks at the tokens himself.
+    if target is None or choice.count <= target or on_impossible == "return":
         return
     what, remedy = ("JSON needs to stay whole", "pass `unit='word'`") if is_json else ("is protected", "protect less")
     message = (

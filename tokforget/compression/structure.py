@@ -1,10 +1,12 @@
 """
 What a text is made of, where that is more than words: JSON, program code, logs. `unit="auto"` asks here.
 
-* JSON stays JSON: keys, numbers, short strings and brackets are kept, white space outside of strings goes first, and of long
+* JSON, alone or behind a line or two that say what it is, stays JSON: keys, numbers, short strings and brackets are kept, white space outside of strings goes first, and of long
   strings words are kept or dropped as in any text.
 * Code and logs are kept or dropped by whole lines. A line of code brings the lines that open its blocks and those that close them;
-  lines of a log that say the same but for their time are counted behind the first of them.
+  lines of a log that say the same but for their time are counted behind the first of them, and errors come first.
+* Rows of a table and of what a command printed go whole, a header with its rows and a line with the line it is indented under:
+  a number that moves to another column is a false statement.
 * In other texts only what stands in code fences is taken by lines.
 
 The structure says what a piece is and what comes along with it; which pieces are kept is left to the scores.
@@ -14,18 +16,23 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 
 import numpy as np
 
 from tokforget.compression.fences import find_code_fences
 from tokforget.compression.meaning import Bonds, find_bonds
 from tokforget.compression.pieces import Pieces, cut
+from tokforget.text_units import STOP_WORDS, bare_word
 
 
 # Words from which on a string of JSON is prose that can be shortened.
 _LONG = 8
 _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# A JSON behind its preface begins a line.
+_JSON_LINE = re.compile(r"(?<=\n)[ \t]*[\[{]")
+_JSON_TRIES, _PREFACE_LINES = 2, 3
+_DECODER = json.JSONDecoder()
 _ESCAPE = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.|.", re.DOTALL)
 
 _CODE_LINE = re.compile(
@@ -61,6 +68,18 @@ _LOG_LINE = re.compile(
 )
 _STAMP = re.compile(rf"[\[(]?{_TIME}[\])]?")
 _LOG_SHARE, _LOG_LINES = 0.7, 3
+# An error says more than what went well; only as a level, for "error" in a sentence may be of one that did not come.
+_ERROR_LINE = re.compile(
+    r"\b(?:ERROR|CRITICAL|FATAL|SEVERE|PANIC|EMERG|ALERT)\b|\b(?:level|severity|lvl)=\"?(?:error|critical|fatal|panic)\b"
+)
+
+# Columns stand apart by a tab, a bar or two spaces; other rows are settings (`key: value`) and short lines with numbers and no
+# sentence.
+_COLUMNS = re.compile(r"\S(?:\t| {2,}|\s*\|\s*)\S")
+_SETTING = re.compile(r"[^\s:=][^:=\n]{0,40}[:=]\s*\S+(?:\s+\S+){0,5}$")
+_ROW_SHARE, _ROW_LINES, _ROW_WORDS = 0.6, 4, 24
+# Of the words of rows, those that only sentences have, and of the rows those that end as sentences do, at most.
+_ROW_STOP_WORDS, _ROW_SENTENCES, _SENTENCE_WORDS = 0.15, 0.2, 6
 
 
 @dataclass
@@ -93,7 +112,7 @@ class Structure:
     A text in pieces that are more than words.
 
     Args:
-        kind (`str`): `"json"`, `"code"`, `"log"` or `"fences"`.
+        kind (`str`): `"json"`, `"code"`, `"log"`, `"rows"` or `"fences"`.
         pieces (`TextPieces`), bonds (`Bonds`): The pieces, and what comes along with what.
         needed (`np.ndarray` of shape `(num_pieces,)`): Without which it is no such structure any more; bool.
         groups (`list[tuple[int, int]]`): Pieces in a row of which one should be left.
@@ -177,6 +196,9 @@ def find_structure(text: str, offsets: np.ndarray, readable: bool = True) -> Str
     if _is_json(text):
         kind = "json"
         _add_json(parts)
+    elif within := _json_within(text):
+        kind = "json"
+        _add_around_json(parts, *within)
     else:
         lines = text.splitlines(keepends=True)
         if _is_log(lines):
@@ -191,6 +213,9 @@ def find_structure(text: str, offsets: np.ndarray, readable: bool = True) -> Str
         elif is_code(lines):
             kind = "code"
             _add_code(parts, lines)
+        elif _are_rows(lines):
+            kind = "rows"
+            _add_rows(parts, lines)
     return parts.built(kind, offsets) if kind else None
 
 
@@ -212,10 +237,37 @@ def _is_json(text: str) -> bool:
         return False
 
 
-def _add_json(parts: _Parts) -> None:
-    text, place = parts.text, 0
-    records = not _one_value(text)
-    for string in _STRING.finditer(text):
+def _json_within(text: str) -> tuple[int, int] | None:
+    """Where a JSON stands that is most of a text, behind a line or two that say what it is."""
+    for line in islice(_JSON_LINE.finditer(text), _JSON_TRIES):
+        start = line.end() - 1
+        if text.count("\n", 0, start) > _PREFACE_LINES:
+            return None
+        try:
+            end = _DECODER.raw_decode(text, start)[1]
+        except (ValueError, RecursionError):
+            continue
+        if 2 * (end - start) > len(text):
+            return start, end
+    return None
+
+
+def _add_around_json(parts: _Parts, start: int, end: int) -> None:
+    """A JSON and the words before and behind it, the line breaks between them always kept."""
+    text = parts.text
+    before, behind = len(text[:start].rstrip()), len(text) - len(text[end:].lstrip())
+    _add_prose(parts, 0, before)
+    parts.add(start, needed=True)
+    _add_json(parts, start, end)
+    parts.add(behind, needed=True)
+    _add_prose(parts, behind, len(text))
+
+
+def _add_json(parts: _Parts, start: int = 0, end: int | None = None) -> None:
+    text, place = parts.text, start
+    end = len(text) if end is None else end
+    records = not _one_value(text[start:end])
+    for string in _STRING.finditer(text, start, end):
         _add_between(parts, place, string.start(), records)
         place = string.end()
         inner = text[string.start() + 1 : place - 1]
@@ -229,7 +281,7 @@ def _add_json(parts: _Parts) -> None:
         parts.add_words(shown, places + string.start() + 1)
         parts.groups.append((first, len(parts)))
         parts.add(place, needed=True)
-    _add_between(parts, place, len(text), records)
+    _add_between(parts, place, end, records)
 
 
 def _one_value(text: str) -> bool:
@@ -367,10 +419,59 @@ def _add_log(parts: _Parts, lines: list[str]) -> None:
         counts[first] = counts.get(first, 0) + 1
         place += len(line)
         parts.add(place, mark=first != number or not said)
+        parts.first_of_all[-1] = first == number and bool(_ERROR_LINE.search(line))
         if first == number:
             end = place - len(line) + len(line.rstrip())
             parts.notes.append((number, end, ""))
     parts.notes = [(number, end, f" (x{counts[number]})") for number, end, _ in parts.notes if counts[number] > 1]
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+def _are_rows(lines: list[str]) -> bool:
+    """Whether lines are rows: numbers or columns in most of them, and hardly a word that only sentences have."""
+    shown = [line.split() for line in lines if line.strip()]
+    if len(shown) < _ROW_LINES or sum(len(words) <= _ROW_WORDS for words in shown) < _ROW_SHARE * len(shown):
+        return False
+    full = [line for line in lines if line.strip()]
+    alike = sum(
+        _has_number(line) or bool(_COLUMNS.search(line.strip())) or bool(_SETTING.match(line.strip())) for line in full
+    )
+    words = [bare_word(word) for line in shown for word in line]
+    sentences = sum(len(line) >= _SENTENCE_WORDS and line[-1][-1] in ".!?:…" for line in shown)
+    return (
+        alike >= _ROW_SHARE * len(full)
+        and sentences <= _ROW_SENTENCES * len(full)
+        and sum(word in STOP_WORDS for word in words) <= _ROW_STOP_WORDS * len(words)
+    )
+
+
+def _has_number(line: str) -> bool:
+    return any(character.isdigit() for character in line)
+
+
+def _add_rows(parts: _Parts, lines: list[str]) -> None:
+    base, place = len(parts), parts.edges[-1]
+    for line in lines:
+        place += len(line)
+        parts.add(place, mark=not line.strip())
+    full = [number for number, line in enumerate(lines) if line.strip()]
+    opener = None
+    for at, number in enumerate(full):
+        behind = full[at + 1] if at + 1 < len(full) else len(lines)
+        if lines[number][:1].isspace():
+            if opener is not None:
+                parts.rows.append((base + opener, base + number, base + number + 1, -1))
+            continue
+        opener = number
+        # A header has no number of its own, and rows with numbers right below it.
+        if behind == number + 1 < len(lines) and not _has_number(lines[number]) and _has_number(lines[behind]):
+            end = next((n for n in range(behind, len(lines)) if not lines[n].strip()), len(lines))
+            parts.rows.append((base + number, base + behind, base + end, -1))
+            parts.mark[base + number] = True
+    for blank in set(range(len(lines))) - set(full):  # what stands apart stays apart
+        after = next((number for number in full if number > blank), None)
+        if after is not None:
+            parts.rows.append((base + blank, base + after, base + after + 1, base))
 
 
 # -- fences ------------------------------------------------------------------------------------------------------------
