@@ -16,6 +16,7 @@ from tests.conftest import make_model
 from tokforget import CompressedText, Compressor
 from tokforget.cli import main as cli
 from tokforget.cli.files import UserError, open_output, read_parts
+from tokforget.packaged import base_model_path
 
 
 ROOT = Path(__file__).parents[2]
@@ -83,8 +84,23 @@ def test_the_shell_compresses_as_python_does_alone_and_in_a_batch(shell, compres
     assert done.out.decode() == alone.text == batch[1].text
     assert done.err == (
         f"tokforget: {alone.original_tokens} -> {alone.compressed_tokens} tokens "
-        f"(rate {alone.compression_rate:.3f}, {alone.compression_ratio:.1f}x)\n"
+        f"of {alone.vocabulary} (rate {alone.compression_rate:.3f}, {alone.compression_ratio:.1f}x), "
+        f"{alone.character_rate:.0%} of the characters\n"
     )
+
+
+def test_tokens_of_another_vocabulary_are_counted_and_named(shell, compressor):
+    other = Path(base_model_path())
+    done = shell("compress", "--rate", "0.5", "--count-with", other, stdin=TEXT.encode())
+    result = compressor.compress(TEXT, rate=0.5, count_tokens=other)
+    assert done.code == 0 and done.out.decode() == result.text
+    assert f"{result.original_tokens} -> {result.compressed_tokens} tokens of {other.name} (rate" in done.err
+    assert f"tokens of {other.name}" in shell("inspect", "--count-with", other, stdin=TEXT.encode()).err
+    wrong = shell("compress", "--count-with", "./nowhere.json", stdin=TEXT.encode())
+    assert (
+        wrong.code == 2 and wrong.err.count("\n") == 1 and "`--count-with`: ./nowhere.json: no such file" in wrong.err
+    )
+    assert "--count-with" in shell("compress", "--stream", "--count-with", other, stdin=TEXT.encode()).err
 
 
 def test_tags_and_a_common_budget_reach_the_compressor(shell, compressor):

@@ -141,6 +141,12 @@ def _add_budget(command: argparse.ArgumentParser) -> None:
         help="as little as the model's calibration allows for a reader to retain this share",
     )
     group.add_argument(
+        "--count-with",
+        metavar="VOCABULARY",
+        help="whose tokens are counted: a tokenizer.json, a folder with one, a Hub id, or a name of tiktoken such as o200k_base or "
+        "gpt-4o (default: the model's own)",
+    )
+    group.add_argument(
         "--unit",
         choices=("token", "word", "auto"),
         help="what is dropped whole; auto: words, but JSON stays JSON, and code and logs go by lines (default: what the model was "
@@ -176,4 +182,5 @@ def compress_options(args: argparse.Namespace) -> dict:
         if count is not None and count < 0:
             raise UserError(f"`--keep-{name}` takes a number of tokens of at least 0, got {count}.")
         protect += [f"{name}:{count}"] if count else []
-    return {name: getattr(args, name) for name in names} | {"protect": protect or "readable"}
+    given = {name: getattr(args, name) for name in names}
+    return given | {"protect": protect or "readable", "count_tokens": args.count_with}

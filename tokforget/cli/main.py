@@ -131,7 +131,8 @@ def _users_mistake(place: str = "") -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OSError) as error:
-        raise UserError(f"{place}: {error}" if place else str(error)) from error
+        message = str(error).replace("`count_tokens`", "`--count-with`")
+        raise UserError(f"{place}: {message}" if place else message) from error
 
 
 def _load(args: argparse.Namespace, options: dict | None = None):
@@ -158,12 +159,18 @@ class _Report:
     texts: int = 0
     original_tokens: int = 0
     compressed_tokens: int = 0
+    original_chars: int = 0
+    chars: int = 0
+    vocabulary: str = ""
     rejected: list[str] = field(default_factory=list)
 
     def add(self, result, is_new: bool = True) -> None:
         self.texts += is_new
         self.original_tokens += result.original_tokens
         self.compressed_tokens += result.compressed_tokens
+        self.original_chars += result.original_chars
+        self.chars += len(result.text)
+        self.vocabulary = result.vocabulary
 
     def reject(self, place: str, reason: str) -> None:
         self.rejected.append(place)
@@ -177,7 +184,9 @@ class _Report:
             before, after = self.original_tokens, self.compressed_tokens
             rate = f" (rate {after / before:.3f}, {before / after:.1f}x)" if after else ""
             texts = f"{self.texts:,} texts, " if self.texts != 1 else ""
-            sys.stderr.write(f"tokforget: {texts}{before:,} -> {after:,} tokens{rate}\n")
+            of = f" of {self.vocabulary}" if self.vocabulary else ""
+            share = f", {self.chars / self.original_chars:.0%} of the characters" if self.original_chars else ""
+            sys.stderr.write(f"tokforget: {texts}{before:,} -> {after:,} tokens{of}{rate}{share}\n")
         if not self.rejected:
             return 0
         left = len(self.rejected) - _NAMED
@@ -234,7 +243,7 @@ def _check_stream(args: argparse.Namespace, options: dict) -> None:
     unfit = [
         name for name in ("target_tokens", "quality", "prefix_stable", "nested", "tags", "min_tokens") if options[name]
     ]
-    unfit += [name for name in ("keep_first", "keep_last", "column") if getattr(args, name)]
+    unfit += [name for name in ("keep_first", "keep_last", "column", "count_with") if getattr(args, name)]
     unfit += ["budget"] if args.budget == "corpus" else []
     if unfit:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in unfit)

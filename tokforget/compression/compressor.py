@@ -141,6 +141,7 @@ class Compressor:
         min_tokens: int = 0,
         on_impossible: str = "raise",
         question: str | Sequence[str | None] | None = None,
+        count_tokens=None,
     ) -> CompressedText | list[CompressedText]:
         r"""
         Compress one text or several.
@@ -177,6 +178,11 @@ class Compressor:
                 exceeds the budget.
             question (`str`, or one for each text, *optional*): What will be asked about the text: what answers it is kept
                 first. The model must have been trained with questions (`takes_question`).
+            count_tokens (*optional*): Whose tokens `rate`, `target_tokens` and `min_tokens` count and the result reports: a
+                `tokenizer.json`, a folder with one, an id on the Hub, a name of tiktoken (`"o200k_base"`, `"gpt-4o"`), a
+                loaded tokenizer, or a function from a text to a number; see [`tokforget.compression.counting`]. The model's
+                own without it. The output is counted as a string, and filled to the last token that a piece fits into;
+                "first:n" and "last:n" of `protect`, and the quotas of `tags`, stay in the model's tokens.
 
         Returns:
             [`CompressedText`], or a list of them for a sequence of texts.
@@ -187,6 +193,7 @@ class Compressor:
         request = Request(
             rate=rate, target_tokens=target_tokens, threshold=threshold, quality=quality, unit=unit or self.policy.unit, protect=protect, nested=nested,
             prefix_stable=prefix_stable, budget=budget, tags=tags, min_tokens=min_tokens, on_impossible=on_impossible,
+            count_tokens=count_tokens,
         )  # fmt: skip
         single = isinstance(texts, str)
         texts = as_texts(texts)
@@ -222,36 +229,46 @@ class Compressor:
         if self.takes_question:
             for item, question in zip(items, questions or [None] * len(items)):
                 item.features = self._features(item, question)
+        vocabulary = self.vocabulary if request.counter is None else request.counter.name
+        if request.counter is not None:
+            for item, total in zip(items, request.counter([item.text for item in items])):
+                item.total = total
         for item in items:
-            if not len(item.ids):
+            if not len(item.ids) or not item.num_counted:
                 item.returned_whole_because = "no tokens"
-            elif len(item.ids) < request.min_tokens:
+            elif item.num_counted < request.min_tokens:
                 item.returned_whole_because = "min_tokens"
             elif request.quality is not None:
                 needed = self.calibration.needed(request.quality)
                 item.worth_needed = 1.0 if needed is None else needed
                 item.returned_whole_because = "quality" if needed is None else None
-        self._score(items, request.conditioning_rates([len(item.ids) for item in items]))
+        self._score(items, request.conditioning_rates([item.num_counted for item in items]))
         active = [item for item in items if not item.returned_whole_because]
         for item in active:
             item.prepare(request)
         groups = [active] * bool(active) if request.budget == "corpus" else [[item] for item in active]
-        choices = run_searches([search(group, request) for group in groups], self._reencode)
+        counts = self._reencode
+        if request.counter is not None:
+            counts = lambda strings: [range(count) for count in request.counter(strings)]  # noqa: E731
+        choices = run_searches([search(group, request) for group in groups], counts)
         done: dict[int, CompressedText] = {}
         for group, choice in zip(groups, choices):
             _check_feasible(choice, group[0].target, request.on_impossible, any(item.kind == "json" for item in group))
             start = 0
-            for item, text, encoded in zip(group, choice.outputs, choice.encoded):
+            own = choice.encoded if request.counter is None else self._reencode(choice.outputs)
+            for item, text, encoded, counted in zip(group, choice.outputs, own, choice.encoded):
                 keep = choice.keep[start : start + len(item.pieces)]
                 start += len(item.pieces)
                 shortfall = 0 if item.target is None else item.target - choice.count
-                done[id(item)] = item.result(keep, text, np.array(encoded.ids, np.int64), shortfall, self.fingerprint)
+                counted = None if request.counter is None else len(counted)
+                ids = np.array(encoded.ids, np.int64)
+                done[id(item)] = item.result(keep, text, ids, shortfall, self.fingerprint, vocabulary, counted)
                 if request.quality is not None:
                     done[id(item)].predicted_retention = round(self.calibration.expected(item.worth_kept(keep)), 4)
-        results = [done.get(id(item)) or item.returned_whole(self.fingerprint) for item in items]
+        results = [done.get(id(item)) or item.returned_whole(self.fingerprint, vocabulary) for item in items]
         seconds = (time.perf_counter() - began) / max(sum(len(item.ids) for item in items), 1)
         for result in results:
-            result.seconds = seconds * result.original_tokens
+            result.seconds = seconds * len(result.scores)
         return results
 
     def compress_stream(
@@ -392,6 +409,16 @@ class Compressor:
         if self.folder is None:
             raise ValueError("This compressor was built without a model folder and promises no quality: pass `rate`.")
         return Calibration.load(self.folder)
+
+    @cached_property
+    def vocabulary(self) -> str:
+        """What the model's own vocabulary is called: by the language model that it is of."""
+        config = self.folder / "config.json" if self.folder is not None else None
+        name = None
+        if config is not None and config.is_file():
+            name = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        name = str(name or "").replace("\\", "/").rstrip("/").split("/")[-1]
+        return "the packaged GPT-2" if name == EMBEDDED else name or "the model"
 
     @cached_property
     def _rarity(self):

@@ -121,7 +121,7 @@ def _kept_letters(result: CompressedText) -> list[str]:
         position += apart
         found.append(result.text[position : position + end - start])
         position += end - start
-    assert len(found) == len(runs(result.keep_mask)[0]) or not result.original_tokens
+    assert len(found) == len(runs(result.keep_mask)[0]) or not len(result.scores)
     return found
 
 

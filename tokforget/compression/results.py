@@ -25,9 +25,9 @@ class CompressedText:
             reads.
         kept_ids (`np.ndarray` of shape `(kept_tokens,)`), kept_indices (`np.ndarray` of shape `(kept_tokens,)`): The
             original's tokens that were kept, and their places in it.
-        original_tokens (`int`): Tokens of the original.
-        scores (`np.ndarray` of shape `(original_tokens,)`): Keep score of each token of the original, in (0, 1); higher
-            is kept first. Not a probability. In word units the mean over a word decides.
+        original_tokens (`int`): Tokens of the original, in the vocabulary that the budget counts.
+        scores (`np.ndarray` of shape `(num_tokens,)`): Keep score of each of the model's tokens of the original, in (0, 1);
+            higher is kept first. Not a probability. In word units the mean over a word decides.
         kept_spans (`np.ndarray` of shape `(num_spans, 2)`), dropped_spans (`np.ndarray` of shape `(num_gaps, 2)`): First
             character and the one after the last.
         separated (`np.ndarray` of shape `(num_spans,)`): True where a space was put before a kept span, because it would
@@ -42,6 +42,10 @@ class CompressedText:
         predicted_retention (`float`, *optional*): What the model's calibration expects a reader to retain; `None` without one.
         start (`int`): Where the text begins in its stream (`compress_stream`), in characters.
         tokenizer (`str`): Fingerprint of the tokenizer the ids belong to.
+        vocabulary (`str`): Name of the vocabulary in which `original_tokens`, `compressed_tokens`, `target_tokens` and
+            `shortfall` are counted: the model's own, or what `count_tokens` names.
+        counted_tokens (`int`, *optional*): Tokens of `text` in that vocabulary; `None` where it is the model's own.
+        original_chars (`int`): Characters of the original.
         seconds (`float`): Share of the call's time, by tokens.
     """
 
@@ -62,31 +66,34 @@ class CompressedText:
     start: int = 0
     tokenizer: str = ""
     seconds: float = 0.0
+    vocabulary: str = ""
+    counted_tokens: int | None = None
+    original_chars: int = 0
 
     def __str__(self) -> str:
         return self.text
 
     @property
     def keep_mask(self) -> np.ndarray:
-        """True where a token of the original was kept `(original_tokens,)`."""
-        mask = np.zeros(self.original_tokens, dtype=bool)
+        """True where one of the model's tokens of the original was kept `(num_tokens,)`."""
+        mask = np.zeros(len(self.scores), dtype=bool)
         mask[self.kept_indices] = True
         return mask
 
     @property
     def kept_tokens(self) -> int:
-        """Tokens of the original that were kept."""
+        """The model's tokens of the original that were kept."""
         return len(self.kept_indices)
 
     @property
     def compressed_tokens(self) -> int:
-        """Tokens of `text`, after re-encoding."""
-        return len(self.compressed_input_ids)
+        """Tokens of `text`, after re-encoding, in the vocabulary that the budget counts."""
+        return len(self.compressed_input_ids) if self.counted_tokens is None else self.counted_tokens
 
     @property
     def kept_rate(self) -> float:
         """Kept ÷ original tokens, of the mask; 1 for an empty text."""
-        return self.kept_tokens / self.original_tokens if self.original_tokens else 1.0
+        return self.kept_tokens / len(self.scores) if len(self.scores) else 1.0
 
     @property
     def compression_rate(self) -> float:
@@ -97,6 +104,11 @@ class CompressedText:
     def compression_ratio(self) -> float:
         """Tokens of the original ÷ tokens of `text`: "4.0x"; inf where nothing is left."""
         return 1.0 / self.compression_rate if self.compression_rate else float("inf")
+
+    @property
+    def character_rate(self) -> float:
+        """Characters of `text` ÷ characters of the original: what no vocabulary changes; 1 for an empty text."""
+        return len(self.text) / self.original_chars if self.original_chars else 1.0
 
     def to_dict(self) -> dict:
         """Plain Python values; scores with four decimals."""

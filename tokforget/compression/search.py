@@ -37,12 +37,15 @@ class Ranked:
             go. Ties go to the earlier piece.
         bonds (`Bonds`, *optional*): Which pieces come along with which, whatever their rank. Of
             those that must go only marks do.
+        scale (`float`, *optional*): Of these tokens, how many come on one that is counted, where the budget is in tokens of
+            another vocabulary. It leads to the first guess; what is kept is decided by counts.
     """
 
     texts: list[str]
     pieces: list[Pieces]
     ranks: np.ndarray
     bonds: Bonds | None = None
+    scale: float | None = None
     order: np.ndarray = field(init=False)
     sizes: np.ndarray = field(init=False)
     totals: np.ndarray = field(init=False)
@@ -151,8 +154,9 @@ def search_budget(ranked: Ranked, target: int) -> Search:
     both sides of the target. Returns the smallest choice, above the target, if what must stay does not fit.
     """
     floor, total = ranked.forced_tokens, int(ranked.totals[-1])
+    scale, spare = ranked.scale or 1.0, _spare(ranked)
     low, high = (floor - 1, 0), (total + 1, 0)  # (room, count): the largest known to fit, the smallest known not to
-    room, best, smallest = min(max(target, floor), total), None, None
+    room, best, smallest = min(max(round(target * scale), floor), total), None, None
     for round_ in range(_ROUNDS):
         choice = yield from try_pieces(ranked, ranked.fill(room))
         if room == floor:
@@ -165,11 +169,11 @@ def search_budget(ranked: Ranked, target: int) -> Search:
         if (
             choice.count == target
             or high[0] - low[0] <= 1
-            or (best and round_ >= _PATIENCE and best.count == target - 1)
+            or (best and round_ >= _PATIENCE and target - best.count <= spare)
         ):
             break
         if not low[1] or not high[1]:
-            room += target - choice.count
+            room += round((target - choice.count) * scale)
         elif round_ % 3:
             room = low[0] + (high[0] - low[0]) * (target - low[1]) // (high[1] - low[1])
         else:
@@ -180,9 +184,14 @@ def search_budget(ranked: Ranked, target: int) -> Search:
     return smallest if best is None else (yield from _top_up(ranked, best, target))
 
 
+def _spare(ranked: Ranked) -> int:
+    """By how many tokens a budget may be missed without a look at more pieces: another's tokens are filled to the last."""
+    return 1 if ranked.scale is None else 0
+
+
 def _top_up(ranked: Ranked, choice: Choice, target: int) -> Search:
     """Where the next piece would bring more tokens than there is room for, take one of those behind it."""
-    while target - choice.count > 1:
+    while target - choice.count > _spare(ranked):
         waiting = ranked.order[~choice.keep[ranked.order]][:_CANDIDATES]
         masks = [ranked.complete(choice.keep | (np.arange(len(choice.keep)) == piece)) for piece in waiting]
         outputs = [ranked.render(keep) for keep in masks]
