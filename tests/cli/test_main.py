@@ -103,6 +103,30 @@ def test_tokens_of_another_vocabulary_are_counted_and_named(shell, compressor):
     assert "--count-with" in shell("compress", "--stream", "--count-with", other, stdin=TEXT.encode()).err
 
 
+def test_what_is_left_out_is_reported_and_shown(shell, compressor):
+    result = compressor.compress(TEXT, rate=0.5)
+    done = shell("compress", "--rate", "0.5", "--report", "omissions", stdin=TEXT.encode())
+    assert done.out.decode() == result.text
+    states = [line.state for line in result.diff().lines]
+    assert f"of 2 lines {states.count('gone')} are left out and {states.count('part')} in part" in done.err
+    for number, state in enumerate(states, 1):
+        assert (f"\n{number}{'~' if state == 'part' else ' '} " in done.err) == (state != "kept")
+    saved = json.loads(shell("compress", "--rate", "0.5", "--report", "omissions", "--json", stdin=TEXT.encode()).out)
+    assert saved["omitted"] == [one.to_dict() for one in result.omitted]
+    Path("rows.jsonl").write_text(json.dumps({"text": TEXT}) + "\n")
+    row = json.loads(shell("compress", "rows.jsonl", "--column", "text", "--json", "--report", "omissions").out)
+    assert row["compression"]["omitted"] == saved["omitted"]
+    shown = shell("diff", "--rate", "0.5", stdin=TEXT.encode())
+    assert shown.code == 0 and f"{result.original_tokens} -> {result.compressed_tokens}" in shown.out.decode()
+    page = shell("diff", "--rate", "0.5", "--html", "page.html", stdin=TEXT.encode())
+    assert page.out == b"" and Path("page.html").read_text() == result.diff().to_html()
+    text = "one two three four five six seven eight nine ten eleven twelve\n" * 6
+    marked = shell("compress", "--rate", "0.3", "--mark-omissions", stdin=text.encode())
+    assert marked.out.decode() == compressor.compress(text, rate=0.3, mark_omissions=True).text
+    refused = shell("compress", "--stream", "--report", "omissions", stdin=TEXT.encode())
+    assert refused.code == 2 and "--report" in refused.err
+
+
 def test_tags_and_a_common_budget_reach_the_compressor(shell, compressor):
     tagged = shell("compress", "--tags", "--quiet", stdin=b"<keep>zzz</keep> the cat sat on the mat <drop>qqq</drop>")
     assert tagged.out.startswith(b"zzz") and b"q" not in tagged.out and tagged.err == ""
@@ -465,7 +489,7 @@ def test_env_can_ask_torch(shell):
         (["restore", "--batch-size", "0"], "at least 1, got 0"),
         (["inspect", "--unit", "letter"], "invalid choice: 'letter'"),
         (["restore"], "- is no output of `tokforget compress --json`"),
-        ([], "are required: compress | restore | inspect | env"),
+        ([], "are required: compress | restore | inspect | diff | env"),
     ],
 )  # fmt: skip
 def test_a_users_mistake_is_one_line_and_exit_code_two(shell, words, message):

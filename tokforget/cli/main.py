@@ -1,5 +1,5 @@
 """
-The shell command: `tokforget compress | restore | inspect | env`, and the recipes by name, such as `tokforget train`.
+The shell command: `tokforget compress | restore | inspect | diff | env`, and the recipes by name, such as `tokforget train`.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 done; 1 failed for no fault of the user;
 2 the user asked for something that cannot be done, or some lines could not be read; 130 interrupted.
@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -163,6 +163,7 @@ class _Report:
     chars: int = 0
     vocabulary: str = ""
     rejected: list[str] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
 
     def add(self, result, is_new: bool = True) -> None:
         self.texts += is_new
@@ -172,6 +173,21 @@ class _Report:
         self.chars += len(result.text)
         self.vocabulary = result.vocabulary
 
+    def tell(self, place: str, result) -> None:
+        """What is left out of a text, for the end: `12` a line of which all is gone, `12~` one of which a part is."""
+        from tokforget.compression.heatmap import printable
+
+        lines = result.diff().lines
+        gone = [line for line in lines if line.state != "kept"]
+        whole = sum(line.state == "gone" for line in gone)
+        self.told.append(
+            f"tokforget: {place}: of {len(lines):,} lines {whole:,} are left out and {len(gone) - whole:,} in part (~)\n"
+        )
+        width = len(str(len(lines)))
+        for line in gone:
+            said = " … ".join(part.strip() for part, kept in line.parts if not kept and part.strip())
+            self.told.append(f"{line.number:>{width}}{'~' if line.state == 'part' else ' '} {printable(said)}\n")
+
     def reject(self, place: str, reason: str) -> None:
         self.rejected.append(place)
         if len(self.rejected) <= _NAMED:
@@ -179,6 +195,9 @@ class _Report:
 
     def end(self, line_is_open: bool = False) -> int:
         """The summary and the exit code."""
+        if self.told:
+            sys.stderr.write("\n" * line_is_open + "".join(self.told))
+            line_is_open = False
         if not self.quiet:
             sys.stderr.write("\n" * line_is_open)
             before, after = self.original_tokens, self.compressed_tokens
@@ -234,6 +253,8 @@ def _compress(args: argparse.Namespace) -> int:
             for group in _groups(records, args.budget == "corpus"):
                 for record, result in _compress_group(compressor, group, options, report):
                     report.add(result)
+                    if args.report and not args.json:
+                        report.tell(record.place, result)
                     write(record.source, _rendered(args, record, result))
                 advance(sum(record.size for record in group))
     return report.end(outputs.line_is_open)
@@ -244,6 +265,7 @@ def _check_stream(args: argparse.Namespace, options: dict) -> None:
         name for name in ("target_tokens", "quality", "prefix_stable", "nested", "tags", "min_tokens") if options[name]
     ]
     unfit += [name for name in ("keep_first", "keep_last", "column", "count_with") if getattr(args, name)]
+    unfit += [name for name in ("mark_omissions", "report") if getattr(args, name)]
     unfit += ["budget"] if args.budget == "corpus" else []
     if unfit:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in unfit)
@@ -307,12 +329,17 @@ def _rendered(args: argparse.Namespace, record: Record, result) -> bytes:
     if args.column:
         from tokforget.compression.results import columns
 
-        added = columns(result) | ({"compression": result.to_dict() | {"model": args.model}} if args.json else {})
+        full = result.to_dict() | {"model": args.model} | _omitted(args, result) if args.json else {}
+        added = columns(result) | ({"compression": full} if args.json else {})
         return with_columns(record, added)
     if args.json:
         named = {"source": record.source, "model": args.model, "compressed_tokens": result.compressed_tokens}
-        return json_line(named | result.to_dict())
+        return json_line(named | result.to_dict() | _omitted(args, result))
     return encode(result.text)
+
+
+def _omitted(args: argparse.Namespace, result) -> dict:
+    return {"omitted": [one.to_dict() for one in result.omitted]} if args.report else {}
 
 
 @contextmanager
@@ -379,8 +406,17 @@ def _quiet_host() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-# -- inspect and env ---------------------------------------------------------------------------------------------------
+# -- inspect, diff and env ---------------------------------------------------------------------------------------------------
 def _inspect(args: argparse.Namespace) -> int:
+    return _show(args, lambda compressor, text, options: compressor.explain(text, **options))
+
+
+def _diff(args: argparse.Namespace) -> int:
+    return _show(args, lambda compressor, text, options: compressor.compress(text, **options).diff())
+
+
+def _show(args: argparse.Namespace, make: Callable) -> int:
+    """Something that rich shows and that writes itself as a page, here or as a page."""
     options = compress_options(args)
     _check_files([args.files])
     if args.html:
@@ -388,20 +424,20 @@ def _inspect(args: argparse.Namespace) -> int:
     record = next(read_texts([args.files]))
     compressor = _load(args, options)
     with _users_mistake(record.place):
-        explanation = compressor.explain(record.text, **options)
+        shown = make(compressor, record.text, options)
     if args.html:
         with open_output(args.html) as file:
-            file.write(explanation.to_html().encode())
+            file.write(shown.to_html().encode())
     else:
         from rich.console import Console
 
         console = Console()
-        with console.capture() as shown:
-            console.print(explanation)
-        sys.stdout.buffer.write(shown.get().encode())
+        with console.capture() as screen:
+            console.print(shown)
+        sys.stdout.buffer.write(screen.get().encode())
         sys.stdout.buffer.flush()
     report = _Report(args.quiet)
-    report.add(explanation.result)
+    report.add(shown.result)
     return report.end()
 
 
@@ -418,4 +454,4 @@ def _env(args: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"compress": _compress, "restore": _restore, "inspect": _inspect, "env": _env}
+COMMANDS = {"compress": _compress, "restore": _restore, "inspect": _inspect, "diff": _diff, "env": _env}

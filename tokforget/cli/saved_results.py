@@ -85,7 +85,8 @@ def _check(result: CompressedText, vocab_size: int) -> None:
         (bool(((ids >= 0) & (ids < vocab_size)).all()), f"`kept_ids` are not all below {vocab_size}"),
         (len(starts) == len(result.separated), "`kept_spans` and `separated` differ in length"),
         (
-            int((ends - starts).sum() + result.separated.sum()) == len(result.text),
+            int((ends - starts).sum() + result.separated.sum()) + sum(len(note) for _, note in result.notes)
+            == len(result.text),
             "`kept_spans` do not add up to `text`",
         ),
     ):

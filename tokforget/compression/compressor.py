@@ -142,6 +142,7 @@ class Compressor:
         on_impossible: str = "raise",
         question: str | Sequence[str | None] | None = None,
         count_tokens=None,
+        mark_omissions: bool = False,
     ) -> CompressedText | list[CompressedText]:
         r"""
         Compress one text or several.
@@ -183,6 +184,9 @@ class Compressor:
                 loaded tokenizer, or a function from a text to a number; see [`tokforget.compression.counting`]. The model's
                 own without it. The output is counted as a string, and filled to the last token that a piece fits into;
                 "first:n" and "last:n" of `protect`, and the quotas of `tags`, stay in the model's tokens.
+            mark_omissions (`bool`): Write into the output what is gone: `[… lines 12-18]` for whole lines of the original,
+                `[…]` for eight words or more within a line, where the gap is at least twice as long as its mark. Marks are
+                part of the budget, are not written into JSON, and are left out of a text whose budget is too small for them.
 
         Returns:
             [`CompressedText`], or a list of them for a sequence of texts.
@@ -193,7 +197,7 @@ class Compressor:
         request = Request(
             rate=rate, target_tokens=target_tokens, threshold=threshold, quality=quality, unit=unit or self.policy.unit, protect=protect, nested=nested,
             prefix_stable=prefix_stable, budget=budget, tags=tags, min_tokens=min_tokens, on_impossible=on_impossible,
-            count_tokens=count_tokens,
+            count_tokens=count_tokens, mark_omissions=mark_omissions,
         )  # fmt: skip
         single = isinstance(texts, str)
         texts = as_texts(texts)

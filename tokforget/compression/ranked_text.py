@@ -8,6 +8,7 @@ import torch
 
 from tokforget.compression.chunks import search_chunks
 from tokforget.compression.meaning import Bonds, find_bonds
+from tokforget.compression.omissions import Lines
 from tokforget.compression.pieces import Pieces, cut
 from tokforget.compression.protection import Segment
 from tokforget.compression.quality import token_worth
@@ -16,6 +17,7 @@ from tokforget.compression.results import CompressedText
 from tokforget.compression.search import (
     Ranked,
     Search,
+    notes_of,
     runs,
     search_budget,
     search_nested,
@@ -86,6 +88,8 @@ class RankedText:
             self.pieces = self._cut(unit)
             if protection.readable and unit == "word":
                 self.bonds = self._find_bonds()
+        if request.mark_omissions and self.kind != "json":
+            self.pieces.lines = Lines(self.text)
         pieces = self.pieces
         self.ranks = -pieces.means(self.logits)
         if self.bonds is not None:
@@ -215,13 +219,14 @@ class RankedText:
             kept_spans=kept_spans,
             dropped_spans=dropped_spans,
             separated=separated(pieces, keep),
-            notes=[(place, note) for piece, place, note in pieces.notes if keep[piece]],
+            notes=notes_of(pieces, keep),
             target_tokens=self.target,
             shortfall=shortfall,
             tokenizer=tokenizer,
             vocabulary=vocabulary,
             counted_tokens=counted,
             original_chars=len(self.text),
+            original=self.text,
         )
 
     def returned_whole(self, tokenizer: str, vocabulary: str = "") -> CompressedText:
@@ -277,6 +282,11 @@ def search(items: list[RankedText], request: Request) -> Search:
 def _search_budget(ranked: Ranked, target: int) -> Search:
     """What a budget keeps; where it holds nothing together with what comes along, something by itself."""
     choice = yield from search_budget(ranked, target)
+    marked = any(pieces.lines is not None for pieces in ranked.pieces)
+    if marked and (choice.count > target or not choice.keep.any()):
+        for pieces in ranked.pieces:  # marks are kept as far as they fit
+            pieces.lines = None
+        choice = yield from search_budget(ranked, target)
     if ranked.bonds is not None and not choice.keep.any():
         choice = yield from search_budget(
             Ranked(ranked.texts, ranked.pieces, ranked.ranks, scale=ranked.scale), target

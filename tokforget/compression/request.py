@@ -28,6 +28,7 @@ class Request:
     tags: bool = False
     min_tokens: int = 0
     on_impossible: str = "raise"
+    mark_omissions: bool = False
     count_tokens: InitVar = None
     protection: Protection = field(init=False)
     counter: TokenCounter | None = field(init=False)
@@ -95,6 +96,10 @@ class Request:
             (
                 stable and self.counter is not None,
                 "`prefix_stable` decides chunk after chunk in the model's own tokens: leave out `count_tokens`.",
+            ),
+            (
+                stable and self.mark_omissions,
+                "`prefix_stable` changes nothing before, and marks of what is left out would: leave out `mark_omissions`.",
             ),
             (stable and self.tags, "`prefix_stable` cannot give segments a budget of their own: leave out `tags`."),
             (stable and target, "`prefix_stable` cannot know how long a text will become: pass `rate`."),

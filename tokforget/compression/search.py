@@ -127,15 +127,25 @@ def join(text: str, pieces: Pieces, keep: np.ndarray) -> str:
     first, last = runs(keep)
     starts, ends = pieces.chars[first].tolist(), pieces.chars[last].tolist()
     spaces = separated(pieces, keep).tolist()
-    if pieces.notes:
-        return _join_with_notes(text, pieces, keep, starts, ends, spaces)
+    if pieces.notes or pieces.lines is not None:
+        return _join_with_notes(text, notes_of(pieces, keep), starts, ends, spaces)
     return "".join([" " + text[a:b] if apart else text[a:b] for a, b, apart in zip(starts, ends, spaces)])
 
 
+def notes_of(pieces: Pieces, keep: np.ndarray) -> list[tuple[int, str]]:
+    """What is written beside the kept pieces, and before which character of the text: counts of lines, marks of what is gone."""
+    notes = [(place, note) for piece, place, note in pieces.notes if keep[piece]]
+    if pieces.lines is not None and keep.any():
+        first, last = runs(keep)
+        apart = separated(pieces, keep).tolist()
+        notes += pieces.lines.marks(pieces.chars[first].tolist(), pieces.chars[last].tolist(), apart)
+    return sorted(notes, key=lambda note: note[0])
+
+
 def _join_with_notes(
-    text: str, pieces: Pieces, keep: np.ndarray, starts: list[int], ends: list[int], spaces: list[bool]
+    text: str, notes: list[tuple[int, str]], starts: list[int], ends: list[int], spaces: list[bool]
 ) -> str:
-    parts, waiting = [], [(place, note) for piece, place, note in pieces.notes if keep[piece]][::-1]
+    parts, waiting = [], notes[::-1]
     for start, end, apart in zip(starts, ends, spaces):
         parts.append(" " * apart)
         while waiting and waiting[-1][0] <= end:
