@@ -184,8 +184,9 @@ def _add_budget(command: argparse.ArgumentParser) -> None:
     group.add_argument("--mark-omissions", action="store_true",
                        help="write into the output which lines are gone, such as [… lines 12-18], within the budget")  # fmt: skip
     group.add_argument("--min-tokens", type=int, default=0, metavar="N", help="leave shorter texts whole (default: 0)")
-    group.add_argument("--on-impossible", choices=("raise", "warn"), default="raise",
-                       help="where what is protected exceeds the budget: stop, or warn and exceed it (default: raise)")  # fmt: skip
+    group.add_argument("--on-impossible", choices=("raise", "warn"),
+                       help="where what is protected, or JSON, exceeds the budget: stop, or warn and return the smallest that is "
+                            "possible (default: warn with --unit auto, else raise)")  # fmt: skip
 
 
 def compress_options(args: argparse.Namespace) -> dict:

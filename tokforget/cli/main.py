@@ -162,6 +162,7 @@ class _Report:
     original_chars: int = 0
     chars: int = 0
     vocabulary: str = ""
+    unreached: int = 0
     rejected: list[str] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
 
@@ -188,6 +189,13 @@ class _Report:
             said = " … ".join(part.strip() for part, kept in line.parts if not kept and part.strip())
             self.told.append(f"{line.number:>{width}}{'~' if line.state == 'part' else ' '} {printable(said)}\n")
 
+    def warn(self, place: str, result) -> None:
+        """Of a text that is above its budget, why it is."""
+        if result.unreached:
+            self.unreached += 1
+            if self.unreached <= _NAMED:
+                sys.stderr.write(f"tokforget: warning: {place}: {result.unreached}\n")
+
     def reject(self, place: str, reason: str) -> None:
         self.rejected.append(place)
         if len(self.rejected) <= _NAMED:
@@ -195,6 +203,8 @@ class _Report:
 
     def end(self, line_is_open: bool = False) -> int:
         """The summary and the exit code."""
+        if self.unreached > _NAMED:
+            sys.stderr.write(f"tokforget: warning: {self.unreached:,} texts are above their budgets.\n")
         if self.told:
             sys.stderr.write("\n" * line_is_open + "".join(self.told))
             line_is_open = False
@@ -298,19 +308,35 @@ def _groups(records: Iterator[Record], all_at_once: bool) -> Iterator[list[Recor
 def _compress_group(compressor, group: list[Record], options: dict, report: _Report) -> list[tuple[Record, object]]:
     """Each record with its result. Where a text is impossible, a file is an error and a row is rejected."""
     try:
-        return list(zip(group, compressor.compress([record.text for record in group], **options | _told(group))))
+        with _without_places():
+            results = compressor.compress([record.text for record in group], **options | _told(group))
+        for record, result in zip(group, results):
+            report.warn(record.place, result)
+        return list(zip(group, results))
     except ValueError as error:
         if options["budget"] == "corpus" or (len(group) == 1 and group[0].line is None):
             raise UserError(f"{group[0].place if len(group) == 1 else 'all texts'}: {error}") from error
     done = []
     for record in group:
         try:
-            done.append((record, compressor.compress(record.text, **options | _told([record]))))
+            with _without_places():
+                done.append((record, compressor.compress(record.text, **options | _told([record]))))
+            report.warn(record.place, done[-1][1])
         except ValueError as error:
             if record.line is None:
                 raise UserError(f"{record.place}: {error}") from error
             report.reject(record.place, str(error))
     return done
+
+
+@contextmanager
+def _without_places() -> Iterator[None]:
+    """Without the library's warnings of texts above their budgets: the report has them, with the text's place."""
+    from tokforget.compression.compressor import OverBudgetWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OverBudgetWarning)
+        yield
 
 
 def _told(group: list[Record]) -> dict:

@@ -31,6 +31,10 @@ from tokforget.models.word_features import token_features
 from tokforget.packaged import EMBEDDED, forget_model_path, reader_model_path
 
 
+class OverBudgetWarning(UserWarning):
+    """What must stay takes more than the budget, and the smallest feasible text was returned."""
+
+
 # Chunks before one whose words are known to it, where a text is decided in chunks.
 _CHUNKS_BEHIND = 8
 
@@ -139,7 +143,7 @@ class Compressor:
         budget: str = "per_text",
         tags: bool = False,
         min_tokens: int = 0,
-        on_impossible: str = "raise",
+        on_impossible: str | None = None,
         question: str | Sequence[str | None] | None = None,
         count_tokens=None,
         mark_omissions: bool = False,
@@ -175,8 +179,9 @@ class Compressor:
             budget (`str`): `"per_text"`, or `"corpus"`: one budget over all texts, spent where the scores are highest.
             tags (`bool`): Read `<keep>`, `<keep rate=0.8>`, `<drop>` and `<llmlingua, rate=0.4, compress=False>` segments.
             min_tokens (`int`): Texts below this many tokens are returned whole, and say so.
-            on_impossible (`str`): `"raise"`, or `"warn"` and return the smallest feasible result, where protected text
-                exceeds the budget.
+            on_impossible (`str`, *optional*): What is done where protected text, or JSON that stays JSON, exceeds the budget:
+                `"raise"`, or `"warn"` and return the smallest feasible result, which says why in `unreached`. Without it
+                `"warn"` for `unit="auto"`, which is asked to make the best of any text, and `"raise"` else.
             question (`str`, or one for each text, *optional*): What will be asked about the text: what answers it is kept
                 first. The model must have been trained with questions (`takes_question`).
             count_tokens (*optional*): Whose tokens `rate`, `target_tokens` and `min_tokens` count and the result reports: a
@@ -232,7 +237,7 @@ class Compressor:
         items = self._encode_chunks(texts, request) if request.prefix_stable else self._encode(texts, request.tags)
         if self.takes_question:
             for item, question in zip(items, questions or [None] * len(items)):
-                item.features = self._features(item, question)
+                item.features, item.asked = self._features(item, question), bool(question)
         vocabulary = self.vocabulary if request.counter is None else request.counter.name
         if request.counter is not None:
             for item, total in zip(items, request.counter([item.text for item in items])):
@@ -257,7 +262,7 @@ class Compressor:
         choices = run_searches([search(group, request) for group in groups], counts)
         done: dict[int, CompressedText] = {}
         for group, choice in zip(groups, choices):
-            _check_feasible(choice, group[0].target, request.on_impossible, any(item.kind == "json" for item in group))
+            unreached = _check_feasible(choice, group, request.on_impossible, vocabulary)
             start = 0
             own = choice.encoded if request.counter is None else self._reencode(choice.outputs)
             for item, text, encoded, counted in zip(group, choice.outputs, own, choice.encoded):
@@ -267,6 +272,7 @@ class Compressor:
                 counted = None if request.counter is None else len(counted)
                 ids = np.array(encoded.ids, np.int64)
                 done[id(item)] = item.result(keep, text, ids, shortfall, self.fingerprint, vocabulary, counted)
+                done[id(item)].unreached = unreached
                 if request.quality is not None:
                     done[id(item)].predicted_retention = round(self.calibration.expected(item.worth_kept(keep)), 4)
         results = [done.get(id(item)) or item.returned_whole(self.fingerprint, vocabulary) for item in items]
@@ -514,14 +520,20 @@ class Compressor:
         return min(trained or WINDOW, self.reconstructor.max_tokens or trained or WINDOW)
 
 
-def _check_feasible(choice: Choice, target: int | None, on_impossible: str, is_json: bool) -> None:
+def _check_feasible(choice: Choice, group: list[RankedText], on_impossible: str, vocabulary: str) -> str | None:
+    """Why a budget is not reached, if it is not; `ValueError` or a warning says it."""
+    target = group[0].target
     if target is None or choice.count <= target:
-        return
+        return None
+    is_json = any(item.kind == "json" for item in group)
     what, remedy = ("JSON needs to stay whole", "pass `unit='word'`") if is_json else ("is protected", "protect less")
-    message = (
-        f"What {what} takes {choice.count} tokens, the budget is {target}. The smallest feasible budget is {choice.count}; "
-        f"{remedy}, or pass `on_impossible='warn'`."
-    )
+    before = sum(item.num_counted for item in group)
+    found = f"{choice.count} of {before}" if choice.count < before else f"all {before} that there were"
+    needs = f"What {what} takes {choice.count} tokens of {vocabulary}, the budget is {target}."
     if on_impossible == "raise":
-        raise ValueError(message)
-    warnings.warn(message, stacklevel=4)
+        raise ValueError(
+            f"{needs} The smallest feasible budget is {choice.count}; {remedy}, or pass `on_impossible='warn'`."
+        )
+    unreached = f"{needs} Returned are {found}; for less, {remedy}."
+    warnings.warn(unreached, OverBudgetWarning, stacklevel=4)
+    return unreached

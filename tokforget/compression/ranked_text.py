@@ -42,6 +42,7 @@ class RankedText:
         logits (`np.ndarray` of shape `(num_tokens,)`), pieces (`Pieces`), ranks (`np.ndarray` of shape `(num_pieces,)`),
         target (`int`, *optional*), bonds (`Bonds`, *optional*): What is found on the way; ranks are lower for what is kept first.
         kind (`str`, *optional*): What the text is made of, if of more than words; see [`tokforget.compression.structure`].
+        asked (`bool`): Whether a question came with it: what answers it is looked for among lines that are alike, too.
         total (`int`, *optional*): Tokens of the text in the vocabulary that the budget counts; its own where nothing is said.
         returned_whole_because (`str`, *optional*): Why the text is returned whole.
         worth_needed (`float`), pieces_needed (`int`): With a `quality`, the share of its worth that the output must hold, and
@@ -60,6 +61,7 @@ class RankedText:
     target: int | None = None
     bonds: Bonds | None = None
     kind: str | None = None
+    asked: bool = False
     total: int | None = None
     returned_whole_because: str | None = None
     worth_needed: float = 1.0
@@ -94,6 +96,8 @@ class RankedText:
         self.ranks = -pieces.means(self.logits)
         if self.bonds is not None:
             self.ranks = self.bonds.rank(self.ranks)
+        if structure is not None and not self.asked and request.threshold is None:
+            self.ranks = self.ranks - _FAR * structure.severity
         for first, last in structure.groups if structure is not None else ():
             own = np.where(self.bonds.marks[first:last], np.inf, self.ranks[first:last])
             self.ranks[first + int(np.argmin(own))] -= _FAR
@@ -263,7 +267,7 @@ def search(items: list[RankedText], request: Request) -> Search:
     whole = ranked.sizes.sum() if scale is None else sum(item.num_counted for item in items)
     if bonds is not None and (request.rate == 1.0 or (items[0].target or 0) >= whole):
         for item in items:
-            item.pieces.notes = []  # they speak of what is left out
+            item.pieces.notes, item.pieces.similar = [], []  # they speak of what is left out
         ranked = Ranked(
             ranked.texts,
             ranked.pieces,

@@ -27,7 +27,7 @@ class Request:
     budget: str = "per_text"
     tags: bool = False
     min_tokens: int = 0
-    on_impossible: str = "raise"
+    on_impossible: str | None = None
     mark_omissions: bool = False
     count_tokens: InitVar = None
     protection: Protection = field(init=False)
@@ -36,6 +36,8 @@ class Request:
     def __post_init__(self, protect, count_tokens):
         self.protection = Protection.parse(protect)
         self.counter = TokenCounter.of(count_tokens)
+        if self.on_impossible is None:
+            self.on_impossible = "warn" if self.unit == "auto" else "raise"
         budgets = ("rate", "target_tokens", "threshold", "quality")
         given = [name for name in budgets if getattr(self, name) is not None]
         if len(given) > 1:

@@ -41,6 +41,7 @@ class CompressedText:
             `on_impossible="warn"` was asked for. Of all texts together with `budget="corpus"`.
         returned_whole (`str`, *optional*): Why nothing was tried: `"min_tokens"`, `"no tokens"`, or `"quality"` where nothing
             shorter can be promised.
+        unreached (`str`, *optional*): Why the budget was not reached, where the smallest feasible text exceeds it.
         predicted_retention (`float`, *optional*): What the model's calibration expects a reader to retain; `None` without one.
         start (`int`): Where the text begins in its stream (`compress_stream`), in characters.
         tokenizer (`str`): Fingerprint of the tokenizer the ids belong to.
@@ -72,6 +73,7 @@ class CompressedText:
     seconds: float = 0.0
     vocabulary: str = ""
     counted_tokens: int | None = None
+    unreached: str | None = None
     original_chars: int = 0
     original: str | None = field(default=None, repr=False, compare=False)
 

@@ -17,6 +17,8 @@ from tokforget.compression.pieces import Pieces
 
 # Rounds of a search beyond which it takes what it has; texts of random bytes need most.
 _ROUNDS = 24
+# Rounds without one that fits, after which the room is halved.
+_CREEPING = 8
 # Rounds after which a budget missed by one token is good enough.
 _PATIENCE = 3
 # Pieces that are tried where the best one left does not fit.
@@ -127,7 +129,7 @@ def join(text: str, pieces: Pieces, keep: np.ndarray) -> str:
     first, last = runs(keep)
     starts, ends = pieces.chars[first].tolist(), pieces.chars[last].tolist()
     spaces = separated(pieces, keep).tolist()
-    if pieces.notes or pieces.lines is not None:
+    if pieces.notes or pieces.similar or pieces.lines is not None:
         return _join_with_notes(text, notes_of(pieces, keep), starts, ends, spaces)
     return "".join([" " + text[a:b] if apart else text[a:b] for a, b, apart in zip(starts, ends, spaces)])
 
@@ -135,6 +137,11 @@ def join(text: str, pieces: Pieces, keep: np.ndarray) -> str:
 def notes_of(pieces: Pieces, keep: np.ndarray) -> list[tuple[int, str]]:
     """What is written beside the kept pieces, and before which character of the text: counts of lines, marks of what is gone."""
     notes = [(place, note) for piece, place, note in pieces.notes if keep[piece]]
+    for members, ends in pieces.similar:
+        kept = keep[members]
+        left_out = len(members) - int(kept.sum())
+        if 1 < left_out < len(members):
+            notes.append((ends[int(np.argmax(kept))], f" (… {left_out} similar lines)"))
     if pieces.lines is not None and keep.any():
         first, last = runs(keep)
         apart = separated(pieces, keep).tolist()
@@ -182,7 +189,9 @@ def search_budget(ranked: Ranked, target: int) -> Search:
             or (best and round_ >= _PATIENCE and target - best.count <= spare)
         ):
             break
-        if not low[1] or not high[1]:
+        if high[1] and not low[1] and round_ >= _CREEPING:
+            room = (low[0] + high[0]) // 2  # what is brought along may stay the same for long
+        elif not low[1] or not high[1]:
             room += round((target - choice.count) * scale)
         elif round_ % 3:
             room = low[0] + (high[0] - low[0]) * (target - low[1]) // (high[1] - low[1])
