@@ -389,6 +389,11 @@ def test_records_of_a_csv_are_whole_with_the_names_of_their_columns(rate):
     assert output.startswith("id,name,city,amount\n") and all(len(row) == 4 for row in csv.reader(output.splitlines()))
 
 
+def test_a_line_that_is_there_twice_is_not_counted_as_gone():
+    result = ANY_OPINION.compress(LOG, rate=0.9, unit="auto", protect="numbers")
+    assert "(x" not in result.text and result.text.count("Heartbeat") == LOG.count("Heartbeat")
+
+
 def test_code_in_fences_goes_by_lines_and_prose_by_words(compressor):
     for rate in (0.4, 0.6, 0.8):
         output = compressor.compress(MIXED, rate=rate, unit="auto").text

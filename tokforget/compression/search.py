@@ -137,11 +137,12 @@ def join(text: str, pieces: Pieces, keep: np.ndarray) -> str:
 def notes_of(pieces: Pieces, keep: np.ndarray) -> list[tuple[int, str]]:
     """What is written beside the kept pieces, and before which character of the text: counts of lines, marks of what is gone."""
     notes = [(place, note) for piece, place, note in pieces.notes if keep[piece]]
-    for members, ends in pieces.similar:
+    for members, ends, same in pieces.similar:
         kept = keep[members]
         left_out = len(members) - int(kept.sum())
-        if 1 < left_out < len(members):
-            notes.append((ends[int(np.argmax(kept))], f" (… {left_out} similar lines)"))
+        if (0 if same else 1) < left_out < len(members):
+            note = f" (x{left_out + 1})" if same else f" (… {left_out} similar lines)"
+            notes.append((ends[int(np.argmax(kept))], note))
     if pieces.lines is not None and keep.any():
         first, last = runs(keep)
         apart = separated(pieces, keep).tolist()

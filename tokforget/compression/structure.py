@@ -132,7 +132,8 @@ class _Parts:
         self.groups: list[tuple[int, int]] = []
         self.notes: list[tuple[int, int, str]] = []
         self.severity: dict[int, int] = {}
-        self.similar: dict[int, list[int]] = {}
+        self.similar: dict[str, list[int]] = {}
+        self.same: dict[str, list[int]] = {}
 
     def __len__(self) -> int:
         return len(self.bound)
@@ -176,9 +177,10 @@ class _Parts:
         pieces = TextPieces(starts, chars, np.array(self.bound), np.array(self.blank), offsets=offsets)
         pieces.notes = self.notes
         pieces.similar = [
-            (members, [int(chars[at]) + len(self.text[chars[at] : chars[at + 1]].rstrip()) for at in members])
-            for members in self.similar.values()
-            if len(members) > 2
+            (members, [int(chars[at]) + len(self.text[chars[at] : chars[at + 1]].rstrip()) for at in members], same)
+            for same, groups in ((True, self.same), (False, self.similar))
+            for members in groups.values()
+            if len(members) > (1 if same else 2)
         ]
         severity = np.zeros(len(self), dtype=np.int64)
         severity[list(self.severity)] = list(self.severity.values())
@@ -395,12 +397,13 @@ def _is_log(lines: list[str]) -> bool:
 
 
 def _add_log(parts: _Parts, lines: list[str]) -> None:
-    place, seen, counts = 0, {}, {}
+    place, seen = 0, {}
     severity = severities(lines)
     for number, line in enumerate(lines):
         said = _STAMP.sub("", line, count=1).strip()
         first = seen.setdefault(said, number)
-        counts[first] = counts.get(first, 0) + 1
+        if said:
+            parts.same.setdefault(said, []).append(number)
         place += len(line)
         parts.add(place, mark=first != number or not said)
         if first == number and said:
@@ -409,10 +412,6 @@ def _add_log(parts: _Parts, lines: list[str]) -> None:
             own = severity[number]
             parts.severity[number] = own if not alike else PLAIN if own >= TROUBLE else SIMILAR
             alike.append(number)
-        if first == number:
-            end = place - len(line) + len(line.rstrip())
-            parts.notes.append((number, end, ""))
-    parts.notes = [(number, end, f" (x{counts[number]})") for number, end, _ in parts.notes if counts[number] > 1]
 
 
 # -- tables and settings -----------------------------------------------------------------------------------------------
