@@ -523,7 +523,8 @@ def test_an_impossible_budget_can_be_a_warning(shell):
     done = shell(
         "compress", "--target-tokens", "2", "--keep-first", "9", "--on-impossible", "warn", stdin=TEXT.encode()
     )
-    assert done.code == 0 and done.out and done.err.startswith("tokforget: warning: What is protected takes")
+    assert done.code == 0 and done.out and done.err.startswith("tokforget: warning: -: What is protected takes")
+    assert done.err.count("warning") == 1 and "Returned are" in done.err
     Path("rows.jsonl").write_text('{"text": "the cat"}')
     assert "--column NAME" in shell("compress", "rows.jsonl").err
 

@@ -243,6 +243,7 @@ def check_content(kind: str, text: str, result: CompressedText, options: dict) -
         assert not made_up, f"made up: {made_up}"
     if not auto or "protect" in options or "threshold" in options:
         return
+    roomy = (result.target_tokens or 0) >= _ROOM and options.get("budget") != "corpus"
     if kind == "json":
         check_json(json.loads(text), json.loads(output))
     found = (
@@ -254,14 +255,14 @@ def check_content(kind: str, text: str, result: CompressedText, options: dict) -
         place = 0
         for line in output.splitlines(keepends=True):
             place = lines.index(line, place) + 1
-        if found.kind == "csv":
+        if found.kind == "csv" and roomy:
             assert len({len(row) for row in csv.reader(io.StringIO(output))}) == 1 and output.startswith(lines[0])
-        if found.kind == "settings":
+        if found.kind == "settings" and roomy:
             left, whole = yaml.safe_load(output), yaml.safe_load(text)
             assert left is None or (
                 type(left) is type(whole) and (isinstance(left, list) or left.keys() <= whole.keys())
             )
-    if kind == "table":
+    if kind == "table" and roomy:
         rows = [line for line in output.splitlines() if line.startswith("| ")]
         if any(line in text.splitlines() for line in rows):
             assert rows[0] == next(line for line in text.splitlines() if line.startswith("| ")), (
@@ -269,6 +270,8 @@ def check_content(kind: str, text: str, result: CompressedText, options: dict) -
             )
 
 
+# Tokens that hold any record of a text here with what it stands in; in less it may stand by itself.
+_ROOM = 120
 _PLAIN = ("log", "table", "csv", "settings", "html", "chat", "prose")
 
 
