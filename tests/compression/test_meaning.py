@@ -75,6 +75,13 @@ def test_ends_of_sentences(text, ends):
     assert found(find_sentence_ends, text) == ends
 
 
+@pytest.mark.parametrize("row", ["|  |  |", "| 1 |  |", "| | 2 |"])
+def test_a_table_may_have_empty_cells(compressor, row):
+    for head in ("| a | b |", "|  |  |"):
+        text = f"{head}\n|---|---|\n{row}\n| one | two |\n"
+        assert compressor.compress(text, rate=0.6, unit="word").shortfall >= 0
+
+
 def test_breaks_of_wrapped_lines_are_no_structure():
     wrapped = "The council voted on Tuesday not to build the\nnew harbour bridge, which the mayor had hoped\nto open within two years.\n\nNext."
     assert found(find_line_breaks, wrapped) == ["\n\n"]

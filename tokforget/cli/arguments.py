@@ -34,6 +34,12 @@ Reads what `tokforget compress --json` wrote. The result is a guess where tokens
 _INSPECT_HELP = """
 The heat map of keep scores. Colours where there is a terminal; for a pager: FORCE_COLOR=1 tokforget inspect FILE | less -R
 """
+_DIFF_HELP = """
+What is left out is struck where there is a terminal with colours, and stands in brackets elsewhere.
+
+  tokforget diff notes.txt --rate 0.3
+  tokforget diff notes.txt --rate 0.3 --html diff.html
+"""
 _RECIPES_HELP = """
 From `prepare` on the commands are recipes. Each takes `--config` with a shipped run file's name or a path, and any key of it:
 
@@ -76,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
                             epilog=_RECIPES_HELP, allow_abbrev=False,
                             formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--version", action="version", version=f"tokforget {__version__}")
-    names = " | ".join(("compress", "restore", "inspect", "env", *RECIPES))
+    names = " | ".join(("compress", "restore", "inspect", "diff", "env", *RECIPES))
     commands = parser.add_subparsers(metavar=names, dest="command", required=True)
 
     def add(name: str, summary: str, details: str = "") -> argparse.ArgumentParser:
@@ -93,6 +99,9 @@ def make_parser() -> argparse.ArgumentParser:
     compress.add_argument("--column", metavar="NAME", help="read JSONL and compress this column of its rows")
     compress.add_argument("--question-column", metavar="NAME", help="with --column: the question of each row")
     _add_messages(compress)
+    compress.add_argument("--report", choices=("omissions",),
+                          help="omissions: say on standard error what is left out, by lines; with --json, as `omitted` in the "
+                               "output")  # fmt: skip
     compress.add_argument("--stream", action="store_true", help="decide block after block: any length in flat memory")
 
     restore = add("restore", "Fill the gaps of compressed texts, as a guess.", _RESTORE_HELP)
@@ -109,8 +118,12 @@ def make_parser() -> argparse.ArgumentParser:
     inspect = add("inspect", "Show what is kept of a text, and each token's score.", _INSPECT_HELP)
     _add_input(inspect, "a text file, or `-`, the default, for standard input", several=False)
     _add_budget(inspect)
-    inspect.add_argument("--html", metavar="OUT.html", help="write a page instead of showing it here")
-    inspect.add_argument("--quiet", action="store_true", help="no summary on standard error")
+    diff = add("diff", "Show a text beside what is left of it, line by line.", _DIFF_HELP)
+    _add_input(diff, "a text file, or `-`, the default, for standard input", several=False)
+    _add_budget(diff)
+    for command in (inspect, diff):
+        command.add_argument("--html", metavar="OUT.html", help="write a page instead of showing it here")
+        command.add_argument("--quiet", action="store_true", help="no summary on standard error")
 
     env = add("env", "Print versions and devices, for a bug report.")
     env.add_argument("--json", action="store_true", help="as one JSON object")
@@ -163,6 +176,12 @@ def _add_budget(command: argparse.ArgumentParser) -> None:
         help="as little as the model's calibration allows for a reader to retain this share",
     )
     group.add_argument(
+        "--count-with",
+        metavar="VOCABULARY",
+        help="whose tokens are counted: a tokenizer.json, a folder with one, a Hub id, or a name of tiktoken such as o200k_base or "
+        "gpt-4o (default: the model's own)",
+    )
+    group.add_argument(
         "--unit",
         choices=("token", "word", "auto"),
         help="what is dropped whole; auto: words, but JSON stays JSON, and code and logs go by lines (default: what the model was "
@@ -184,20 +203,24 @@ def _add_budget(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--tags", action="store_true", help="read <keep>, <keep rate=0.8>, <drop>, <llmlingua ...> segments"
     )
+    group.add_argument("--mark-omissions", action="store_true",
+                       help="write into the output which lines are gone, such as [… lines 12-18], within the budget")  # fmt: skip
     group.add_argument("--min-tokens", type=int, metavar="N",
                        help="leave shorter texts whole (default: 0; with --messages --rate a chat of less than 500)")  # fmt: skip
-    group.add_argument("--on-impossible", choices=("raise", "warn"), default="raise",
-                       help="where what is protected exceeds the budget: stop, or warn and exceed it (default: raise)")  # fmt: skip
+    group.add_argument("--on-impossible", choices=("raise", "warn"),
+                       help="where what is protected, or JSON, exceeds the budget: stop, or warn and return the smallest that is "
+                            "possible (default: warn with --unit auto, else raise)")  # fmt: skip
 
 
 def compress_options(args: argparse.Namespace) -> dict:
     """The arguments of `Compressor.compress`."""
     names = ("rate", "target_tokens", "threshold", "quality", "unit", "prefix_stable", "nested", "budget", "tags", "min_tokens",
-             "on_impossible", "question")  # fmt: skip
+             "on_impossible", "question", "mark_omissions")  # fmt: skip
     protect = [f"re:{item[1:-1]}" if len(item) > 2 and item[0] == item[-1] == "/" else item for item in args.protect]
     for name, count in (("first", args.keep_first), ("last", args.keep_last)):
         if count is not None and count < 0:
             raise UserError(f"`--keep-{name}` takes a number of tokens of at least 0, got {count}.")
         protect += [f"{name}:{count}"] if count else []
-    options = {name: getattr(args, name) for name in names} | {"protect": protect or "readable"}
-    return options | {"min_tokens": args.min_tokens or 0}
+    given = {name: getattr(args, name) for name in names}
+    given |= {"protect": protect or "readable", "count_tokens": args.count_with}
+    return given | {"min_tokens": args.min_tokens or 0}

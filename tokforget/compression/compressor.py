@@ -38,6 +38,10 @@ from tokforget.models.word_features import token_features
 from tokforget.packaged import EMBEDDED, forget_model_path, reader_model_path
 
 
+class OverBudgetWarning(UserWarning):
+    """What must stay takes more than the budget, and the smallest feasible text was returned."""
+
+
 # Chunks before one whose words are known to it, where a text is decided in chunks.
 _CHUNKS_BEHIND = 8
 
@@ -154,8 +158,10 @@ class Compressor:
         budget: str = "per_text",
         tags: bool = False,
         min_tokens: int = 0,
-        on_impossible: str = "raise",
+        on_impossible: str | None = None,
         question: str | Sequence[str | None] | None = None,
+        count_tokens=None,
+        mark_omissions: bool = False,
     ) -> CompressedText | list[CompressedText]:
         r"""
         Compress one text or several.
@@ -188,10 +194,19 @@ class Compressor:
             budget (`str`): `"per_text"`, or `"corpus"`: one budget over all texts, spent where the scores are highest.
             tags (`bool`): Read `<keep>`, `<keep rate=0.8>`, `<drop>` and `<llmlingua, rate=0.4, compress=False>` segments.
             min_tokens (`int`): Texts below this many tokens are returned whole, and say so.
-            on_impossible (`str`): `"raise"`, or `"warn"` and return the smallest feasible result, where protected text
-                exceeds the budget.
+            on_impossible (`str`, *optional*): What is done where protected text, or JSON that stays JSON, exceeds the budget:
+                `"raise"`, or `"warn"` and return the smallest feasible result, which says why in `unreached`. Without it
+                `"warn"` for `unit="auto"`, which is asked to make the best of any text, and `"raise"` else.
             question (`str`, or one for each text, *optional*): What will be asked about the text: what answers it is kept
                 first. The model must have been trained with questions (`takes_question`).
+            count_tokens (*optional*): Whose tokens `rate`, `target_tokens` and `min_tokens` count and the result reports: a
+                `tokenizer.json`, a folder with one, an id on the Hub, a name of tiktoken (`"o200k_base"`, `"gpt-4o"`), a
+                loaded tokenizer, or a function from a text to a number; see [`tokforget.compression.counting`]. The model's
+                own without it. The output is counted as a string, and filled to the last token that a piece fits into;
+                "first:n" and "last:n" of `protect`, and the quotas of `tags`, stay in the model's tokens.
+            mark_omissions (`bool`): Write into the output what is gone: `[… lines 12-18]` for whole lines of the original,
+                `[…]` for eight words or more within a line, where the gap is at least twice as long as its mark. Marks are
+                part of the budget, are not written into JSON, and are left out of a text whose budget is too small for them.
 
         Returns:
             [`CompressedText`], or a list of them for a sequence of texts.
@@ -202,6 +217,7 @@ class Compressor:
         request = Request(
             rate=rate, target_tokens=target_tokens, threshold=threshold, quality=quality, unit=unit or self.policy.unit, protect=protect, nested=nested,
             prefix_stable=prefix_stable, budget=budget, tags=tags, min_tokens=min_tokens, on_impossible=on_impossible,
+            count_tokens=count_tokens, mark_omissions=mark_omissions,
         )  # fmt: skip
         single = isinstance(texts, str)
         texts = as_texts(texts)
@@ -236,37 +252,48 @@ class Compressor:
         items = self._encode_chunks(texts, request) if request.prefix_stable else self._encode(texts, request.tags)
         if self.takes_question:
             for item, question in zip(items, questions or [None] * len(items)):
-                item.features = self._features(item, question)
+                item.features, item.asked = self._features(item, question), bool(question)
+        vocabulary = self.vocabulary if request.counter is None else request.counter.name
+        if request.counter is not None:
+            for item, total in zip(items, request.counter([item.text for item in items])):
+                item.total = total
         for item in items:
-            if not len(item.ids):
+            if not len(item.ids) or not item.num_counted:
                 item.returned_whole_because = "no tokens"
-            elif len(item.ids) < request.min_tokens:
+            elif item.num_counted < request.min_tokens:
                 item.returned_whole_because = "min_tokens"
             elif request.quality is not None:
                 needed = self.calibration.needed(request.quality)
                 item.worth_needed = 1.0 if needed is None else needed
                 item.returned_whole_because = "quality" if needed is None else None
-        self._score(items, request.conditioning_rates([len(item.ids) for item in items]))
+        self._score(items, request.conditioning_rates([item.num_counted for item in items]))
         active = [item for item in items if not item.returned_whole_because]
         for item in active:
             item.prepare(request)
         groups = [active] * bool(active) if request.budget == "corpus" else [[item] for item in active]
-        choices = run_searches([search(group, request) for group in groups], self._reencode)
+        counts = self._reencode
+        if request.counter is not None:
+            counts = lambda strings: [range(count) for count in request.counter(strings)]  # noqa: E731
+        choices = run_searches([search(group, request) for group in groups], counts)
         done: dict[int, CompressedText] = {}
         for group, choice in zip(groups, choices):
-            _check_feasible(choice, group[0].target, request.on_impossible, any(item.kind == "json" for item in group))
+            unreached = _check_feasible(choice, group, request.on_impossible, vocabulary)
             start = 0
-            for item, text, encoded in zip(group, choice.outputs, choice.encoded):
+            own = choice.encoded if request.counter is None else self._reencode(choice.outputs)
+            for item, text, encoded, counted in zip(group, choice.outputs, own, choice.encoded):
                 keep = choice.keep[start : start + len(item.pieces)]
                 start += len(item.pieces)
                 shortfall = 0 if item.target is None else item.target - choice.count
-                done[id(item)] = item.result(keep, text, np.array(encoded.ids, np.int64), shortfall, self.fingerprint)
+                counted = None if request.counter is None else len(counted)
+                ids = np.array(encoded.ids, np.int64)
+                done[id(item)] = item.result(keep, text, ids, shortfall, self.fingerprint, vocabulary, counted)
+                done[id(item)].unreached = unreached
                 if request.quality is not None:
                     done[id(item)].predicted_retention = round(self.calibration.expected(item.worth_kept(keep)), 4)
-        results = [done.get(id(item)) or item.returned_whole(self.fingerprint) for item in items]
+        results = [done.get(id(item)) or item.returned_whole(self.fingerprint, vocabulary) for item in items]
         seconds = (time.perf_counter() - began) / max(sum(len(item.ids) for item in items), 1)
         for result in results:
-            result.seconds = seconds * result.original_tokens
+            result.seconds = seconds * len(result.scores)
         return results
 
     def compress_messages(
@@ -483,6 +510,16 @@ class Compressor:
         return Calibration.load(self.folder)
 
     @cached_property
+    def vocabulary(self) -> str:
+        """What the model's own vocabulary is called: by the language model that it is of."""
+        config = self.folder / "config.json" if self.folder is not None else None
+        name = None
+        if config is not None and config.is_file():
+            name = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        name = str(name or "").replace("\\", "/").rstrip("/").split("/")[-1]
+        return "the packaged GPT-2" if name == EMBEDDED else name or "the model"
+
+    @cached_property
     def _rarity(self):
         return self.policy.words.rarity()
 
@@ -580,15 +617,21 @@ class Compressor:
         return min(trained or WINDOW, self.reconstructor.max_tokens or trained or WINDOW)
 
 
-def _check_feasible(choice: Choice, target: int | None, on_impossible: str, is_json: bool) -> None:
+def _check_feasible(choice: Choice, group: list[RankedText], on_impossible: str, vocabulary: str) -> str | None:
+    """Why a budget is not reached, if it is not; `ValueError` or a warning says it."""
+    target = group[0].target
     # Whoever asks for "return" looks at the tokens himself.
     if target is None or choice.count <= target or on_impossible == "return":
-        return
+        return None
+    is_json = any(item.kind == "json" for item in group)
     what, remedy = ("JSON needs to stay whole", "pass `unit='word'`") if is_json else ("is protected", "protect less")
-    message = (
-        f"What {what} takes {choice.count} tokens, the budget is {target}. The smallest feasible budget is {choice.count}; "
-        f"{remedy}, or pass `on_impossible='warn'`."
-    )
+    before = sum(item.num_counted for item in group)
+    found = f"{choice.count} of {before}" if choice.count < before else f"all {before} that there were"
+    needs = f"What {what} takes {choice.count} tokens of {vocabulary}, the budget is {target}."
     if on_impossible == "raise":
-        raise ValueError(message)
-    warnings.warn(message, stacklevel=4)
+        raise ValueError(
+            f"{needs} The smallest feasible budget is {choice.count}; {remedy}, or pass `on_impossible='warn'`."
+        )
+    unreached = f"{needs} Returned are {found}; for less, {remedy}."
+    warnings.warn(unreached, OverBudgetWarning, stacklevel=4)
+    return unreached

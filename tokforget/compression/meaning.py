@@ -429,8 +429,10 @@ def _tie_tables(made: _Builder) -> None:
         if not _RULE.fullmatch(rule[0]):
             continue
         names = _cells(made, head)
-        for row in rows:
+        for row in rows if names else ():
             cells = _cells(made, row)
+            if not cells:  # a row of empty cells
+                continue
             for column, (first, last) in enumerate(cells):
                 made.rows += [(at, first, last, -1) for at in range(*names[min(column, len(names) - 1)])]
             made.rows += [(at, cells[0][1], cells[-1][1], -1) for at in range(*cells[0])]
