@@ -51,7 +51,8 @@ def test_a_list_of_messages_is_written_as_it_was_read(shell, tmp_path, indent):
     assert done.out == json.dumps(expected.messages, indent=indent, ensure_ascii=False) + "\n"
     before, after = expected.original_tokens, expected.compressed_tokens
     assert (
-        done.err == f"tokforget: {before:,} -> {after:,} tokens (rate {after / before:.3f}, {before / after:.1f}x)\n"
+        done.err
+        == f"tokforget: {before:,} -> {after:,} tokens of SmolLM2-135M-Instruct (rate {after / before:.3f}, {before / after:.1f}x)\n"
     )
 
 

@@ -169,12 +169,16 @@ class _Report:
     told: list[str] = field(default_factory=list)
 
     def add(self, result, is_new: bool = True) -> None:
+        self.count(result, result.vocabulary, is_new)
+        self.original_chars += result.original_chars
+        self.chars += len(result.text)
+
+    def count(self, result, vocabulary: str, is_new: bool = True) -> None:
+        """Tokens alone, of what is no single text."""
         self.texts += is_new
         self.original_tokens += result.original_tokens
         self.compressed_tokens += result.compressed_tokens
-        self.original_chars += result.original_chars
-        self.chars += len(result.text)
-        self.vocabulary = result.vocabulary
+        self.vocabulary = vocabulary
 
     def tell(self, place: str, result) -> None:
         """What is left out of a text, for the end: `12` a line of which all is gone, `12~` one of which a part is."""
@@ -293,7 +297,7 @@ def _compress_messages(args: argparse.Namespace, options: dict) -> int:
                     raise UserError(f"{chat.record.place}: {error}") from error
                 report.reject(chat.record.place, str(error))
                 continue
-            report.add(result)
+            report.count(result, compressor.vocabulary)
             data = json_line(result.to_dict()) if args.json else chat.rendered(result.messages)
             write(chat.record.source, data)
     return report.end()

@@ -16,6 +16,7 @@ from tokforget.cli.files import Record, UserError, json_line, open_input, unique
 _OF_TEXTS = {
     "threshold": None, "prefix_stable": False, "nested": False, "tags": False, "budget": "per_text", "stream": False, "column": None,
     "question_column": None, "keep_first": None, "keep_last": None,
+    "count_with": None, "mark_omissions": False, "report": None,
 }  # fmt: skip
 _OF_MESSAGES = {"stable": False, "no_question": False, "min_message_tokens": None, "roles": None}
 

@@ -77,10 +77,9 @@ class Compressor:
     True
     """
 
-    base_model: str | None = None  # of `from_pretrained`
-
     def __init__(self, policy, tokenizer, folder: Path | None = None):
         self.policy, self.tokenizer, self.folder = policy, tokenizer, folder
+        self.base_model: str | None = None  # where `restore` finds it, if not where the model says
         self.fingerprint = hashlib.blake2b(tokenizer.to_str().encode(), digest_size=8).hexdigest()
         let_children_compute()
 

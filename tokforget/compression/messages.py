@@ -375,6 +375,7 @@ class _Setting:
     def __post_init__(self):
         request = self.request()  # checks what it shares with `compress`
         self.rate = request.rate
+        self.on_impossible = self.on_impossible or "raise"
         if self.on_impossible not in ("raise", "warn"):
             raise ValueError(f"`on_impossible` must be one of ('raise', 'warn'), got {self.on_impossible!r}.")
         if not (self.question is None or isinstance(self.question, (bool, str))):
