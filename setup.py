@@ -29,6 +29,11 @@ INSTALL = [
 EVALUATION = ["matplotlib>=3.8"]
 # The libraries the drop-ins of tokforget/integrations fit into.
 LANGCHAIN, LLAMA_INDEX = ["langchain-core>=1.0,<2"], ["llama-index-core>=0.14,<0.15"]
+# 1.110: the version that the hook was run with.
+LITELLM = ["litellm>=1.110,<2"]
+
+# Vocabularies of models that are not on the Hub, for `count_tokens`.
+TIKTOKEN = ["tiktoken>=0.7"]
 
 # BM25 as a rival, and what transformers reads GGUF files with (`make smollm2`).
 READERS = ["bm25s>=0.2", "gguf>=0.10"]
@@ -71,8 +76,20 @@ setup(
         "deepspeed": ["deepspeed>=0.18.6"],
         "langchain": LANGCHAIN,
         "llama-index": LLAMA_INDEX,
+        "litellm": LITELLM,
+        "tiktoken": TIKTOKEN,
         "docs": DOCS,
-        "test": ["pytest>=8", "hypothesis", "regex", *DOCS, *EVALUATION, *READERS, *LANGCHAIN, *LLAMA_INDEX],
+        "test": [
+            "pytest>=8",
+            "hypothesis",
+            "regex",
+            *DOCS,
+            *EVALUATION,
+            *READERS,
+            *LANGCHAIN,
+            *LLAMA_INDEX,
+            *TIKTOKEN,
+        ],
         "quality": ["ruff"],
     },
 )

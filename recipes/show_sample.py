@@ -3,6 +3,9 @@ Compress one held-out text with a trained model, restore it, and show both: what
 
     python recipes/show_sample.py --model outputs/quick_test --rate 0.5
     python recipes/show_sample.py --model outputs/quick_test --text "Any text of your own."
+    python recipes/show_sample.py        the packaged compressor on a mail with a question, nothing restored
+
+A model without a reconstructor restores nothing; one over a base model that is not at hand says how to get it.
 """
 
 import argparse
@@ -24,6 +27,23 @@ from tokforget.rates import check_rate
 from tokforget.text_units import split_sentences
 
 
+# What people send: an answer is asked for that stands in one place of several.
+MAIL = """From: Marta Lindqvist, Facilities
+To: All staff, Building 4
+Subject: Lift modernisation and the move of the archive
+
+Dear colleagues,
+
+as most of you will have heard by now, the modernisation of the two passenger lifts in Building 4 has finally been approved. The contractor, Halvorsen Elevators, will begin on Monday 9 March and expects to need about seven weeks for the work. During this time at least one lift will remain in service on working days, but please do not use the goods lift for passengers: it is not certified for this, and the insurance does not cover it.
+
+The archive on the third floor cannot stay where it is while the shafts are open, because the dust would damage the older files. It will therefore be moved to room B12 in the basement of Building 2 between 2 and 6 March. Boxes that are not labelled by Friday 27 February will not be moved. If you need a file during the week of the move, ask Jonas Weber (extension 4417) no later than noon of the day before.
+
+We are sorry for the noise and thank you for your patience.
+
+Marta"""
+QUESTION = "Who gets me a file while the archive is being moved?"
+
+
 def marked(console: Console, pieces: list[str], styles: list[str], plain: list[str]) -> Text:
     """Pieces in their styles; where colours do not show, in the brackets of `plain` instead (`""` for none)."""
     text = Text()
@@ -37,16 +57,26 @@ def marked(console: Console, pieces: list[str], styles: list[str], plain: list[s
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a model folder that recipes/train.py saved")
+    parser.add_argument(
+        "--model", help="a model folder that recipes/train.py saved; by default the packaged compressor"
+    )
     parser.add_argument("--rate", type=float, default=0.5, help="fraction of tokens kept, in (0, 1]")
-    parser.add_argument("--text", help="text to compress; by default a block of the run's own test split")
+    parser.add_argument("--text", help="text to compress; by default a block of the run's own test split, or a mail")
+    parser.add_argument("--question", help="what will be asked, for a model that takes it; of the mail by default")
+    parser.add_argument(
+        "--base-model", help="folder or id of the base model that restores; by default the model's own"
+    )
     parser.add_argument("--seed", type=int, default=1, help="which test block")
     args = parser.parse_args(argv)
     try:
         check_rate(args.rate)
-        compressor = Compressor.from_pretrained(args.model)
-        text = args.text or sample(args.model, args.seed)
-        result = compressor.compress(text, rate=args.rate)
+        compressor = Compressor.from_pretrained(args.model, base_model=args.base_model)
+        question = args.question
+        if args.model is None and args.text is None:
+            text, question = MAIL, question or QUESTION
+        else:
+            text = args.text or sample(args.model, args.seed)
+        result = compressor.compress(text, rate=args.rate, question=question)
     except (ValueError, OSError) as error:
         print(f"show_sample.py: error: {error}", file=sys.stderr)
         return 2
@@ -64,6 +94,8 @@ def main(argv: list[str] | None = None) -> int:
         )
     )
     # The string that `compress` gives, its tokens counted anew: spaces keep apart what would fuse.
+    if question:
+        console.print(Text(f"Question: {question}", style="italic"))
     console.rule(Text(f"Compressed, {result.compressed_tokens} tokens: what another model would read"))
     console.print(Text(result.text))
     try:

@@ -4,7 +4,9 @@ Numbers from tensors: rate, ratio, bits, token accuracy. Corpus figures are take
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
+import numpy as np
 import torch
 
 
@@ -104,4 +106,85 @@ def context_retention(
         "bits_per_token_full": full,
         "bits_per_token_compressed": compressed,
         "bits_per_token_none": none,
+    }
+
+
+# -- prompts of a growing transcript -----------------------------------------------------------------------------------
+def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
+    """How many of the first values of two rows are the same; `(num_a,)` and `(num_b,)`, tokens or bytes."""
+    shorter = min(len(a), len(b))
+    differs = np.asarray(a[:shorter]) != np.asarray(b[:shorter])
+    return int(differs.argmax()) if differs.any() else shorter
+
+
+def prefix_churn(transcripts: Sequence[Sequence[np.ndarray]]) -> dict[str, float | int]:
+    """
+    How much of what was sent is changed when it is sent again: a provider's prompt cache holds to the first difference only.
+
+    Args:
+        transcripts: The prompts of each transcript, turn after turn, each a row of tokens or of bytes.
+
+    Returns:
+        `dict`: `prefix_churn` = changed / sent of all turns but the first ones, `changed`, `sent`, `changed_turns` (a share of these
+        turns), `turns`.
+    """
+    pairs = [pair for prompts in transcripts for pair in pairwise(prompts)]
+    changed = [len(before) - common_prefix(before, after) for before, after in pairs]
+    sent = sum(len(before) for before, _ in pairs)
+    if not sent:
+        raise ValueError(
+            "Churn is undefined: no transcript has a prompt with anything in it and another one behind it."
+        )
+    return {
+        "prefix_churn": sum(changed) / sent,
+        "changed": sum(changed),
+        "sent": sent,
+        "changed_turns": sum(map(bool, changed)) / len(pairs),
+        "turns": len(pairs),
+    }
+
+
+def cache_cost(
+    transcripts: Sequence[Sequence[np.ndarray]],
+    input_price: float,
+    cached_read_price: float,
+    cache_write_price: float,
+    min_cached_tokens: int = 1024,
+    block_tokens: int = 1,
+) -> dict[str, float | int]:
+    """
+    What the prompts of growing transcripts cost with a provider that caches prefixes.
+
+    Every prompt of at least `min_cached_tokens` is written to the cache; of a later one of the same transcript the longest prefix
+    that was written is read from there, whole blocks of it, and the rest is written. Nothing expires.
+
+    Args:
+        transcripts: The prompts of each transcript, turn after turn, each a row of token ids.
+        input_price (`float`), cached_read_price (`float`), cache_write_price (`float`): For a million tokens.
+        min_cached_tokens (`int`): Shorter prompts and shorter prefixes are not cached.
+        block_tokens (`int`): Cached prefixes are multiples of it.
+
+    Returns:
+        `dict`: `cost`, `cost_without_cache`, `tokens`, `cached_tokens`, `written_tokens`, `turns`.
+    """
+    tokens = cached = written = turns = 0
+    for prompts in transcripts:
+        kept: list[np.ndarray] = []
+        for prompt in prompts:
+            tokens, turns = tokens + len(prompt), turns + 1
+            if len(prompt) < min_cached_tokens:
+                continue
+            found = max((common_prefix(one, prompt) for one in kept), default=0)
+            found = found // block_tokens * block_tokens if found >= min_cached_tokens else 0
+            cached, written = cached + found, written + len(prompt) - found
+            kept.append(prompt)
+    plain = tokens - cached - written
+    cost = (plain * input_price + cached * cached_read_price + written * cache_write_price) / 1e6
+    return {
+        "cost": cost,
+        "cost_without_cache": tokens * input_price / 1e6,
+        "tokens": tokens,
+        "cached_tokens": cached,
+        "written_tokens": written,
+        "turns": turns,
     }

@@ -16,6 +16,7 @@ from tests.conftest import make_model
 from tokforget import CompressedText, Compressor
 from tokforget.cli import main as cli
 from tokforget.cli.files import UserError, open_output, read_parts
+from tokforget.packaged import base_model_path
 
 
 ROOT = Path(__file__).parents[2]
@@ -83,8 +84,47 @@ def test_the_shell_compresses_as_python_does_alone_and_in_a_batch(shell, compres
     assert done.out.decode() == alone.text == batch[1].text
     assert done.err == (
         f"tokforget: {alone.original_tokens} -> {alone.compressed_tokens} tokens "
-        f"(rate {alone.compression_rate:.3f}, {alone.compression_ratio:.1f}x)\n"
+        f"of {alone.vocabulary} (rate {alone.compression_rate:.3f}, {alone.compression_ratio:.1f}x), "
+        f"{alone.character_rate:.0%} of the characters\n"
     )
+
+
+def test_tokens_of_another_vocabulary_are_counted_and_named(shell, compressor):
+    other = Path(base_model_path())
+    done = shell("compress", "--rate", "0.5", "--count-with", other, stdin=TEXT.encode())
+    result = compressor.compress(TEXT, rate=0.5, count_tokens=other)
+    assert done.code == 0 and done.out.decode() == result.text
+    assert f"{result.original_tokens} -> {result.compressed_tokens} tokens of {other.name} (rate" in done.err
+    assert f"tokens of {other.name}" in shell("inspect", "--count-with", other, stdin=TEXT.encode()).err
+    wrong = shell("compress", "--count-with", "./nowhere.json", stdin=TEXT.encode())
+    assert (
+        wrong.code == 2 and wrong.err.count("\n") == 1 and "`--count-with`: ./nowhere.json: no such file" in wrong.err
+    )
+    assert "--count-with" in shell("compress", "--stream", "--count-with", other, stdin=TEXT.encode()).err
+
+
+def test_what_is_left_out_is_reported_and_shown(shell, compressor):
+    result = compressor.compress(TEXT, rate=0.5)
+    done = shell("compress", "--rate", "0.5", "--report", "omissions", stdin=TEXT.encode())
+    assert done.out.decode() == result.text
+    states = [line.state for line in result.diff().lines]
+    assert f"of 2 lines {states.count('gone')} are left out and {states.count('part')} in part" in done.err
+    for number, state in enumerate(states, 1):
+        assert (f"\n{number}{'~' if state == 'part' else ' '} " in done.err) == (state != "kept")
+    saved = json.loads(shell("compress", "--rate", "0.5", "--report", "omissions", "--json", stdin=TEXT.encode()).out)
+    assert saved["omitted"] == [one.to_dict() for one in result.omitted]
+    Path("rows.jsonl").write_text(json.dumps({"text": TEXT}) + "\n")
+    row = json.loads(shell("compress", "rows.jsonl", "--column", "text", "--json", "--report", "omissions").out)
+    assert row["compression"]["omitted"] == saved["omitted"]
+    shown = shell("diff", "--rate", "0.5", stdin=TEXT.encode())
+    assert shown.code == 0 and f"{result.original_tokens} -> {result.compressed_tokens}" in shown.out.decode()
+    page = shell("diff", "--rate", "0.5", "--html", "page.html", stdin=TEXT.encode())
+    assert page.out == b"" and Path("page.html").read_text() == result.diff().to_html()
+    text = "one two three four five six seven eight nine ten eleven twelve\n" * 6
+    marked = shell("compress", "--rate", "0.3", "--mark-omissions", stdin=text.encode())
+    assert marked.out.decode() == compressor.compress(text, rate=0.3, mark_omissions=True).text
+    refused = shell("compress", "--stream", "--report", "omissions", stdin=TEXT.encode())
+    assert refused.code == 2 and "--report" in refused.err
 
 
 def test_tags_and_a_common_budget_reach_the_compressor(shell, compressor):
@@ -449,7 +489,7 @@ def test_env_can_ask_torch(shell):
         (["restore", "--batch-size", "0"], "at least 1, got 0"),
         (["inspect", "--unit", "letter"], "invalid choice: 'letter'"),
         (["restore"], "- is no output of `tokforget compress --json`"),
-        ([], "are required: compress | restore | inspect | env"),
+        ([], "are required: compress | restore | inspect | diff | env"),
     ],
 )  # fmt: skip
 def test_a_users_mistake_is_one_line_and_exit_code_two(shell, words, message):
@@ -483,7 +523,8 @@ def test_an_impossible_budget_can_be_a_warning(shell):
     done = shell(
         "compress", "--target-tokens", "2", "--keep-first", "9", "--on-impossible", "warn", stdin=TEXT.encode()
     )
-    assert done.code == 0 and done.out and done.err.startswith("tokforget: warning: What is protected takes")
+    assert done.code == 0 and done.out and done.err.startswith("tokforget: warning: -: What is protected takes")
+    assert done.err.count("warning") == 1 and "Returned are" in done.err
     Path("rows.jsonl").write_text('{"text": "the cat"}')
     assert "--column NAME" in shell("compress", "rows.jsonl").err
 

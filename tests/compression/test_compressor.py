@@ -341,12 +341,12 @@ def test_what_is_protected_survives_byte_for_byte(compressor):
 
 def test_impossible_budgets_name_the_smallest_feasible_one(compressor):
     with pytest.raises(
-        ValueError, match=r"protected takes \d+ tokens, the budget is 3. The smallest feasible budget is \d+"
+        ValueError, match=r"protected takes \d+ tokens of .*, the budget is 3. The smallest feasible budget is \d+"
     ) as error:
         compressor.compress(TEXT, target_tokens=3, protect="urls")
     smallest = int(re.search(r"feasible budget is (\d+)", str(error.value))[1])
     assert compressor.compress(TEXT, target_tokens=smallest, protect="urls").shortfall == 0
-    with pytest.warns(UserWarning, match="smallest feasible"):
+    with pytest.warns(UserWarning, match="Returned are"):
         result = compressor.compress(TEXT, target_tokens=3, protect="urls", on_impossible="warn")
     assert result.compressed_tokens == smallest and result.shortfall == 3 - smallest
 

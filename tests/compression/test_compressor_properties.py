@@ -182,6 +182,8 @@ def test_json_round_trip(text, rate):
             assert np.allclose(loaded.scores, value, atol=1e-4)
         elif isinstance(value, np.ndarray):
             assert np.array_equal(getattr(loaded, name), value) and getattr(loaded, name).dtype == value.dtype, name
+        elif name == "original":
+            assert loaded.original is None and value == text
         elif name != "text":
             assert getattr(loaded, name) == value, name
 

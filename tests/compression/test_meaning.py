@@ -75,6 +75,13 @@ def test_ends_of_sentences(text, ends):
     assert found(find_sentence_ends, text) == ends
 
 
+@pytest.mark.parametrize("row", ["|  |  |", "| 1 |  |", "| | 2 |"])
+def test_a_table_may_have_empty_cells(compressor, row):
+    for head in ("| a | b |", "|  |  |"):
+        text = f"{head}\n|---|---|\n{row}\n| one | two |\n"
+        assert compressor.compress(text, rate=0.6, unit="word").shortfall >= 0
+
+
 def test_breaks_of_wrapped_lines_are_no_structure():
     wrapped = "The council voted on Tuesday not to build the\nnew harbour bridge, which the mayor had hoped\nto open within two years.\n\nNext."
     assert found(find_line_breaks, wrapped) == ["\n\n"]
@@ -124,6 +131,17 @@ def test_no_opinion_parts_a_negation_from_its_word(seed, rate, nested):
     output = ANY_OPINION.compress(text, rate=rate, unit="word", nested=nested).text
     for one, other in (("not", "cancelled"), ("before", "2026"), ("cannot", "reach")):
         assert bool(re.search(rf"\b{one}\b", output)) == (other in output), output
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(st.integers(0, 10_000), st.sampled_from([0.3, 0.5, 0.7]), st.booleans())
+def test_a_limit_with_a_negation_keeps_its_measure(seed, rate, nested):
+    rng = np.random.default_rng(seed)
+    filler = [" ".join(rng.choice(fuzz.ENGLISH[3:], 8)) for _ in range(3)]
+    text = f"{filler[0]} no later than noon, {filler[1]} no fewer than four lamps, {filler[2]}."
+    output = ANY_OPINION.compress(text, rate=rate, unit="word", nested=nested).text
+    for phrase, begins in (("no later than noon", "no later"), ("no fewer than four", "no fewer")):
+        assert phrase in output or (begins not in output and phrase.split()[-1] not in output.split()), output
 
 
 def test_lines_sentences_and_speakers_stay_apart(compressor):

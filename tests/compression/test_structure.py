@@ -1,16 +1,21 @@
 """`unit="auto"`: JSON stays JSON, code and logs go by lines, and all else by words."""
 
+import csv
 import json
 import re
+import tomllib
 import warnings
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support import fuzz_compressor as fuzz
 from tokforget import CompressedText, Compressor
+from tokforget.compression.compressor import OverBudgetWarning
+from tokforget.compression.records import FAILED, PLAIN, TROUBLE, WARNING, csv_rows, find_tables, severities
 from tokforget.compression.structure import find_structure
 
 
@@ -69,6 +74,26 @@ MIXED = f"""Please find the mistake in this function. It should not return None,
 
 I have already tried to call it with a tuple, which did not help either. {NOTE}
 """
+DISKS = """$ df
+Filesystem     Size   Used  Avail  Mounted on
+/dev/sda1       50G    12G    38G  /
+/dev/sdb1      200G   180G    20G  /srv/data
+tmpfs          3.9G      0   3.9G  /dev/shm
+/dev/sdc1      100G    99G     1G  /var/log
+"""
+PING = """PING example.org (93.184.216.34) 56(84) bytes of data.
+64 bytes from 93.184.216.34: icmp_seq=1 ttl=59 time=28.7 ms
+64 bytes from 93.184.216.34: icmp_seq=2 ttl=59 time=37.2 ms
+64 bytes from 93.184.216.34: icmp_seq=3 ttl=59 time=29.7 ms
+64 bytes from 93.184.216.34: icmp_seq=4 ttl=59 time=30.1 ms
+"""
+LINKS = """lo0: flags=8049<UP,LOOPBACK> mtu 16384
+\tinet 127.0.0.1 netmask 0xff000000
+\tinet6 ::1 prefixlen 128
+en0: flags=8863<UP,BROADCAST> mtu 1500
+\tether 60:c5:47:0a:ce:0b
+\tinet 192.168.1.64 netmask 0xffffff00
+"""
 OPINIONS = np.linspace(0.2, 0.95, 16)
 
 
@@ -95,6 +120,14 @@ def kind_of(text: str) -> str | None:
         (None, "[see below] is not JSON"),
         (None, "Dear Anna,\n\nthank you for the call.\n\nBest regards,\nTom;\n"),
         (None, "12"),
+        ("rows", DISKS),
+        ("rows", PING),
+        ("rows", "Status: active\nLogging: on (low)\nDefault: deny\nNew profiles: skip\n"),
+        (None, "Anna: Are you there?\nTom: Yes, I am.\nAnna: Did it work for you?\nTom: It did in the end.\n"),
+        (None, "We met at 9. It was late.\nAt 10 we left for the sea.\nBy 12 it rained.\nWe were home at 3.\n"),
+        ("json", f"The orders are:\n{json.dumps(ORDERS)}"),
+        ("json", f"The orders are:\n{json.dumps(ORDERS)}\n\nPlease tell me which of them is late."),
+        (None, "The answer is\n{not JSON}\n"),
     ],
 )
 def test_what_a_text_is_made_of(kind, text):
@@ -149,7 +182,22 @@ def test_records_on_lines_keep_their_number(compressor):
 
 def test_a_budget_that_json_cannot_meet_is_named(compressor):
     with pytest.raises(ValueError, match="What JSON needs to stay whole takes .* pass `unit='word'`"):
-        compressor.compress(json.dumps(ORDERS), rate=0.1, unit="auto")
+        compressor.compress(json.dumps(ORDERS), rate=0.1, unit="auto", on_impossible="raise")
+    text = json.dumps(ORDERS, indent=2)
+    with pytest.warns(
+        OverBudgetWarning, match="JSON needs .* of the packaged GPT-2, the budget is .* Returned are .* of .*"
+    ):
+        result = compressor.compress(text, rate=0.1, unit="auto")
+    check_json(ORDERS, json.loads(result.text))
+    assert result.compressed_tokens < result.original_tokens and result.shortfall < 0
+    assert f"takes {result.compressed_tokens} tokens" in result.unreached
+    assert CompressedText.from_json(result.to_json()).unreached == result.unreached
+    assert compressor.compress(text, rate=0.9, unit="auto").unreached is None
+    with pytest.raises(ValueError, match="is protected takes"):  # where nothing else was asked for, a refusal as ever
+        compressor.compress("Call 555-0199 or 555-0198 now.", rate=0.2, unit="word", protect="numbers")
+    with pytest.warns(OverBudgetWarning, match="What is protected takes"):
+        kept = compressor.compress("Call 555-0199 or 555-0198 now.", rate=0.2, unit="auto", protect="numbers")
+    assert "555-0199" in kept.text and "now" not in kept.text
 
 
 VALUES = st.recursive(
@@ -214,6 +262,166 @@ def test_lines_of_a_log_are_whole_and_counted(compressor):
     assert compressor.compress(LOG, rate=1.0, unit="auto").text == LOG
 
 
+APP_LOG = "".join(
+    f"2026-11-02 09:14:{at:02d} WARN  [cache] Slow read of key user:{at * 37}: {at * 11} ms\n"
+    f"2026-11-02 09:14:{at:02d} INFO  [worker-{at % 8}] Processed batch {1000 + at} in {at * 13} ms\n"
+    for at in range(30)
+) + (
+    "2026-11-02 09:14:33 ERROR [payments] Charge failed for order 81924: card declined (code 51)\n"
+    "Traceback (most recent call last):\n"
+    '  File "/app/payments.py", line 88, in charge\n'
+    "    raise Declined(code)\n"
+    "payments.Declined: code 51\n"
+    "2026-11-02 09:14:50 FATAL [db] could not connect to 10.0.0.5:5432, giving up\n"
+    "2026-11-02 09:14:51 INFO  [worker-1] Processed batch 1900 in 20 ms\n"
+)  # fmt: skip
+SIMILAR = re.compile(r" \(… (\d+) similar lines\)$", re.MULTILINE)
+
+
+@pytest.mark.parametrize("rate", [0.12, 0.3, 0.5])
+@pytest.mark.parametrize("opinion", ["trained", "any"])
+def test_what_failed_stays_and_similar_lines_give_way_first(rate, opinion):
+    chosen = ANY_OPINION if opinion == "any" else Compressor.from_pretrained()
+    result = chosen.compress(APP_LOG, rate=rate, unit="auto")
+    shown = SIMILAR.sub("", result.text).splitlines(keepends=True)
+    lines = APP_LOG.splitlines(keepends=True)
+    lines_left(APP_LOG, "".join(shown))
+    assert all(line in shown for line in lines if re.search("ERROR|FATAL|Traceback|Declined", line)), result.text
+    for word in ("cache", "batch"):
+        missing = sum(word in line for line in lines) - sum(word in line for line in shown)
+        kept = any(word in line for line in shown)
+        told = [
+            int(match[1])
+            for match in SIMILAR.finditer(result.text)
+            if word in result.text[: match.start()].splitlines()[-1]
+        ]
+        assert told == [missing] * kept, result.text
+    assert result.shortfall >= 0
+    asked = chosen.compress(APP_LOG, rate=0.12, unit="auto", question="batch 1017?") if chosen.takes_question else None
+    assert asked is None or "batch 1017 " in asked.text
+
+
+def test_how_much_a_line_of_a_log_matters():
+    lines = {
+        "12:00:01 ERROR no route": FAILED, "Traceback (most recent call last):": TROUBLE, '  File "a.py", line 1': TROUBLE,
+        "KeyError: 'a'": FAILED, "12:00:02 INFO all good": PLAIN, "12:00:03 WARN slow": WARNING, "12:00:03 WARN connection refused": TROUBLE,
+        "goroutine 1: panic: nil map": FAILED, "12:00:04 INFO 0 failed, 12 passed": PLAIN, "ts=1 level=error msg=x": FAILED,
+        "12:00:05 INFO login failed for bob": TROUBLE, "Caused by: java.io.IOException: x": FAILED, "E0102 12:00:05 pod": FAILED,
+        "12:00:06 INFO terror movie": PLAIN,
+    }  # fmt: skip
+    assert dict(zip(lines, severities(list(lines)))) == lines
+
+
+TABLE = """# Results
+
+| Method | Kept | Note |
+|:-------|-----:|------|
+| head | 0.55 | takes the beginning of the text |
+| tokforget | 0.78 | told nothing of the question |
+| random | 0.32 | a control that nobody would use |
+
+As one sees, nothing comes close to what is told the question beforehand.
+"""
+YAML = """# Settings
+version: "3.9"
+services:
+  web: &web
+    image: registry.example.org/web:2.4.1
+    ports:
+      - "8080:80"
+      - "8443:443"
+    environment: {LOG_LEVEL: info, DEBUG: "no",
+      DATABASE_URL: "postgres://shop@db:5432/shop"}
+  copy:
+    <<: *web
+    image: other
+jobs:
+- name: build
+  steps:
+  - run: make
+    shell: bash
+  - run: make test
+notes: |
+  This file is read by the deployment,
+  and nothing else.
+"""
+TOML = '''title = "shop"
+# what it is
+[project]
+name = "shop"
+dependencies = [
+    "fastapi>=0.110",
+    "sqlalchemy>=2",
+]
+about = """
+Sells things.
+"""
+
+[[server]]
+host = "a"
+[server.limits]
+most = 3
+[[server]]
+host = "b"
+
+[tool.ruff]
+line-length = 119
+'''
+CSV = "id,name,city,amount\n" + "".join(f'{n},Person {n},"City, {n}",{n * 7.5}\n' for n in range(12))
+
+
+@pytest.mark.parametrize("rate", [*OPINIONS, 0.12])
+def test_rows_of_a_table_are_whole_with_their_names(rate):
+    assert kind_of(TABLE) == "tables" and [TABLE[a:b][:8] for a, b in find_tables(TABLE)] == ["| Method"]
+    output = ANY_OPINION.compress(TABLE, rate=rate, unit="auto").text
+    rows = [line for line in output.splitlines() if "|" in line]
+    table = [line for line in TABLE.splitlines() if "|" in line]
+    if set(rows) <= set(table) and rows:
+        assert rows[:2] == table[:2] and len(rows) > 2
+        assert rows == [row for row in table if row in rows]
+        assert output[output.index(rows[-1]) + len(rows[-1]) :].startswith("\n\n") or output.rstrip().endswith(
+            rows[-1]
+        )
+    else:
+        assert not rows or rate < 0.3  # no row fits into the budget: by words
+    assert find_tables("a | b\n--- | ---\n1 | 2\n") and not find_tables("a | b\nc | d\n") and not find_tables("|-|\n")
+
+
+@pytest.mark.parametrize("rate", OPINIONS)
+def test_settings_still_parse(rate):
+    assert (kind_of(YAML), kind_of(TOML)) == ("settings", "settings")
+    left = yaml.safe_load(ANY_OPINION.compress(YAML, rate=rate, unit="auto").text)
+    whole = yaml.safe_load(YAML)
+    assert left is None or left.keys() <= whole.keys()
+    for name, service in ((left or {}).get("services") or {}).items():
+        assert service.keys() <= whole["services"][name].keys() and service.items() and None not in service.values()
+    left = tomllib.loads(ANY_OPINION.compress(TOML, rate=rate, unit="auto").text)
+    whole = tomllib.loads(TOML)
+    assert left.keys() <= whole.keys() and all(server in ({"host": "a"}, {"host": "b"}, {"limits": {"most": 3}}, whole["server"][0])
+                                               for server in left.get("server", []))  # fmt: skip
+
+
+def test_a_conversation_is_no_setting_and_prose_no_table_of_values():
+    chat = "user: can you tell me when the bridge was built?\nassistant: it was built in 1874, by Favre.\nuser: thank you\n"
+    letter = "Dear Anna, dear Tom, dear all,\nwe met, we talked, and we left,\nit rained, it snowed, it froze,\nso long, good bye, all the best,\n"
+    assert kind_of(chat * 3) is None and kind_of("to do:\n- call Tom about the car\n- write to Anna\n") is None
+    assert csv_rows(CSV.splitlines(keepends=True)) == [1] * 13 and kind_of(CSV) == "csv"
+    assert csv_rows(["a,b,c\n", '1,"x\n', 'y",2\n', "3,4,5\n", "6,7,8\n"]) == [1, 2, 1, 1]
+    assert csv_rows(letter.splitlines(keepends=True)) is None or kind_of(letter) is None
+
+
+@pytest.mark.parametrize("rate", OPINIONS)
+def test_records_of_a_csv_are_whole_with_the_names_of_their_columns(rate):
+    output = ANY_OPINION.compress(CSV, rate=rate, unit="auto").text
+    lines_left(CSV, output)
+    assert output.startswith("id,name,city,amount\n") and all(len(row) == 4 for row in csv.reader(output.splitlines()))
+
+
+def test_a_line_that_is_there_twice_is_not_counted_as_gone():
+    result = ANY_OPINION.compress(LOG, rate=0.9, unit="auto", protect="numbers")
+    assert "(x" not in result.text and result.text.count("Heartbeat") == LOG.count("Heartbeat")
+
+
 def test_code_in_fences_goes_by_lines_and_prose_by_words(compressor):
     for rate in (0.4, 0.6, 0.8):
         output = compressor.compress(MIXED, rate=rate, unit="auto").text
@@ -222,6 +430,36 @@ def test_code_in_fences_goes_by_lines_and_prose_by_words(compressor):
             lines_left(PYTHON, code)
         assert "not help" in output and "not return" in output
     assert "```" in output
+
+
+@pytest.mark.parametrize("rate", [0.4, 0.6, 0.8])
+def test_rows_go_whole_with_their_header_and_the_line_they_stand_under(rate):
+    output = ANY_OPINION.compress(DISKS, rate=rate, unit="auto").text
+    lines_left(DISKS, output)
+    left = output.splitlines()
+    if any(line.startswith("/dev") for line in left):
+        assert "Filesystem     Size   Used  Avail  Mounted on" in left
+    output = ANY_OPINION.compress(LINKS, rate=rate, unit="auto").text
+    lines_left(LINKS, output)
+    for line in output.splitlines():
+        if line.startswith("\t"):
+            above = LINKS[: LINKS.index(line)].splitlines()
+            assert next(one for one in reversed(above) if not one.startswith("\t")) in output.splitlines()
+
+
+def test_an_error_of_a_log_outlives_what_went_well():
+    lines = [f"2026-11-02T09:{n // 60:02d}:{n % 60:02d} INFO request {n} took {n * 7 % 90} ms" for n in range(90)]
+    for at in (0, 41, 89):
+        log = "\n".join([*lines[:at], "2026-11-02T09:05:00 ERROR db-3 refused the connection", *lines[at:]])
+        assert "ERROR db-3 refused the connection" in ANY_OPINION.compress(log, rate=0.15, unit="auto").text
+
+
+def test_json_behind_its_preface_stays_json(compressor):
+    text = f"These are the orders that were found:\n{json.dumps(ORDERS, indent=2)}\n\nPlease tell me which of them is late."
+    output = compressor.compress(text, rate=0.7, unit="auto").text
+    value, end = json.JSONDecoder().raw_decode(output, output.index("\n{") + 1)
+    check_json(ORDERS, value)
+    assert output[end:].startswith("\n\n") and len(output) < len(text)
 
 
 def test_structures_beside_each_other_change_nothing():

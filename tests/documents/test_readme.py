@@ -18,6 +18,7 @@ from recipes.leaderboard import LeaderboardArguments
 from tests.training.test_episodes import episodes
 from tokforget.data.arguments import DataArguments, PreparationArguments
 from tokforget.evaluation.arguments import EvaluationArguments
+from tokforget.evaluation.transcript_arguments import TranscriptArguments
 from tokforget.hub.arguments import PushArguments
 from tokforget.models.arguments import ModelArguments, ReconstructorArguments
 from tokforget.packaged import forget_model_path
@@ -129,6 +130,7 @@ RECIPES = {
     "leaderboard.py": (LeaderboardArguments,),
     "train_reader_policy.py": (ReaderPolicyArguments, ReaderPolicyConfig),
     "calibrate_quality.py": (CalibrationArguments,),
+    "cache_cost.py": (TranscriptArguments,),
     "reader_benchmark.py": (ReaderArguments,),
 }
 LAUNCHES = [c for c in COMMANDS if re.search(rf"recipes/({'|'.join(RECIPES)}) ".replace(".", r"\."), c)]

@@ -75,7 +75,7 @@ def test_a_prompt_keeps_its_budget_and_what_is_around_the_contexts(compressor, u
     assert budget - (1 if unit == "token" else 8) <= after <= budget
     assert (answer["ratio"], answer["rate"]) == (f"{before / after:.1f}x", f"{100 * after / before:.1f}%")
     assert answer["saving"] == f", Saving ${(before - after) * 0.06 / 1000:.1f} in GPT-4."
-    assert list(answer) == ["compressed_prompt", "compressed_prompt_list", "origin_tokens", "compressed_tokens", "ratio", "rate", "saving"]  # fmt: skip
+    assert list(answer) == ["compressed_prompt", "compressed_prompt_list", "origin_tokens", "compressed_tokens", "ratio", "rate", "saving", "vocabulary"]  # fmt: skip
 
 
 def test_a_prompt_is_what_the_compressor_makes_of_its_context(lingua, compressor):

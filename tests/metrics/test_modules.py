@@ -35,7 +35,17 @@ from tokforget.readers.words import (
 
 
 ROOT = Path(__file__).parents[2]
-NAMES = ["bits_lost", "compression", "context_retention", "reader_retention", "restoration", "rouge"]
+NAMES = [
+    "bits_lost",
+    "cache_cost",
+    "compression",
+    "context_retention",
+    "prefix_churn",
+    "reader_retention",
+    "restoration",
+    "rouge",
+]
+PRICES = {"input_price": 3.0, "cached_read_price": 0.3, "cache_write_price": 3.75, "min_cached_tokens": 2}
 
 ORIGINAL = ["In 1985 the old dog met Alice in London.", "We paid 3.5 for 12 eggs, said Bob. Paris slept."]
 COMPRESSED = ["dog met in", "We paid for 12 eggs. slept"]
@@ -58,8 +68,11 @@ ROWS = {
     "bits_compressed": [11.1, 14.0, 6.2, 15.5, 9.1, 3.9],
     "bits_none": [26.0, 28.1, 17.7, 30.2, 21.0, 19.6],
     "passage": ["a", "a", "b", "c", "c", "d"],
+    "prompt_ids": [[[1, 2], [1, 2, 3]], [[5], [6, 5], [6, 5, 4]], [[7]]] * 2,
 }
 COLUMNS = {
+    "cache_cost": ["prompt_ids"],
+    "prefix_churn": ["prompt_ids"],
     "bits_lost": ["token_nll", "keep_mask", "attention_mask"],
     "compression": ["keep_mask", "attention_mask", "compressed", "references"],
     "context_retention": ["nll_full", "nll_compressed", "nll_none", "num_continuation_tokens"],
@@ -82,7 +95,7 @@ def rows(name: str, where=slice(None)) -> dict:
 
 
 def options(name: str, base_folder: str) -> dict:
-    return {"tokenizer": base_folder} if name == "compression" else {}
+    return {"compression": {"tokenizer": base_folder}, "cache_cost": PRICES}.get(name, {})
 
 
 # -- by hand -----------------------------------------------------------------------------------------------------------
@@ -384,6 +397,39 @@ def test_context_retention_reads_texts_itself(load, tokenizer, base_folder):
         metric.compute(**texts, model=model)
 
 
+# -- growing transcripts -----------------------------------------------------------------------------------------------
+def test_prefix_churn_by_hand(load, tokenizer):
+    metric = load("prefix_churn")
+    # Of 3 nothing is changed, of 5 the last two, of 4 all; the last prompt of a transcript has none behind it.
+    ids = [[[1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 3, 9]], [[4, 4, 4, 4], [5]], [[8, 8]]]
+    assert metric.compute(prompt_ids=ids) == {
+        "prefix_churn": 0.5, "changed": 6, "sent": 12, "changed_turns": 2 / 3, "turns": 3, "transcripts": 3,
+    }  # fmt: skip
+    assert metric.compute(prompts=[["né", "nè"]])["changed"] == 1  # bytes
+    texts = ["the cat", "the cat sat", "the dog sat"]
+    expected = metric.compute(prompt_ids=[tokenizer(texts)["input_ids"]])
+    assert metric.compute(prompts=[texts], tokenizer=tokenizer) == expected and expected["changed"] > 0
+
+
+def test_cache_cost_by_hand(load, tokenizer):
+    metric = load("cache_cost")
+    prices = {"input_price": 1.0, "cached_read_price": 0.1, "cache_write_price": 1.25}
+    ids = [[list(range(8)), list(range(10)), [0, 1, 2, 99], [0, 1, 2, 99, 5], [7]]]
+    result = metric.compute(prompt_ids=ids, **prices, min_cached_tokens=3, block_tokens=4)
+    # 8 written; 8 read, 2 written; 3 are no block: 4 written; 4 read, 1 written; 1 too short.
+    assert (result["written_tokens"], result["cached_tokens"], result["tokens"], result["turns"]) == (15, 12, 28, 5)
+    assert result["cost"] == pytest.approx((15 * 1.25 + 12 * 0.1 + 1) / 1e6)
+    assert result["cost_without_cache"] == pytest.approx(28 / 1e6)
+    # An earlier prompt than the last one is still there.
+    again = metric.compute(prompt_ids=[[[1, 2, 3], [4, 5, 6], [1, 2, 3, 4]]], **prices, min_cached_tokens=3)
+    assert (again["cached_tokens"], again["written_tokens"]) == (3, 7)
+    texts = ["the cat", "the cat sat"]
+    by_ids = metric.compute(prompt_ids=[tokenizer(texts)["input_ids"]], **PRICES)
+    assert metric.compute(prompts=[texts], tokenizer=tokenizer, **PRICES) == by_ids
+    short = metric.compute(prompt_ids=[[[1, 2]]], **prices)
+    assert short["cost"] == short["cost_without_cache"] and short["written_tokens"] == 0
+
+
 # -- batches, processes, combinations ----------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", NAMES)
 def test_batches_of_any_size_give_the_same(name, load, base_folder):
@@ -456,7 +502,7 @@ def test_two_processes_give_what_one_gives(load, base_folder):
 def test_combined_metrics_share_their_arguments(load, base_folder):
     expected = {name: load(name).compute(**rows(name), **options(name, base_folder)) for name in NAMES}
     combined = evaluate.combine([metric_path(name) for name in NAMES], force_prefix=True)
-    result = combined.compute(**ROWS, tokenizer=base_folder)
+    result = combined.compute(**ROWS, tokenizer=base_folder, **PRICES)
     expected["restoration"] = load("restoration").compute(**rows("restoration"), tokenizer=base_folder)
     for name, values in expected.items():
         assert {key: result[f"{name}_{key}"] for key in values} == values
@@ -496,6 +542,13 @@ def test_combined_metrics_share_their_arguments(load, base_folder):
         ("rouge", {"predictions": ["a", "b"], "references": [["a"], []]}, "Text 1 has no reference"),
         ("rouge", {"predictions": [1], "references": ["a"]}, "don't match the expected format"),
         ("context_retention", {"nll_full": [1.0]}, "Give `nll_full`"),
+        ("prefix_churn", {"prompt_ids": [[[1]]]}, "no transcript has a prompt"),
+        ("prefix_churn", {"prompts": [["a", "b"]], "prompt_ids": [[[1]]]}, "either `prompts` or `prompt_ids`"),
+        ("cache_cost", {"prompt_ids": [[[1]]]}, "Pass `input_price`, the provider's price for a million"),
+        ("cache_cost", {"prompt_ids": [[[1]]], **PRICES, "cached_read_price": -1}, "`cached_read_price` must be a price"),
+        ("cache_cost", {"prompt_ids": [[[1]]], **PRICES, "block_tokens": 0}, "`block_tokens` must be a whole number"),
+        ("cache_cost", {"prompt_ids": [[[]]], **PRICES}, "no token at all"),
+        ("cache_cost", {"prompts": [["a"]], **PRICES}, "pass `tokenizer`"),
         (
             "context_retention",
             {"nll_full": [math.inf], "nll_compressed": [1.0], "nll_none": [1.0], "num_continuation_tokens": [1]},
@@ -543,7 +596,11 @@ def test_the_card_is_whole_and_its_examples_run(name, load):
     for argument in (*load(name).inputs, *load(name).options):
         assert f"`{argument}`" in inputs, argument
     if name != "rouge":
-        for key in load(name).compute(**rows(name)) if name != "compression" else ["compression_rate", "tokens"]:
+        for key in (
+            load(name).compute(**rows(name), **(PRICES if name == "cache_cost" else {}))
+            if name != "compression"
+            else ["compression_rate", "tokens"]
+        ):
             assert f"`{key}`" in outputs, key
     (example,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     test = doctest.DocTestParser().get_doctest(example, {}, name, name, 0)
@@ -555,5 +612,5 @@ def test_the_card_is_whole_and_its_examples_run(name, load):
 def test_the_folders_are_the_modules(load):
     folders = {path.parent.name for path in Path(metric_path("rouge")).parent.glob("*/README.md")}
     assert folders == set(NAMES) == {load(name).name for name in NAMES}
-    with pytest.raises(ValueError, match="no metric 'bleu'. There are bits_lost, compression"):
+    with pytest.raises(ValueError, match="no metric 'bleu'. There are bits_lost, cache_cost, compression"):
         metric_path("bleu")

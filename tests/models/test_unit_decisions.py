@@ -1,4 +1,4 @@
-"""Budgets in tokens over words of several, and a policy gradient that is exact given a shift of whole sentences."""
+"""Budgets in tokens over words of several, and a policy gradient that is exact with shifts of whole sentences."""
 
 import itertools
 
@@ -47,18 +47,19 @@ def test_a_shift_of_groups_makes_words_of_a_sentence_alike():
     assert spread(3.0) > 4 * spread(0.0)
 
 
-def test_the_gradient_given_the_shift_is_that_of_the_expected_reward():
-    # All masks of three words, by hand, under one shift of the two groups.
+def test_the_gradient_is_that_of_the_expected_reward_with_shifts():
+    # All masks of three words, by hand, under many shifts of the two groups.
     logits = torch.tensor([[0.3, -0.2, 0.5]], requires_grad=True)
     sizes, counts, groups = torch.tensor([[1, 2, 1]]), torch.tensor([2]), torch.tensor([[0, 0, 1]])
     reward = lambda a: 2.0 * a[0] + a[1] * a[2] - 0.5 * a[2]  # noqa: E731
-    sampled = decide_units(logits, sizes, counts, 8.0, 60_000, seeded_generator(3), groups, 1.0)
+    draws = 200_000
+    sampled = decide_units(logits, sizes, counts, 8.0, draws, seeded_generator(3), groups, 1.0)
     rewards = torch.stack([reward(a) for a in sampled.actions.float()])
     estimate = torch.autograd.grad(((rewards - rewards.mean()) * sampled.log_probs.sum(1)).mean(), logits)[0]
     # The shifts that were drawn, again.
-    shift = torch.randn(60_000, 3, generator=seeded_generator(3)).gather(1, groups.expand(60_000, 3))
+    shift = torch.randn(draws, 3, generator=seeded_generator(3)).gather(1, groups.expand(draws, 3))
     biased = meet_budget(
-        logits + shift, counts.expand(60_000), torch.ones(60_000, 3, dtype=torch.bool), 8.0, sizes.expand(60_000, 3)
+        logits + shift, counts.expand(draws), torch.ones(draws, 3, dtype=torch.bool), 8.0, sizes.expand(draws, 3)
     )
     p = torch.sigmoid(biased)
     expected = sum(
@@ -67,7 +68,27 @@ def test_the_gradient_given_the_shift_is_that_of_the_expected_reward():
         for a in itertools.product((0, 1), repeat=3)
     ).mean()
     exact = torch.autograd.grad(expected, logits)[0]
+    assert exact.abs().max() > 0.2
     assert torch.allclose(estimate, exact, atol=0.02), (estimate, exact)
+
+
+def test_what_a_shift_did_is_credited_to_its_sentence():
+    # The reward is one sentence's share: crediting its words alone would leave most of it to chance.
+    logits, sizes = torch.zeros(1, 40, requires_grad=True), torch.ones(1, 40, dtype=torch.long)
+    groups, first = (torch.arange(40) // 8)[None], torch.arange(40) < 8
+    sampled = decide_units(logits, sizes, torch.tensor([20]), 8.0, 500, seeded_generator(0), groups, 4.0)
+    rewards = sampled.actions[:, first].float().mean(1)
+    estimates = torch.stack(
+        [
+            torch.autograd.grad(advantage * sampled.log_probs[n].sum(), logits, retain_graph=True)[0][0, first].sum()
+            for n, advantage in enumerate(rewards - rewards.mean())
+        ]
+    )
+    units_alone = (rewards - rewards.mean()) * (sampled.actions - torch.sigmoid(sampled.keep_logits.detach()))[
+        :, first
+    ].sum(1)
+    ratio = lambda x: float(x.mean() / x.std())  # noqa: E731
+    assert ratio(estimates) > 2 * ratio(units_alone) > 0
 
 
 def test_padding_takes_nothing_and_changes_nothing():

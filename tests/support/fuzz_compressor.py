@@ -4,14 +4,17 @@ Compress generated and real texts of every kind, and check what must hold for an
     python tests/support/fuzz_compressor.py --texts 100000                  # a policy with random opinions, packaged tokenizer
     python tests/support/fuzz_compressor.py --texts 2000 --model <folder>   # a trained model
 
-Texts: letters of all scripts, words of some, Python source, JSON, markdown, e-mails and URLs, emoji, broken bytes, control
+Texts: logs, tables, CSV, YAML, HTML, conversations, letters of all scripts, words of some, Python source, JSON, markdown, e-mails and URLs, emoji, broken bytes, control
 characters, special-token strings, white space, one character many times. Each batch has its own arguments. Ends with exit
 code 1 and the seed of the batch at the first failure.
 """
 
 import argparse
+import csv
+import io
 import json
 import random
+import re
 import sys
 import sysconfig
 import time
@@ -24,10 +27,12 @@ from pathlib import Path
 import numpy as np
 import regex
 import torch
+import yaml
 from tqdm.auto import tqdm
 
 from tokforget.compression.compressor import Compressor
 from tokforget.compression.results import CompressedText, encodable
+from tokforget.compression.structure import find_structure
 from tokforget.models.folders import read_tokenizer
 from tokforget.models.policy import KeepMaskPolicy
 from tokforget.packaged import base_model_path
@@ -110,8 +115,164 @@ def mixed(rng: random.Random) -> str:
     return "".join(rng.choices(pool, k=rng.randint(0, 40)))
 
 
-KINDS = {"letters": letters, "prose": prose, "source": real, "json": structured, "markdown": markdown, "broken bytes": broken,
+def sentence(rng: random.Random) -> str:
+    return " ".join(rng.choices(ENGLISH, k=rng.randint(1, 12)))
+
+
+def log(rng: random.Random) -> str:
+    said = [
+        lambda: (
+            f"INFO  [worker-{rng.randint(1, 9)}] Processed batch {rng.randint(1, 999)} in {rng.randint(1, 999)} ms"
+        ),
+        lambda: f"WARN  [cache] Slow read of key user:{rng.randint(1000, 9999)}: {rng.randint(500, 900)} ms",
+        lambda: "INFO  Heartbeat ok queue=0",
+        lambda: f"ERROR [payments] Charge failed for order {rng.randint(1, 99999)}: {sentence(rng)}",
+        lambda: f"DEBUG {sentence(rng)}",
+    ]
+    lines = []
+    for second in range(rng.randint(3, 40)):
+        lines.append(f"2026-11-02 09:{second // 60 + 10}:{second % 60:02d} {rng.choice(said)()}")
+        if rng.random() < 0.05:
+            lines += [
+                "Traceback (most recent call last):",
+                '  File "a.py", line 8, in charge',
+                "    raise KeyError(code)",
+                "KeyError: 51",
+            ]
+    return rng.choice(["\n", "\n", "\r\n"]).join(lines) + rng.choice(["", "\n"])
+
+
+def table(rng: random.Random) -> str:
+    width = rng.randint(2, 5)
+    rows = [[rng.choice([sentence(rng), str(rng.randint(0, 9999)), f"{rng.random():.2f}", ""]) for _ in range(width)]
+            for _ in range(rng.randint(2, 12))]  # fmt: skip
+    shown = ["| " + " | ".join(row) + " |" for row in rows]
+    shown.insert(1, "|" + rng.choice(["---", ":--", "---:"]) * 1 + "|---" * (width - 1) + "|")
+    return f"# {sentence(rng)}\n\n{sentence(rng)}.\n\n" + "\n".join(shown) + f"\n\n{prose(rng)}\n"
+
+
+def comma_separated(rng: random.Random) -> str:
+    width, out = rng.randint(3, 6), io.StringIO()
+    writer = csv.writer(out, lineterminator=rng.choice(["\n", "\r\n"]))
+    writer.writerow([f"column{n}" for n in range(width)])
+    for _ in range(rng.randint(3, 25)):
+        writer.writerow(
+            [
+                rng.choice([rng.randint(0, 999), rng.random(), "one, two", 'a "quoted" word', rng.choice(ENGLISH), ""])
+                for _ in range(width)
+            ]
+        )
+    return out.getvalue()
+
+
+def settings(rng: random.Random) -> str:
+    def value(depth: int):
+        plain = [
+            rng.randint(0, 9999),
+            rng.random() < 0.5,
+            rng.choice(ENGLISH),
+            "1.2.3",
+            "a: b",
+            "it's",
+            None,
+            "#5",
+            "8080:80",
+            " ".join(rng.choices(ENGLISH, k=3)),
+        ]
+        if depth > 2 or rng.random() < 0.5:
+            return rng.choice(plain)
+        if rng.random() < 0.4:
+            return [value(depth + 1) for _ in range(rng.randint(0, 3))]
+        return {f"{rng.choice(ENGLISH)}{n}": value(depth + 1) for n in range(rng.randint(0, 4))}
+
+    data = {f"{rng.choice(ENGLISH)}{n}": value(0) for n in range(rng.randint(2, 7))}
+    return yaml.safe_dump(
+        data, sort_keys=False, indent=rng.choice([2, 4]), default_flow_style=rng.choice([False, False, None])
+    )
+
+
+def html(rng: random.Random) -> str:
+    def element(depth: int) -> str:
+        name = rng.choice(["div", "p", "ul", "li", "b", "td"])
+        inner = sentence(rng) if depth > 2 else "".join(element(depth + 1) for _ in range(rng.randint(1, 3)))
+        return f'<{name} class="{rng.choice(ENGLISH)}">{inner}</{name}>\n'
+
+    return f"<html>\n<body>\n{element(0)}{element(0)}</body>\n</html>\n"
+
+
+def chat(rng: random.Random) -> str:
+    return "".join(
+        f"{rng.choice(['user', 'assistant', 'Anna', 'Tom'])}: {prose(rng)}\n" for _ in range(rng.randint(2, 12))
+    )
+
+
+KINDS = {"log": log, "table": table, "csv": comma_separated, "settings": settings, "html": html, "chat": chat, "letters": letters, "prose": prose, "source": real, "json": structured, "markdown": markdown, "broken bytes": broken,
          "repeated": repeated, "mixed": mixed}  # fmt: skip
+
+
+def check_json(before, after) -> None:
+    """Keys, numbers, booleans, short strings and counts are the same; long strings have no new word."""
+    assert type(before) is type(after)
+    if isinstance(before, dict):
+        assert list(before) == list(after), "a key was lost"
+        for key in before:
+            check_json(before[key], after[key])
+    elif isinstance(before, list):
+        assert len(before) == len(after), "a record was lost"
+        for one, other in zip(before, after):
+            check_json(one, other)
+    elif not isinstance(before, str) or len(before.split()) < 8:
+        assert before == after, "a value was changed"
+
+
+def check_content(kind: str, text: str, result: CompressedText, options: dict) -> None:
+    """What a kind of text keeps by `unit="auto"`, and by words that no word or number is made up."""
+    output, auto = result.text, options["unit"] == "auto"
+    if result.notes:
+        parts = zip(result.kept_spans.tolist(), result.separated.tolist())
+        output = "".join(" " * apart + text[a:b] for (a, b), apart in parts)
+    dropped = np.ones(len(text), dtype=bool)
+    for start, end in result.kept_spans.tolist():
+        dropped[start:end] = False
+    for _, note in result.notes:  # as many lines as are said to be gone are gone
+        gone = sum(bool(dropped[m.start() : m.end()].all()) for m in re.finditer(r"[^\n]+", text))
+        assert int(re.search(r"\d+", note)[0]) <= gone + 1, note
+    if options["unit"] in ("word", "auto") and kind in _PLAIN and text.isascii():
+        words = re.compile(r"[A-Za-z]+|\d+(?:[.,:]\d+)*")
+        made_up = set(words.findall(output)) - set(words.findall(text))
+        assert not made_up, f"made up: {made_up}"
+    if not auto or "protect" in options or "threshold" in options:
+        return
+    roomy = (result.target_tokens or 0) >= _ROOM and options.get("budget") != "corpus"
+    if kind == "json":
+        check_json(json.loads(text), json.loads(output))
+    found = (
+        find_structure(text, np.stack([np.arange(len(text)), np.arange(len(text)) + 1], 1)) if text.strip() else None
+    )
+    by_lines = result.kept_spans.tolist() and found is not None and found.kind in ("log", "csv", "settings")
+    lines = text.splitlines(keepends=True)
+    if by_lines and all(a == 0 or text[a - 1] == "\n" for a, _ in result.kept_spans.tolist()):
+        place = 0
+        for line in output.splitlines(keepends=True):
+            place = lines.index(line, place) + 1
+        if found.kind == "csv" and roomy:
+            assert len({len(row) for row in csv.reader(io.StringIO(output))}) == 1 and output.startswith(lines[0])
+        if found.kind == "settings" and roomy:
+            left, whole = yaml.safe_load(output), yaml.safe_load(text)
+            assert left is None or (
+                type(left) is type(whole) and (isinstance(left, list) or left.keys() <= whole.keys())
+            )
+    if kind == "table" and roomy:
+        rows = [line for line in output.splitlines() if line.startswith("| ")]
+        if any(line in text.splitlines() for line in rows):
+            assert rows[0] == next(line for line in text.splitlines() if line.startswith("| ")), (
+                "a table without its head"
+            )
+
+
+# Tokens that hold any record of a text here with what it stands in; in less it may stand by itself.
+_ROOM = 120
+_PLAIN = ("log", "table", "csv", "settings", "html", "chat", "prose")
 
 
 def arguments(rng: random.Random) -> dict:
@@ -217,13 +378,16 @@ def run(compressor: Compressor, num_texts: int, seed: int, batch_size: int = 40,
             kinds = rng.choices(list(KINDS), k=min(batch_size, num_texts - seen))
             texts = [KINDS[kind](rng) for kind in kinds]
             options = arguments(rng)
+            failing = None
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     results = compressor.compress(texts, **options)
                 for kind, text, result in zip(kinds, texts, results):
+                    failing = (kind, text, result.text)
                     by_kind[kind] += 1
                     shortfall = check(text, result, compressor, options, kind == "prose")
+                    check_content(kind, text, result, options)
                     if (
                         kind == "prose"
                         and options["unit"] == "token"
@@ -231,8 +395,15 @@ def run(compressor: Compressor, num_texts: int, seed: int, batch_size: int = 40,
                         and "protect" not in options
                     ):
                         missed[shortfall] += 1
+                if options.get("budget") != "corpus":  # alone as in a batch
+                    alone = rng.randrange(len(texts))
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")
+                        assert compressor.compress(texts[alone], **options).text == results[alone].text, (
+                            "another alone"
+                        )
             except Exception:
-                print(f"batch {seed}-{seen}: {options}", file=sys.stderr)
+                print(f"batch {seed}-{seen}: {options}\n{failing!r}", file=sys.stderr)
                 raise
             seen += len(texts)
             bar.update(len(texts))

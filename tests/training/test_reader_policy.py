@@ -1,6 +1,7 @@
 """A policy that learns from a reader alone: what is drawn, what is credited, what is learnt, and that a run can be stopped."""
 
 import json
+import pickle
 import runpy
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from safetensors.torch import load_file
 
 from tests.conftest import make_gpt2
 from tokforget.compression.compressor import Compressor
+from tokforget.models.loading import add_adapter
+from tokforget.models.reconstructor import Reconstructor
 from tokforget.readers.language_model import Reader
 from tokforget.readers.word_counts import WordCounts
 from tokforget.training.reader_arguments import ReaderPolicyArguments, ReaderPolicyConfig
@@ -41,6 +44,11 @@ def model(reader, texts):
 @pytest.fixture
 def made(model, reader, texts) -> ReaderTexts:
     return ReaderTexts(reader.tokenizer, model.policy.words.rarity(), WordCounts.of_texts([*texts, TEXT, TEXT]), 4)
+
+
+def add_reconstructor(reader: Reader) -> Reconstructor:
+    base = make_gpt2(len(reader.tokenizer), n_positions=1024)
+    return Reconstructor(add_adapter(base, 4, 8), "prefix", reader.tokenizer.eos_token_id or 0)
 
 
 def arguments(folder, **more) -> ReaderPolicyConfig:
@@ -179,7 +187,7 @@ def corpus(tmp_path_factory, texts) -> Path:
 def run(base_folder, corpus, out, **more):
     settings = ReaderPolicyArguments(
         reader_name_or_path=base_folder, corpus=str(corpus), texts_per_kind=8, text_characters=[120], count_texts=10, warm_start_texts=6,
-        warm_start_steps=4, policy_hidden_size=16, ngram_buckets=256,
+        warm_start_steps=4, natural_texts=6, policy_hidden_size=16, ngram_buckets=256,
     )  # fmt: skip
     args, checkpoint = arguments(out, lookups_per_text=2, **more), more.pop("checkpoint", None)
     return train_reader_policy(settings, args, checkpoint)
@@ -193,7 +201,7 @@ def test_a_run_goes_on_from_a_checkpoint_to_the_bit_and_compresses(base_folder, 
         (broken / name).unlink()
     settings = ReaderPolicyArguments(
         reader_name_or_path=base_folder, corpus=str(corpus), texts_per_kind=8, text_characters=[120], count_texts=10, warm_start_texts=6,
-        warm_start_steps=4, policy_hidden_size=16, ngram_buckets=256,
+        warm_start_steps=4, natural_texts=6, policy_hidden_size=16, ngram_buckets=256,
     )  # fmt: skip
     train_reader_policy(settings, arguments(broken, lookups_per_text=2), str(broken / "checkpoint-2"))
     first, second = (load_file(folder / "model.safetensors") for folder in (whole, broken))
@@ -229,10 +237,98 @@ def test_a_run_goes_on_from_a_checkpoint_to_the_bit_and_compresses(base_folder, 
     assert stable.compressed_tokens <= stable.target_tokens
 
 
+@pytest.fixture(scope="module")
+def wide_base(tokenizer, tmp_path_factory) -> str:
+    """Room for a text after what was kept of it."""
+    folder = tmp_path_factory.mktemp("wide")
+    make_gpt2(len(tokenizer), n_positions=256).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_text_that_does_not_fit_the_reconstructor_is_told_at_once(base_folder, corpus, tmp_path):
+    settings = ReaderPolicyArguments(
+        reader_name_or_path=base_folder, corpus=str(corpus), texts_per_kind=4, text_characters=[300], reconstructor_path=base_folder
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="has room for 47: pass shorter `text_characters`"):
+        train_reader_policy(settings, arguments(tmp_path / "run"))
+
+
+def test_a_reconstructor_learns_beside_the_policy_and_restores(wide_base, corpus, tmp_path):
+    settings = ReaderPolicyArguments(
+        reader_name_or_path=wide_base, corpus=str(corpus), texts_per_kind=8, text_characters=[120], count_texts=10, warm_start_texts=6,
+        warm_start_steps=4, natural_texts=6, policy_hidden_size=16, ngram_buckets=256, reconstructor_path=wide_base,
+    )  # fmt: skip
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    joint = {"lookups_per_text": 2, "reconstructor_weight": 0.5, "reconstructor_learning_rate": 3e-2, "warmup_steps": 1,
+             "reconstructor_text_fraction": 1.0}  # fmt: skip
+    trainer = train_reader_policy(settings, arguments(whole, **joint, max_steps=30))
+    logs = [entry for entry in trainer.state.log_history if "reconstruction_loss" in entry]
+    learnt = [np.mean([entry["reconstruction_loss"] for entry in part]) for part in (logs[:8], logs[-8:])]
+    assert learnt[1] < learnt[0] - 0.05 and all(0 < entry["bits_lost"] < 20 for entry in logs)
+
+    train_reader_policy(settings, arguments(broken, **joint, save_strategy="steps", save_steps=2))
+    last = {name: load_file(broken / name) for name in ("model.safetensors", "adapter/adapter_model.safetensors")}
+    for name in (*last, "config.json", "tokenizer.json"):
+        (broken / name).unlink()
+    train_reader_policy(settings, arguments(broken, **joint), str(broken / "checkpoint-2"))
+    for name, weights in last.items():
+        again = load_file(broken / name)
+        assert all(torch.equal(again[key], weights[key]) for key in weights), name
+
+    compressor = Compressor.from_pretrained(whole)
+    result = compressor.compress(TEXT, rate=0.5)
+    restored = compressor.restore(result)
+    assert restored.is_restoration and len(restored.input_ids) == result.original_tokens
+    config = json.loads((whole / "config.json").read_text())
+    (whole / "config.json").write_text(json.dumps(config | {"base_model_name_or_path": "nobody/no-such-model"}))
+    with pytest.raises(
+        ValueError, match="Restoring needs the base model: from the Hub by its id, or in a folder, `base_model=`"
+    ):
+        Compressor.from_pretrained(whole).restore(result)
+    elsewhere = pickle.loads(pickle.dumps(Compressor.from_pretrained(whole, base_model=wide_base)))
+    assert elsewhere.restore(result).text == restored.text
+    assert "learnt beside it" in (whole / "README.md").read_text()
+
+
+def test_the_reconstructors_reward_reaches_every_word(model, made, reader, tmp_path):
+    """With it the dearer masks, in bits to restore, get lower advantages; without a reader's weight nothing else counts."""
+    policy = fresh_policy(reader, 16, 256, reconstructor=add_reconstructor(reader))
+    policy.policy.tokens.refresh()
+    policy.policy.load_state_dict(model.policy.state_dict())
+    args = arguments(tmp_path, reader_weight=0.0, reconstructor_weight=1.0, num_masks=4)
+    trainer = ReaderPolicyTrainer(
+        policy, args, PassageTexts([("t", TEXT)], made, 0), reader, processing_class=reader.tokenizer
+    )
+    batch = collate([made("t", TEXT, 1)])
+    loss, decisions = trainer.compute_loss(policy, batch, return_outputs=True)
+    scored = policy.reconstructor.token_nll(
+        batch["input_ids"].repeat(4, 1), decisions.actions.bool().gather(1, batch["unit_ids"].repeat(4, 1)),
+        batch["attention_mask"].bool().repeat(4, 1),
+    ).nll.detach().sum(1)  # fmt: skip
+    order = scored - scored.mean()
+    assert order.abs().max() > 1e-3
+    expected = -(-order[:, None] * decisions.log_probs).sum()
+    wanted = torch.autograd.grad(expected, policy.policy.to_logit.weight, retain_graph=True)[0]
+    got = torch.autograd.grad(loss, policy.policy.to_logit.weight)[0]
+    assert torch.nn.functional.cosine_similarity(got.flatten(), wanted.flatten(), dim=0) > 0.999
+
+
+def test_a_reconstructor_over_another_base_is_refused(base_folder, corpus, tokenizer, tmp_path):
+    other = tmp_path / "other"
+    make_gpt2(len(tokenizer), n_embd=48).save_pretrained(other)
+    tokenizer.save_pretrained(other)
+    settings = ReaderPolicyArguments(
+        reader_name_or_path=base_folder, corpus=str(corpus), texts_per_kind=8, reconstructor_path=str(other)
+    )
+    with pytest.raises(ValueError, match="different embeddings: both must be one base model"):
+        train_reader_policy(settings, arguments(tmp_path / "run"))
+
+
 def test_the_recipe_is_that_run(base_folder, corpus, tmp_path):
     run(base_folder, corpus, tmp_path / "python")
     words = {"reader_name_or_path": base_folder, "corpus": corpus, "texts_per_kind": 8, "text_characters": 120, "count_texts": 10,
-             "warm_start_texts": 6, "warm_start_steps": 4, "policy_hidden_size": 16, "ngram_buckets": 256, "lookups_per_text": 2,
+             "warm_start_texts": 6, "warm_start_steps": 4, "natural_texts": 6, "policy_hidden_size": 16, "ngram_buckets": 256, "lookups_per_text": 2,
              "output_dir": tmp_path / "recipe", "max_steps": 4, "per_device_train_batch_size": 2, "num_masks": 3, "save_strategy": "no",
              "report_to": "none", "use_cpu": "true", "disable_tqdm": "true", "logging_steps": 1, "seed": 3}  # fmt: skip
     line = [str(word) for key, value in words.items() for word in (f"--{key}", value)]

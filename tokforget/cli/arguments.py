@@ -17,9 +17,13 @@ With --column the input is JSONL: every row keeps its columns letter for letter 
 `compressed_tokens` and `compression_rate` (with --json also `compression`, for restore). A line that cannot be used is left
 out and named with its number on standard error; the others are written, and the exit code is 2.
 
+With --messages the input is a chat: a JSON list of messages of OpenAI or Anthropic, a request that holds one, or JSON Lines of
+either, and so is the output. System, last user message and calls of tools stay; results of tools and older turns are shortened.
+
   tokforget compress notes.txt --rate 0.3
   cat notes.txt | tokforget compress --target-tokens 500 --protect numbers --protect '/Figure \\d+/'
   tokforget compress rows.jsonl --column text --output short.jsonl
+  tokforget compress --messages chat.json --stable --rate 0.5
   tokforget compress notes.txt --json --output notes.json && tokforget restore notes.json
 """
 _RESTORE_HELP = """
@@ -29,6 +33,12 @@ Reads what `tokforget compress --json` wrote. The result is a guess where tokens
 """
 _INSPECT_HELP = """
 The heat map of keep scores. Colours where there is a terminal; for a pager: FORCE_COLOR=1 tokforget inspect FILE | less -R
+"""
+_DIFF_HELP = """
+What is left out is struck where there is a terminal with colours, and stands in brackets elsewhere.
+
+  tokforget diff notes.txt --rate 0.3
+  tokforget diff notes.txt --rate 0.3 --html diff.html
 """
 _RECIPES_HELP = """
 From `prepare` on the commands are recipes. Each takes `--config` with a shipped run file's name or a path, and any key of it:
@@ -72,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
                             epilog=_RECIPES_HELP, allow_abbrev=False,
                             formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--version", action="version", version=f"tokforget {__version__}")
-    names = " | ".join(("compress", "restore", "inspect", "env", *RECIPES))
+    names = " | ".join(("compress", "restore", "inspect", "diff", "env", *RECIPES))
     commands = parser.add_subparsers(metavar=names, dest="command", required=True)
 
     def add(name: str, summary: str, details: str = "") -> argparse.ArgumentParser:
@@ -88,12 +98,18 @@ def make_parser() -> argparse.ArgumentParser:
                           help="one JSON object per text and line, with everything that `restore` needs")  # fmt: skip
     compress.add_argument("--column", metavar="NAME", help="read JSONL and compress this column of its rows")
     compress.add_argument("--question-column", metavar="NAME", help="with --column: the question of each row")
+    _add_messages(compress)
+    compress.add_argument("--report", choices=("omissions",),
+                          help="omissions: say on standard error what is left out, by lines; with --json, as `omitted` in the "
+                               "output")  # fmt: skip
     compress.add_argument("--stream", action="store_true", help="decide block after block: any length in flat memory")
 
     restore = add("restore", "Fill the gaps of compressed texts, as a guess.", _RESTORE_HELP)
     _add_input(restore, "files from `compress --json`, or `-`, the default, for standard input", several=True)
     restore.add_argument("--abstain-below", type=float, metavar="P",
                          help="leave a visible gap where the confidence is below this, in (0, 1]")  # fmt: skip
+    restore.add_argument("--base-model", metavar="NAME",
+                         help="folder or id of the base model (default: the id that the model was trained over)")  # fmt: skip
     restore.add_argument("--gap", default="[…]", metavar="TEXT", help="what stands for a gap (default: %(default)s)")
     restore.add_argument("--batch-size", type=int, default=16, metavar="N", help="windows at once (default: 16)")
     restore.add_argument("--json", action="store_true", help="one JSON object per text, with confidences and spans")
@@ -102,8 +118,12 @@ def make_parser() -> argparse.ArgumentParser:
     inspect = add("inspect", "Show what is kept of a text, and each token's score.", _INSPECT_HELP)
     _add_input(inspect, "a text file, or `-`, the default, for standard input", several=False)
     _add_budget(inspect)
-    inspect.add_argument("--html", metavar="OUT.html", help="write a page instead of showing it here")
-    inspect.add_argument("--quiet", action="store_true", help="no summary on standard error")
+    diff = add("diff", "Show a text beside what is left of it, line by line.", _DIFF_HELP)
+    _add_input(diff, "a text file, or `-`, the default, for standard input", several=False)
+    _add_budget(diff)
+    for command in (inspect, diff):
+        command.add_argument("--html", metavar="OUT.html", help="write a page instead of showing it here")
+        command.add_argument("--quiet", action="store_true", help="no summary on standard error")
 
     env = add("env", "Print versions and devices, for a bug report.")
     env.add_argument("--json", action="store_true", help="as one JSON object")
@@ -125,6 +145,21 @@ def _add_input(command: argparse.ArgumentParser, what: str, several: bool) -> No
                          help="what the policy is computed with (default: torch for another device than the CPU, else NumPy)")  # fmt: skip
 
 
+def _add_messages(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("messages of a chat")
+    group.add_argument("--messages", action="store_true", help="read and write messages: JSON, or JSON Lines of chats")
+    group.add_argument("--stable", action="store_true",
+                       help="decide each message alone, so that a provider's prompt cache holds while the chat grows")  # fmt: skip
+    group.add_argument(
+        "--no-question", action="store_true", help="do not take the question from the last user message"
+    )
+    group.add_argument("--roles", metavar="LIST",
+                       help="whose texts are shortened, out of tool,assistant,user (default: all three; with --stable: tool)")  # fmt: skip
+    group.add_argument(
+        "--min-message-tokens", type=int, metavar="N", help="leave shorter messages whole (default: 32)"
+    )
+
+
 def _add_output(command: argparse.ArgumentParser) -> None:
     command.add_argument("--output", "-o", metavar="PATH", help="a file, or a folder for one file per input")
     command.add_argument("--quiet", "-q", action="store_true", help="no progress bar and no summary on standard error")
@@ -141,6 +176,12 @@ def _add_budget(command: argparse.ArgumentParser) -> None:
         type=float,
         metavar="Q",
         help="as little as the model's calibration allows for a reader to retain this share",
+    )
+    group.add_argument(
+        "--count-with",
+        metavar="VOCABULARY",
+        help="whose tokens are counted: a tokenizer.json, a folder with one, a Hub id, or a name of tiktoken such as o200k_base or "
+        "gpt-4o (default: the model's own)",
     )
     group.add_argument(
         "--unit",
@@ -164,18 +205,24 @@ def _add_budget(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--tags", action="store_true", help="read <keep>, <keep rate=0.8>, <drop>, <llmlingua ...> segments"
     )
-    group.add_argument("--min-tokens", type=int, default=0, metavar="N", help="leave shorter texts whole (default: 0)")
-    group.add_argument("--on-impossible", choices=("raise", "warn"), default="raise",
-                       help="where what is protected exceeds the budget: stop, or warn and exceed it (default: raise)")  # fmt: skip
+    group.add_argument("--mark-omissions", action="store_true",
+                       help="write into the output which lines are gone, such as [… lines 12-18], within the budget")  # fmt: skip
+    group.add_argument("--min-tokens", type=int, metavar="N",
+                       help="leave shorter texts whole (default: 0; with --messages --rate a chat of less than 500)")  # fmt: skip
+    group.add_argument("--on-impossible", choices=("raise", "warn"),
+                       help="where what is protected, or JSON, exceeds the budget: stop, or warn and return the smallest that is "
+                            "possible (default: warn with --unit auto, else raise)")  # fmt: skip
 
 
 def compress_options(args: argparse.Namespace) -> dict:
     """The arguments of `Compressor.compress`."""
     names = ("rate", "target_tokens", "threshold", "quality", "unit", "prefix_stable", "nested", "budget", "tags", "min_tokens",
-             "on_impossible", "question")  # fmt: skip
+             "on_impossible", "question", "mark_omissions")  # fmt: skip
     protect = [f"re:{item[1:-1]}" if len(item) > 2 and item[0] == item[-1] == "/" else item for item in args.protect]
     for name, count in (("first", args.keep_first), ("last", args.keep_last)):
         if count is not None and count < 0:
             raise UserError(f"`--keep-{name}` takes a number of tokens of at least 0, got {count}.")
         protect += [f"{name}:{count}"] if count else []
-    return {name: getattr(args, name) for name in names} | {"protect": protect or "readable"}
+    given = {name: getattr(args, name) for name in names}
+    given |= {"protect": protect or "readable", "count_tokens": args.count_with}
+    return given | {"min_tokens": args.min_tokens or 0}

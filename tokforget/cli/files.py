@@ -171,7 +171,7 @@ def _row(
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from None
     try:
-        row = json.loads(line, object_pairs_hook=_unique)
+        row = json.loads(line, object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
     if not isinstance(row, dict):
@@ -191,7 +191,7 @@ def _row(
     return line, row[column], None if question_column is None else row[question_column]
 
 
-def _unique(pairs: list[tuple[str, object]]) -> dict:
+def unique_keys(pairs: list[tuple[str, object]]) -> dict:
     """An object of JSON; one with a key twice is read in as many ways as there are readers, and by some not at all."""
     row = dict(pairs)
     if len(row) < len(pairs):
@@ -207,9 +207,9 @@ def _kind(value) -> str:
 
 
 # -- out ---------------------------------------------------------------------------------------------------------------
-def json_line(fields: dict) -> bytes:
-    r"""Fields as one line of JSON. Lone surrogates are written as escapes (`\udc80`), so that they too come back."""
-    text = json.dumps(fields, ensure_ascii=False)
+def json_line(fields: dict | list, indent: int | None = None) -> bytes:
+    r"""Fields as one line of JSON, or over several lines with an indent. Lone surrogates are written as escapes (`\udc80`), so that they too come back."""
+    text = json.dumps(fields, ensure_ascii=False, indent=indent)
     return _escaped(text).encode() + b"\n"
 
 

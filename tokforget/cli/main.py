@@ -1,5 +1,5 @@
 """
-The shell command: `tokforget compress | restore | inspect | env`, and the recipes by name, such as `tokforget train`.
+The shell command: `tokforget compress | restore | inspect | diff | env`, and the recipes by name, such as `tokforget train`.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 done; 1 failed for no fault of the user;
 2 the user asked for something that cannot be done, or some lines could not be read; 130 interrupted.
@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -34,6 +34,7 @@ from tokforget.cli.files import (
     refuse_input_as_output,
     with_columns,
 )
+from tokforget.cli.messages import check_options, message_options, read_conversations
 from tokforget.cli.recipes import RECIPES, run_recipe
 from tokforget.optional import MissingPackage, needed
 
@@ -133,7 +134,8 @@ def _users_mistake(place: str = "") -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OSError) as error:
-        raise UserError(f"{place}: {error}" if place else str(error)) from error
+        message = str(error).replace("`count_tokens`", "`--count-with`")
+        raise UserError(f"{place}: {message}" if place else message) from error
 
 
 def _load(args: argparse.Namespace, options: dict | None = None):
@@ -141,7 +143,9 @@ def _load(args: argparse.Namespace, options: dict | None = None):
     with _users_mistake():
         from tokforget.compression.compressor import Compressor
 
-        compressor = Compressor.from_pretrained(args.model, backend=args.backend)
+        compressor = Compressor.from_pretrained(
+            args.model, backend=args.backend, base_model=getattr(args, "base_model", None)
+        )
         compressor.compress([], **(options or {}))
         if args.device and args.device != "cpu":
             try:
@@ -161,15 +165,50 @@ class _Report:
     """What is said on standard error: rejected lines, and at the end the sums."""
 
     quiet: bool
+    noun: str = "texts"
     texts: int = 0
     original_tokens: int = 0
     compressed_tokens: int = 0
+    original_chars: int = 0
+    chars: int = 0
+    vocabulary: str = ""
+    unreached: int = 0
     rejected: list[str] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
 
     def add(self, result, is_new: bool = True) -> None:
+        self.count(result, result.vocabulary, is_new)
+        self.original_chars += result.original_chars
+        self.chars += len(result.text)
+
+    def count(self, result, vocabulary: str, is_new: bool = True) -> None:
+        """Tokens alone, of what is no single text."""
         self.texts += is_new
         self.original_tokens += result.original_tokens
         self.compressed_tokens += result.compressed_tokens
+        self.vocabulary = vocabulary
+
+    def tell(self, place: str, result) -> None:
+        """What is left out of a text, for the end: `12` a line of which all is gone, `12~` one of which a part is."""
+        from tokforget.compression.heatmap import printable
+
+        lines = result.diff().lines
+        gone = [line for line in lines if line.state != "kept"]
+        whole = sum(line.state == "gone" for line in gone)
+        self.told.append(
+            f"tokforget: {place}: of {len(lines):,} lines {whole:,} are left out and {len(gone) - whole:,} in part (~)\n"
+        )
+        width = len(str(len(lines)))
+        for line in gone:
+            said = " … ".join(part.strip() for part, kept in line.parts if not kept and part.strip())
+            self.told.append(f"{line.number:>{width}}{'~' if line.state == 'part' else ' '} {printable(said)}\n")
+
+    def warn(self, place: str, result) -> None:
+        """Of a text that is above its budget, why it is."""
+        if result.unreached:
+            self.unreached += 1
+            if self.unreached <= _NAMED:
+                sys.stderr.write(f"tokforget: warning: {place}: {result.unreached}\n")
 
     def reject(self, place: str, reason: str) -> None:
         self.rejected.append(place)
@@ -178,12 +217,19 @@ class _Report:
 
     def end(self, line_is_open: bool = False) -> int:
         """The summary and the exit code."""
+        if self.unreached > _NAMED:
+            sys.stderr.write(f"tokforget: warning: {self.unreached:,} texts are above their budgets.\n")
+        if self.told:
+            sys.stderr.write("\n" * line_is_open + "".join(self.told))
+            line_is_open = False
         if not self.quiet:
             sys.stderr.write("\n" * line_is_open)
             before, after = self.original_tokens, self.compressed_tokens
             rate = f" (rate {after / before:.3f}, {before / after:.1f}x)" if after else ""
-            texts = f"{self.texts:,} texts, " if self.texts != 1 else ""
-            sys.stderr.write(f"tokforget: {texts}{before:,} -> {after:,} tokens{rate}\n")
+            texts = f"{self.texts:,} {self.noun}, " if self.texts != 1 else ""
+            of = f" of {self.vocabulary}" if self.vocabulary else ""
+            share = f", {self.chars / self.original_chars:.0%} of the characters" if self.original_chars else ""
+            sys.stderr.write(f"tokforget: {texts}{before:,} -> {after:,} tokens{of}{rate}{share}\n")
         if not self.rejected:
             return 0
         left = len(self.rejected) - _NAMED
@@ -194,6 +240,9 @@ class _Report:
 
 def _compress(args: argparse.Namespace) -> int:
     options = compress_options(args)
+    check_options(args)
+    if args.messages:
+        return _compress_messages(args, message_options(args, options["protect"]))
     files = args.files or [STDIN]
     if args.stream:
         _check_stream(args, options)
@@ -231,16 +280,43 @@ def _compress(args: argparse.Namespace) -> int:
             for group in _groups(records, args.budget == "corpus"):
                 for record, result in _compress_group(compressor, group, options, report):
                     report.add(result)
+                    if args.report and not args.json:
+                        report.tell(record.place, result)
                     write(record.source, _rendered(args, record, result))
                 advance(sum(record.size for record in group))
     return report.end(outputs.line_is_open)
+
+
+def _compress_messages(args: argparse.Namespace, options: dict) -> int:
+    """Chats in, chats out; the line at the end names tokens before and after."""
+    files = args.files or [STDIN]
+    outputs = Outputs(args.output, files)
+    _check_files(files)
+    compressor = _load(args)
+    with _users_mistake():
+        compressor.compress_messages([], **options)
+    report = _Report(args.quiet, noun="chats")
+    with outputs.open_all() as write:
+        for chat in read_conversations(files, report.reject):
+            try:
+                result = compressor.compress_messages(chat.messages, system=chat.system, **options)
+            except (ValueError, TypeError) as error:
+                if chat.record.number is None:
+                    raise UserError(f"{chat.record.place}: {error}") from error
+                report.reject(chat.record.place, str(error))
+                continue
+            report.count(result, compressor.vocabulary)
+            data = json_line(result.to_dict()) if args.json else chat.rendered(result.messages)
+            write(chat.record.source, data)
+    return report.end()
 
 
 def _check_stream(args: argparse.Namespace, options: dict) -> None:
     unfit = [
         name for name in ("target_tokens", "quality", "prefix_stable", "nested", "tags", "min_tokens") if options[name]
     ]
-    unfit += [name for name in ("keep_first", "keep_last", "column") if getattr(args, name)]
+    unfit += [name for name in ("keep_first", "keep_last", "column", "count_with") if getattr(args, name)]
+    unfit += [name for name in ("mark_omissions", "report") if getattr(args, name)]
     unfit += ["budget"] if args.budget == "corpus" else []
     if unfit:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in unfit)
@@ -273,19 +349,35 @@ def _groups(records: Iterator[Record], all_at_once: bool) -> Iterator[list[Recor
 def _compress_group(compressor, group: list[Record], options: dict, report: _Report) -> list[tuple[Record, object]]:
     """Each record with its result. Where a text is impossible, a file is an error and a row is rejected."""
     try:
-        return list(zip(group, compressor.compress([record.text for record in group], **options | _told(group))))
+        with _without_places():
+            results = compressor.compress([record.text for record in group], **options | _told(group))
+        for record, result in zip(group, results):
+            report.warn(record.place, result)
+        return list(zip(group, results))
     except ValueError as error:
         if options["budget"] == "corpus" or (len(group) == 1 and group[0].line is None):
             raise UserError(f"{group[0].place if len(group) == 1 else 'all texts'}: {error}") from error
     done = []
     for record in group:
         try:
-            done.append((record, compressor.compress(record.text, **options | _told([record]))))
+            with _without_places():
+                done.append((record, compressor.compress(record.text, **options | _told([record]))))
+            report.warn(record.place, done[-1][1])
         except ValueError as error:
             if record.line is None:
                 raise UserError(f"{record.place}: {error}") from error
             report.reject(record.place, str(error))
     return done
+
+
+@contextmanager
+def _without_places() -> Iterator[None]:
+    """Without the library's warnings of texts above their budgets: the report has them, with the text's place."""
+    from tokforget.compression.compressor import OverBudgetWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OverBudgetWarning)
+        yield
 
 
 def _told(group: list[Record]) -> dict:
@@ -304,12 +396,17 @@ def _rendered(args: argparse.Namespace, record: Record, result) -> bytes:
     if args.column:
         from tokforget.compression.results import columns
 
-        added = columns(result) | ({"compression": result.to_dict() | {"model": args.model}} if args.json else {})
+        full = result.to_dict() | {"model": args.model} | _omitted(args, result) if args.json else {}
+        added = columns(result) | ({"compression": full} if args.json else {})
         return with_columns(record, added)
     if args.json:
         named = {"source": record.source, "model": args.model, "compressed_tokens": result.compressed_tokens}
-        return json_line(named | result.to_dict())
+        return json_line(named | result.to_dict() | _omitted(args, result))
     return encode(result.text)
+
+
+def _omitted(args: argparse.Namespace, result) -> dict:
+    return {"omitted": [one.to_dict() for one in result.omitted]} if args.report else {}
 
 
 @contextmanager
@@ -378,8 +475,17 @@ def _quiet_host() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-# -- inspect and env ---------------------------------------------------------------------------------------------------
+# -- inspect, diff and env ---------------------------------------------------------------------------------------------------
 def _inspect(args: argparse.Namespace) -> int:
+    return _show(args, lambda compressor, text, options: compressor.explain(text, **options))
+
+
+def _diff(args: argparse.Namespace) -> int:
+    return _show(args, lambda compressor, text, options: compressor.compress(text, **options).diff())
+
+
+def _show(args: argparse.Namespace, make: Callable) -> int:
+    """Something that rich shows and that writes itself as a page, here or as a page."""
     options = compress_options(args)
     _check_files([args.files])
     if args.html:
@@ -387,20 +493,20 @@ def _inspect(args: argparse.Namespace) -> int:
     record = next(read_texts([args.files]))
     compressor = _load(args, options)
     with _users_mistake(record.place):
-        explanation = compressor.explain(record.text, **options)
+        shown = make(compressor, record.text, options)
     if args.html:
         with open_output(args.html) as file:
-            file.write(explanation.to_html().encode())
+            file.write(shown.to_html().encode())
     else:
         from rich.console import Console
 
         console = Console()
-        with console.capture() as shown:
-            console.print(explanation)
-        sys.stdout.buffer.write(shown.get().encode())
+        with console.capture() as screen:
+            console.print(shown)
+        sys.stdout.buffer.write(screen.get().encode())
         sys.stdout.buffer.flush()
     report = _Report(args.quiet)
-    report.add(explanation.result)
+    report.add(shown.result)
     return report.end()
 
 
@@ -418,4 +524,4 @@ def _env(args: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"compress": _compress, "restore": _restore, "inspect": _inspect, "env": _env}
+COMMANDS = {"compress": _compress, "restore": _restore, "inspect": _inspect, "diff": _diff, "env": _env}

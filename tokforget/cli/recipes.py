@@ -42,6 +42,7 @@ RECIPES = {
     "calibrate": Recipe("calibrate_quality.py", "Calibrate the quality floor of a model.", "nobody"),
     "evaluate": Recipe("evaluate.py", "Compare models with every baseline, write a report.", "launcher"),
     "baselines": Recipe("run_baselines.py", "Compare the baselines alone.", "launcher"),
+    "cache-cost": Recipe("cache_cost.py", "Measure churn and cache cost of growing chats.", "nobody"),
     "readers": Recipe("reader_benchmark.py", "Measure what a reader can do with compressed text.", "nobody"),
     "leaderboard": Recipe("leaderboard.py", "Train and compare over several seeds, in one table.", "recipe"),
     "push": Recipe("push_to_hub.py", "Send a model or prepared data to the Hub.", "nobody"),

@@ -76,13 +76,17 @@ def _check(result: CompressedText, vocab_size: int) -> None:
     count = result.original_tokens
     starts, ends = result.kept_spans.T
     for fits, what in (
-        (isinstance(count, int) and count == len(result.scores), "`original_tokens` is not the number of `scores`"),
+        (
+            isinstance(count, int) and (count == len(result.scores) or result.counted_tokens is not None),
+            "`original_tokens` is not the number of `scores`",
+        ),
         (len(indices) == len(ids), "`kept_indices` and `kept_ids` differ in length"),
         (bool((np.diff(indices, prepend=-1, append=len(result.scores)) > 0).all()), "`kept_indices` are not in order"),
         (bool(((ids >= 0) & (ids < vocab_size)).all()), f"`kept_ids` are not all below {vocab_size}"),
         (len(starts) == len(result.separated), "`kept_spans` and `separated` differ in length"),
         (
-            int((ends - starts).sum() + result.separated.sum()) == len(result.text),
+            int((ends - starts).sum() + result.separated.sum()) + sum(len(note) for _, note in result.notes)
+            == len(result.text),
             "`kept_spans` do not add up to `text`",
         ),
     ):

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +15,13 @@ from tokenizers import Tokenizer
 
 from tokforget.compression.chunks import CHUNK, CONTEXT, blocks, chunk_ends
 from tokforget.compression.fences import scan_fences
+from tokforget.compression.messages import (
+    MIN_MESSAGE_TOKENS,
+    MIN_RATE,
+    CompressedMessages,
+    Memory,
+    compress_messages,
+)
 from tokforget.compression.pieces import cut
 from tokforget.compression.protection import PRESET, parse_tags
 from tokforget.compression.quality import Calibration
@@ -29,6 +36,10 @@ from tokforget.models.word_features import token_features
 from tokforget.optional import needed
 from tokforget.packaged import EMBEDDED, forget_model_path, reader_model_path
 from tokforget.rates import allowed_tokens
+
+
+class OverBudgetWarning(UserWarning):
+    """What must stay takes more than the budget, and the smallest feasible text was returned."""
 
 
 # Chunks before one whose words are known to it, where a text is decided in chunks.
@@ -69,6 +80,7 @@ class Compressor:
 
     def __init__(self, policy, tokenizer, folder: Path | None = None):
         self.policy, self.tokenizer, self.folder = policy, tokenizer, folder
+        self.base_model: str | None = None  # where `restore` finds it, if not where the model says
         self.fingerprint = hashlib.blake2b(tokenizer.to_str().encode(), digest_size=8).hexdigest()
         let_children_compute()
 
@@ -77,7 +89,7 @@ class Compressor:
         What decides, and nothing of what was loaded or counted on the way: that is found again when it is needed. `copy` and
         `deepcopy` take the same way.
         """
-        names = ("policy", "folder", "fingerprint")
+        names = ("policy", "folder", "fingerprint", "base_model")
         # As its library pickles it, a tokenizer forgets how it treats special tokens: the file does not say it.
         return {name: vars(self)[name] for name in names} | {
             "tokenizer": self.tokenizer.to_str(),
@@ -98,6 +110,7 @@ class Compressor:
         device=None,
         dtype=None,
         backend: str | None = None,
+        base_model: str | Path | None = None,
         **hub_options,
     ) -> "Compressor":
         """
@@ -109,6 +122,8 @@ class Compressor:
                 model that the package carries with its reconstructor: it restores.
             device (`str` or `torch.device`, *optional*): Where the policy runs; "cpu" without it.
             dtype (`torch.dtype`, *optional*): Of the policy's weights; float32 without it.
+            base_model (`str` or `Path`, *optional*): Where `restore` finds the base model, an id or a folder; what the model was
+                trained over without it. Nothing of it is read before that.
             backend (`str`, *optional*): What the policy is computed with: `"numpy"`, which needs no torch and runs on CPUs in float32,
                 or `"torch"`. Without it torch where a `device` or a `dtype` is asked for, else NumPy. Both score alike to 1 in 4,096.
             **hub_options: `revision`, `token`, `cache_dir`, `local_files_only`.
@@ -129,7 +144,10 @@ class Compressor:
         if backend == "torch" and (device is not None or dtype is not None):
             policy = policy.to(device=device, dtype=dtype)
         # `restore` reads it later, when the process may stand in another folder.
-        return cls(policy, tokenizer, folder.absolute())
+        compressor = cls(policy, tokenizer, folder.absolute())
+        if base_model is not None:  # a folder stays where it is when the process moves
+            compressor.base_model = str(Path(base_model).absolute() if Path(base_model).is_dir() else base_model)
+        return compressor
 
     # -- compress ------------------------------------------------------------------------------------------------------
     def compress(
@@ -146,8 +164,10 @@ class Compressor:
         budget: str = "per_text",
         tags: bool = False,
         min_tokens: int = 0,
-        on_impossible: str = "raise",
+        on_impossible: str | None = None,
         question: str | Sequence[str | None] | None = None,
+        count_tokens=None,
+        mark_omissions: bool = False,
     ) -> CompressedText | list[CompressedText]:
         r"""
         Compress one text or several.
@@ -180,10 +200,19 @@ class Compressor:
             budget (`str`): `"per_text"`, or `"corpus"`: one budget over all texts, spent where the scores are highest.
             tags (`bool`): Read `<keep>`, `<keep rate=0.8>`, `<drop>` and `<llmlingua, rate=0.4, compress=False>` segments.
             min_tokens (`int`): Texts below this many tokens are returned whole, and say so.
-            on_impossible (`str`): `"raise"`, or `"warn"` and return the smallest feasible result, where protected text
-                exceeds the budget.
+            on_impossible (`str`, *optional*): What is done where protected text, or JSON that stays JSON, exceeds the budget:
+                `"raise"`, or `"warn"` and return the smallest feasible result, which says why in `unreached`. Without it
+                `"warn"` for `unit="auto"`, which is asked to make the best of any text, and `"raise"` else.
             question (`str`, or one for each text, *optional*): What will be asked about the text: what answers it is kept
                 first. The model must have been trained with questions (`takes_question`).
+            count_tokens (*optional*): Whose tokens `rate`, `target_tokens` and `min_tokens` count and the result reports: a
+                `tokenizer.json`, a folder with one, an id on the Hub, a name of tiktoken (`"o200k_base"`, `"gpt-4o"`), a
+                loaded tokenizer, or a function from a text to a number; see [`tokforget.compression.counting`]. The model's
+                own without it. The output is counted as a string, and filled to the last token that a piece fits into;
+                "first:n" and "last:n" of `protect`, and the quotas of `tags`, stay in the model's tokens.
+            mark_omissions (`bool`): Write into the output what is gone: `[… lines 12-18]` for whole lines of the original,
+                `[…]` for eight words or more within a line, where the gap is at least twice as long as its mark. Marks are
+                part of the budget, are not written into JSON, and are left out of a text whose budget is too small for them.
 
         Returns:
             [`CompressedText`], or a list of them for a sequence of texts.
@@ -194,6 +223,7 @@ class Compressor:
         request = Request(
             rate=rate, target_tokens=target_tokens, threshold=threshold, quality=quality, unit=unit or self.policy.unit, protect=protect, nested=nested,
             prefix_stable=prefix_stable, budget=budget, tags=tags, min_tokens=min_tokens, on_impossible=on_impossible,
+            count_tokens=count_tokens, mark_omissions=mark_omissions,
         )  # fmt: skip
         single = isinstance(texts, str)
         texts = as_texts(texts)
@@ -249,38 +279,123 @@ class Compressor:
         items = self._encode_chunks(texts, request) if request.prefix_stable else self._encode(texts, request.tags)
         if self.takes_question:
             for item, question in zip(items, questions or [None] * len(items)):
-                item.features = self._features(item, question)
+                item.features, item.asked = self._features(item, question), bool(question)
+        vocabulary = self.vocabulary if request.counter is None else request.counter.name
+        if request.counter is not None:
+            for item, total in zip(items, request.counter([item.text for item in items])):
+                item.total = total
         for item in items:
-            if not len(item.ids):
+            if not len(item.ids) or not item.num_counted:
                 item.returned_whole_because = "no tokens"
-            elif len(item.ids) < request.min_tokens:
+            elif item.num_counted < request.min_tokens:
                 item.returned_whole_because = "min_tokens"
             elif request.quality is not None:
                 needed = self.calibration.needed(request.quality)
                 item.worth_needed = 1.0 if needed is None else needed
                 item.returned_whole_because = "quality" if needed is None else None
-        self._score(items, request.conditioning_rates([len(item.ids) for item in items]))
+        self._score(items, request.conditioning_rates([item.num_counted for item in items]))
         active = [item for item in items if not item.returned_whole_because]
         for item in active:
             item.prepare(request)
         groups = [active] * bool(active) if request.budget == "corpus" else [[item] for item in active]
-        choices = run_searches([search(group, request) for group in groups], self._reencode)
+        counts = self._reencode
+        if request.counter is not None:
+            counts = lambda strings: [range(count) for count in request.counter(strings)]  # noqa: E731
+        choices = run_searches([search(group, request) for group in groups], counts)
         done: dict[int, CompressedText] = {}
         for group, choice in zip(groups, choices):
-            _check_feasible(choice, group[0].target, request.on_impossible, any(item.kind == "json" for item in group))
+            unreached = _check_feasible(choice, group, request.on_impossible, vocabulary)
             start = 0
-            for item, text, encoded in zip(group, choice.outputs, choice.encoded):
+            own = choice.encoded if request.counter is None else self._reencode(choice.outputs)
+            for item, text, encoded, counted in zip(group, choice.outputs, own, choice.encoded):
                 keep = choice.keep[start : start + len(item.pieces)]
                 start += len(item.pieces)
                 shortfall = 0 if item.target is None else item.target - choice.count
-                done[id(item)] = item.result(keep, text, np.array(encoded.ids, np.int64), shortfall, self.fingerprint)
+                counted = None if request.counter is None else len(counted)
+                ids = np.array(encoded.ids, np.int64)
+                done[id(item)] = item.result(keep, text, ids, shortfall, self.fingerprint, vocabulary, counted)
+                done[id(item)].unreached = unreached
                 if request.quality is not None:
                     done[id(item)].predicted_retention = round(self.calibration.expected(item.worth_kept(keep)), 4)
-        results = [done.get(id(item)) or item.returned_whole(self.fingerprint) for item in items]
+        results = [done.get(id(item)) or item.returned_whole(self.fingerprint, vocabulary) for item in items]
         seconds = (time.perf_counter() - began) / max(sum(len(item.ids) for item in items), 1)
         for result in results:
-            result.seconds = seconds * result.original_tokens
+            result.seconds = seconds * len(result.scores)
         return results
+
+    def compress_messages(
+        self,
+        messages: Sequence[dict],
+        rate: float | None = None,
+        target_tokens: int | None = None,
+        quality: float | None = None,
+        *,
+        system: str | list | None = None,
+        question: str | bool | None = True,
+        unit: str = "auto",
+        protect=PRESET,
+        roles: Sequence[str] | None = None,
+        stable: bool = False,
+        min_tokens: int | None = None,
+        min_message_tokens: int = MIN_MESSAGE_TOKENS,
+        min_rate: float = MIN_RATE,
+        on_impossible: str = "raise",
+        memory: MutableMapping[str, int] | None = None,
+    ) -> CompressedMessages:
+        """
+        Shorten the results of tools and the older turns of a chat, in OpenAI's or Anthropic's dictionaries.
+
+        Verbatim stay: system and developer messages, the last user message and the assistant's words behind it, calls of tools
+        with their arguments, thinking, images, audio, documents and parts of a kind that is not known. Roles, ids, `cache_control`
+        and all else beside the texts are copied. No message is taken out, and none is changed in place.
+
+        The budget is for all texts together, calls of tools and what stays verbatim included, each counted on its own; never
+        exceeded. All that is shortened gets one rate; what needs more (the keys of a JSON, what is protected) gets it, and the
+        others less.
+
+        With `stable=True` a message is decided alone: the same message gives the same bytes in every transcript, whatever stands
+        before and behind it, so that a provider's prompt cache stays valid while the transcript grows. Each text is then shortened
+        to `rate` (or `quality`) by itself, there is no question, users' words are never shortened, and the assistant's only with
+        `roles=("tool", "assistant")`.
+
+        Compressing twice changes nothing at the same setting: what was written is remembered, by hash, in `memory`.
+
+        Args:
+            messages (`Sequence[dict]`): `role`, and `content` as a string, a list of parts, or None.
+            rate (`float`, *optional*): Fraction of all tokens to keep, in (0, 1]; 0.5 if no budget is given.
+            target_tokens (`int`, *optional*): Tokens to keep of all messages.
+            quality (`float`, *optional*): As in `compress`, for each text by itself; JSON, code and logs stay whole then.
+            system (`str` or `list`, *optional*): Anthropic's system prompt. Verbatim, and counted.
+            question (`str` or `bool`): What the texts will be asked; True takes it from the last user message, None for none.
+            unit (`str`), protect (*optional*): As in `compress`, but spans.
+            roles (`Sequence[str]`, *optional*): Whose texts are shortened, out of `"tool"`, `"assistant"` and `"user"`; all three,
+                with `stable` `"tool"` alone.
+            stable (`bool`): Decide each message alone.
+            min_tokens (`int`, *optional*): Messages of fewer tokens together are returned whole: a request costs more than such a
+                prompt can save. 500; 0 with `target_tokens`, which is a limit, and with `stable`.
+            min_message_tokens (`int`): Shorter texts of messages stay whole.
+            min_rate (`float`): No text is asked to become shorter than this; in (0, 1]. With `stable` it is not looked at.
+            on_impossible (`str`): `"raise"`, or `"warn"` and return the smallest feasible result.
+            memory (`MutableMapping[str, int]`, *optional*): What was compressed, by hash, with the tokens before. Without it this
+                compressor's own, which holds the last 65,536 texts; pass a dictionary of yours to keep it longer than the process.
+
+        Returns:
+            [`CompressedMessages`]: `messages` and `system` of the shape that was given, tokens before and after, `records`, `omitted`.
+
+        Raises:
+            `ValueError`: If arguments exclude each other, or what stays verbatim does not fit the budget.
+            `TypeError`: If these are no messages.
+        """
+        return compress_messages(
+            self, messages, system, memory, rate=rate, target_tokens=target_tokens, quality=quality, question=question, unit=unit,
+            protect=protect, roles=roles, stable=stable, min_tokens=min_tokens, min_message_tokens=min_message_tokens,
+            min_rate=min_rate, on_impossible=on_impossible,
+        )  # fmt: skip
+
+    @cached_property
+    def memory(self) -> Memory:
+        """What `compress_messages` has written in this process, by hash; not copied along."""
+        return Memory()
 
     def compress_stream(
         self,
@@ -422,6 +537,16 @@ class Compressor:
         return Calibration.load(self.folder)
 
     @cached_property
+    def vocabulary(self) -> str:
+        """What the model's own vocabulary is called: by the language model that it is of."""
+        config = self.folder / "config.json" if self.folder is not None else None
+        name = None
+        if config is not None and config.is_file():
+            name = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        name = str(name or "").replace("\\", "/").rstrip("/").split("/")[-1]
+        return "the packaged GPT-2" if name == EMBEDDED else name or "the model"
+
+    @cached_property
     def _rarity(self):
         return self.policy.rarity()
 
@@ -461,7 +586,15 @@ class Compressor:
                 ForgetModel,  # brings Transformers and PEFT, which compressing does without
             )
 
-        model = ForgetModel.from_pretrained(self.folder).eval()
+        try:
+            model = ForgetModel.from_pretrained(self.folder, base_model=self.base_model).eval()
+        except ValueError as error:
+            if "could not be loaded" not in str(error):
+                raise
+            raise ValueError(
+                f"{error} Restoring needs the base model: from the Hub by its id, or in a folder, `base_model=` or `--base-model`; "
+                "`python -m tokforget.models.smollm2 FOLDER` writes SmolLM2-135M-Instruct into one without the Hub."
+            ) from error
         return model.reconstructor.to(self.policy.inputs.weight.device if self.backend == "torch" else "cpu")
 
     def restore(
@@ -526,14 +659,21 @@ def _chosen(backend: str | None, device, dtype) -> str:
     return backend
 
 
-def _check_feasible(choice: Choice, target: int | None, on_impossible: str, is_json: bool) -> None:
-    if target is None or choice.count <= target:
-        return
+def _check_feasible(choice: Choice, group: list[RankedText], on_impossible: str, vocabulary: str) -> str | None:
+    """Why a budget is not reached, if it is not; `ValueError` or a warning says it."""
+    target = group[0].target
+    # Whoever asks for "return" looks at the tokens himself.
+    if target is None or choice.count <= target or on_impossible == "return":
+        return None
+    is_json = any(item.kind == "json" for item in group)
     what, remedy = ("JSON needs to stay whole", "pass `unit='word'`") if is_json else ("is protected", "protect less")
-    message = (
-        f"What {what} takes {choice.count} tokens, the budget is {target}. The smallest feasible budget is {choice.count}; "
-        f"{remedy}, or pass `on_impossible='warn'`."
-    )
+    before = sum(item.num_counted for item in group)
+    found = f"{choice.count} of {before}" if choice.count < before else f"all {before} that there were"
+    needs = f"What {what} takes {choice.count} tokens of {vocabulary}, the budget is {target}."
     if on_impossible == "raise":
-        raise ValueError(message)
-    warnings.warn(message, stacklevel=4)
+        raise ValueError(
+            f"{needs} The smallest feasible budget is {choice.count}; {remedy}, or pass `on_impossible='warn'`."
+        )
+    unreached = f"{needs} Returned are {found}; for less, {remedy}."
+    warnings.warn(unreached, OverBudgetWarning, stacklevel=4)
+    return unreached

@@ -82,9 +82,10 @@ class Explanation:
         """Counts and rates, as they are shown."""
         result = self.result
         return [
-            ("original", f"{result.original_tokens:,} tokens"),
+            ("original", f"{result.original_tokens:,} tokens of {result.vocabulary}"),
             ("compressed", f"{result.compressed_tokens:,} tokens after re-encoding"),
             ("rate", f"{result.compression_rate:.3f} ({result.compression_ratio:.1f}x)"),
+            ("characters", f"{result.character_rate:.0%}"),
             *([("budget", f"{result.target_tokens:,} tokens")] if result.target_tokens is not None else []),
         ]
 

@@ -66,6 +66,7 @@ _SPACELESS_NEGATIONS = re.compile("[不没沒未無无]|ません|なかった|�
 # What makes a statement hold for some cases only; kept with what follows it.
 _LIMITS = WordPattern(
     "only|until|till|before|after|if|unless|except|without|at least|at most|up to|no more than|not more than"
+    "|no less than|not less than|no fewer than|no later than|not later than|no earlier than|not earlier than|no sooner than"
     "|more than|less than|fewer than|greater than|lower than|higher than|other than|rather than|later than|earlier than"
     "|nur|bis|bis zum|vor|nach|falls|wenn|außer|erst|mindestens|höchstens|mehr als|weniger als"
     "|avant|avant le|après|jusqu'à|jusqu’à|jusqu'au|jusqu’au|sauf|si|seulement|moins de|plus de|au moins|au plus"
@@ -414,6 +415,12 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
         if at is not None:
             made.tie(first, last, at)
             made.marks[first:last] = ~made.first_of_all[first:last]  # "before" is misread where its date is gone
+            for negation in (
+                np.flatnonzero(made.first_of_all[first:last]) + first
+            ):  # "no later" says nothing without its "than noon"
+                made.rows += [
+                    (index, negation, negation + 1, -1) for index in (*range(first, last), at) if index != negation
+                ]
     for match in chain(match_at(_DIGITS, _DIGIT, text), _COUNT.finditer(found)):
         first, last = made.touched(*match.span())
         at = made.content(last, 1) if last < len(pieces) else None
@@ -453,7 +460,10 @@ def _tie_tables(made: _Builder) -> None:
         if not _RULE.fullmatch(rule[0]):
             continue
         names = _cells(made, head)
-        for cells in filter(None, (_cells(made, row) for row in rows if names)):  # of a row of blanks there are none
+        for row in rows if names else ():
+            cells = _cells(made, row)
+            if not cells:  # a row of empty cells
+                continue
             for column, (first, last) in enumerate(cells):
                 made.rows += [(at, first, last, -1) for at in range(*names[min(column, len(names) - 1)])]
             made.rows += [(at, cells[0][1], cells[-1][1], -1) for at in range(*cells[0])]

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tokforget.compression.omissions import Lines
 from tokforget.compression.wholes import find_wholes
 
 
@@ -103,6 +104,9 @@ class Pieces:
         blank (`np.ndarray` of shape `(num_pieces,)`): True where a piece ends in white space: nothing joins it.
         notes (`list[tuple[int, int, str]]`): What is written beside the text: the piece with which it comes, the character before
             which it stands, and what it says.
+        similar (`list[tuple[list[int], list[int], bool]]`): Pieces that say nearly the same, where their lines end, and whether they
+            say the very same: how many of them are left out is said behind the first that stays.
+        lines (`Lines`, *optional*): Of the text, where what is left out is to be marked in the output.
     """
 
     starts: np.ndarray
@@ -110,6 +114,8 @@ class Pieces:
     bound: np.ndarray
     blank: np.ndarray
     notes: list[tuple[int, int, str]] = field(default_factory=list)
+    similar: list[tuple[list[int], list[int], bool]] = field(default_factory=list)
+    lines: Lines | None = None
 
     def __len__(self) -> int:
         return len(self.bound)

@@ -7,6 +7,7 @@ import numpy as np
 
 from tokforget.compression.chunks import search_chunks
 from tokforget.compression.meaning import Bonds, find_bonds
+from tokforget.compression.omissions import Lines
 from tokforget.compression.pieces import Pieces, cut
 from tokforget.compression.protection import Segment
 from tokforget.compression.quality import token_worth
@@ -15,6 +16,7 @@ from tokforget.compression.results import CompressedText
 from tokforget.compression.search import (
     Ranked,
     Search,
+    notes_of,
     runs,
     search_budget,
     search_nested,
@@ -39,6 +41,8 @@ class RankedText:
         logits (`np.ndarray` of shape `(num_tokens,)`), pieces (`Pieces`), ranks (`np.ndarray` of shape `(num_pieces,)`),
         target (`int`, *optional*), bonds (`Bonds`, *optional*): What is found on the way; ranks are lower for what is kept first.
         kind (`str`, *optional*): What the text is made of, if of more than words; see [`tokforget.compression.structure`].
+        asked (`bool`): Whether a question came with it: what answers it is looked for among lines that are alike, too.
+        total (`int`, *optional*): Tokens of the text in the vocabulary that the budget counts; its own where nothing is said.
         returned_whole_because (`str`, *optional*): Why the text is returned whole.
         worth_needed (`float`), pieces_needed (`int`): With a `quality`, the share of its worth that the output must hold, and
             the pieces that it takes.
@@ -56,9 +60,16 @@ class RankedText:
     target: int | None = None
     bonds: Bonds | None = None
     kind: str | None = None
+    asked: bool = False
+    total: int | None = None
     returned_whole_because: str | None = None
     worth_needed: float = 1.0
     pieces_needed: int = 0
+
+    @property
+    def num_counted(self) -> int:
+        """Tokens of the text in the vocabulary that the budget counts."""
+        return len(self.ids) if self.total is None else self.total
 
     def prepare(self, request: Request) -> None:
         """Cut the text into pieces, rank them, and set the text's own target."""
@@ -78,10 +89,14 @@ class RankedText:
             self.pieces = self._cut(unit)
             if protection.readable and unit == "word":
                 self.bonds = self._find_bonds()
+        if request.mark_omissions and self.kind != "json":
+            self.pieces.lines = Lines(self.text)
         pieces = self.pieces
         self.ranks = -pieces.means(self.logits)
         if self.bonds is not None:
             self.ranks = self.bonds.rank(self.ranks)
+        if structure is not None and not self.asked and request.threshold is None:
+            self.ranks = self.ranks - _FAR * structure.severity
         for first, last in structure.groups if structure is not None else ():
             own = np.where(self.bonds.marks[first:last], np.inf, self.ranks[first:last])
             self.ranks[first + int(np.argmin(own))] -= _FAR
@@ -95,12 +110,13 @@ class RankedText:
         forced |= (pieces.starts[:-1] < protection.first) | (pieces.starts[1:] > num_tokens - protection.last)
         excluded = _inside(pieces, [(s.start, s.end) for s in self.segments if s.rate == 0.0]) & ~forced
         if request.budget == "per_text" and request.target_tokens is not None:
-            self.target = min(request.target_tokens, num_tokens)
+            self.target = min(request.target_tokens, self.num_counted)
         elif request.budget == "per_text" and request.rate is not None:
             self.target = (
-                self._rank_segments(forced, excluded, request.rate)
+                # Quotas of segments are in the model's tokens; what they come to is told in those that are counted.
+                self._rank_segments(forced, excluded, request.rate) * self.num_counted // num_tokens
                 if self.segments
-                else _count(num_tokens, request.rate)
+                else _count(self.num_counted, request.rate)
             )
         self.ranks[excluded] = np.inf
         if self.bonds is not None:
@@ -121,7 +137,8 @@ class RankedText:
             or request.threshold is not None
         ):
             return structure
-        target = request.target_tokens or _count(len(self.ids), request.rate)
+        target = request.target_tokens or _count(self.num_counted, request.rate)
+        target = target * len(self.ids) // max(self.num_counted, 1)
         return structure if structure.pieces.sizes[~structure.bonds.marks].min(initial=target + 1) <= target else None
 
     def _cut(self, unit: str) -> Pieces:
@@ -182,7 +199,14 @@ class RankedText:
         return target
 
     def result(
-        self, keep: np.ndarray, text: str, output_ids: np.ndarray, shortfall: int, tokenizer: str
+        self,
+        keep: np.ndarray,
+        text: str,
+        output_ids: np.ndarray,
+        shortfall: int,
+        tokenizer: str,
+        vocabulary: str = "",
+        counted: int | None = None,
     ) -> CompressedText:
         """What comes of keeping these pieces."""
         pieces = self.pieces
@@ -193,21 +217,26 @@ class RankedText:
             compressed_input_ids=output_ids,
             kept_ids=self.ids[kept_indices],
             kept_indices=kept_indices,
-            original_tokens=len(self.ids),
+            original_tokens=self.num_counted,
             scores=(1 / (1 + np.exp(-self.logits / _SCORE_SCALE))).astype(np.float32),
             kept_spans=kept_spans,
             dropped_spans=dropped_spans,
             separated=separated(pieces, keep),
-            notes=[(place, note) for piece, place, note in pieces.notes if keep[piece]],
+            notes=notes_of(pieces, keep),
             target_tokens=self.target,
             shortfall=shortfall,
             tokenizer=tokenizer,
+            vocabulary=vocabulary,
+            counted_tokens=counted,
+            original_chars=len(self.text),
+            original=self.text,
         )
 
-    def returned_whole(self, tokenizer: str) -> CompressedText:
+    def returned_whole(self, tokenizer: str, vocabulary: str = "") -> CompressedText:
         """The text as it is, and why."""
         self.pieces = cut(self.text, self.offsets, "token")
-        result = self.result(np.ones(len(self.pieces), dtype=bool), self.text, self.ids, 0, tokenizer)
+        everything = np.ones(len(self.pieces), dtype=bool)
+        result = self.result(everything, self.text, self.ids, 0, tokenizer, vocabulary, self.total)
         result.returned_whole = self.returned_whole_because
         if self.text and not len(self.ids):
             result.kept_spans, result.separated = np.array([[0, len(self.text)]]), np.array([False])
@@ -219,23 +248,30 @@ def search(items: list[RankedText], request: Request) -> Search:
     bonds = None
     if any(item.bonds is not None for item in items):
         bonds = Bonds.joined([item.bonds or Bonds.none(len(item.pieces)) for item in items])
+    scale = None
+    if items[0].total is not None:
+        scale = sum(len(item.ids) for item in items) / max(sum(item.total for item in items), 1)
     ranked = Ranked(
-        [i.text for i in items], [i.pieces for i in items], np.concatenate([i.ranks for i in items]), bonds
+        [i.text for i in items], [i.pieces for i in items], np.concatenate([i.ranks for i in items]), bonds, scale
     )
     if request.threshold is not None:
         return search_threshold(ranked, _SCORE_SCALE * float(np.log((1 - request.threshold) / request.threshold)))
     if request.quality is not None:
         return try_pieces(ranked, ranked.best(max(items[0].pieces_needed, ranked.num_forced)))
     if request.budget == "corpus":
-        total = sum(len(item.ids) for item in items)
+        total = sum(item.num_counted for item in items)
         target = _count(total, request.rate) if request.rate is not None else min(request.target_tokens, total)
         for item in items:
             item.target = target
-    if bonds is not None and (request.rate == 1.0 or (items[0].target or 0) >= ranked.sizes.sum()):
+    whole = ranked.sizes.sum() if scale is None else sum(item.num_counted for item in items)
+    if bonds is not None and (request.rate == 1.0 or (items[0].target or 0) >= whole):
         for item in items:
-            item.pieces.notes = []  # they speak of what is left out
+            item.pieces.notes, item.pieces.similar = [], []  # they speak of what is left out
         ranked = Ranked(
-            ranked.texts, ranked.pieces, np.where(bonds.marks, np.minimum(ranked.ranks, _FAR), ranked.ranks)
+            ranked.texts,
+            ranked.pieces,
+            np.where(bonds.marks, np.minimum(ranked.ranks, _FAR), ranked.ranks),
+            scale=scale,
         )
     if request.prefix_stable:
         ends = items[0].chunks[:, 1]
@@ -249,8 +285,15 @@ def search(items: list[RankedText], request: Request) -> Search:
 def _search_budget(ranked: Ranked, target: int) -> Search:
     """What a budget keeps; where it holds nothing together with what comes along, something by itself."""
     choice = yield from search_budget(ranked, target)
+    marked = any(pieces.lines is not None for pieces in ranked.pieces)
+    if marked and (choice.count > target or not choice.keep.any()):
+        for pieces in ranked.pieces:  # marks are kept as far as they fit
+            pieces.lines = None
+        choice = yield from search_budget(ranked, target)
     if ranked.bonds is not None and not choice.keep.any():
-        choice = yield from search_budget(Ranked(ranked.texts, ranked.pieces, ranked.ranks), target)
+        choice = yield from search_budget(
+            Ranked(ranked.texts, ranked.pieces, ranked.ranks, scale=ranked.scale), target
+        )
     return choice
 
 

@@ -7,6 +7,7 @@ from dataclasses import InitVar, dataclass, field
 
 import numpy as np
 
+from tokforget.compression.counting import TokenCounter
 from tokforget.compression.protection import PRESET, Protection
 from tokforget.rates import check_number, check_rate
 
@@ -26,11 +27,17 @@ class Request:
     budget: str = "per_text"
     tags: bool = False
     min_tokens: int = 0
-    on_impossible: str = "raise"
+    on_impossible: str | None = None
+    mark_omissions: bool = False
+    count_tokens: InitVar = None
     protection: Protection = field(init=False)
+    counter: TokenCounter | None = field(init=False)
 
-    def __post_init__(self, protect):
+    def __post_init__(self, protect, count_tokens):
         self.protection = Protection.parse(protect)
+        self.counter = TokenCounter.of(count_tokens)
+        if self.on_impossible is None:
+            self.on_impossible = "warn" if self.unit == "auto" else "raise"
         budgets = ("rate", "target_tokens", "threshold", "quality")
         given = [name for name in budgets if getattr(self, name) is not None]
         if len(given) > 1:
@@ -88,6 +95,14 @@ class Request:
             (self.nested and self.tags, "Segments with rates of their own do not nest: leave out `nested` or `tags`."),
             (stable and self.nested, "`prefix_stable` spends its budget from left to right, which does not nest."),
             (stable and corpus, "`prefix_stable` decides each text on its own: leave out `budget='corpus'`."),
+            (
+                stable and self.counter is not None,
+                "`prefix_stable` decides chunk after chunk in the model's own tokens: leave out `count_tokens`.",
+            ),
+            (
+                stable and self.mark_omissions,
+                "`prefix_stable` changes nothing before, and marks of what is left out would: leave out `mark_omissions`.",
+            ),
             (stable and self.tags, "`prefix_stable` cannot give segments a budget of their own: leave out `tags`."),
             (stable and target, "`prefix_stable` cannot know how long a text will become: pass `rate`."),
             (stable and self.protection.last > 0, "The last tokens of a growing text change: leave out 'last:n'."),

@@ -116,12 +116,18 @@ def write_text(
 
 def _kept_letters(result: CompressedText) -> list[str]:
     """The kept spans as they stand in the compressed text, one for each run of kept tokens."""
-    found, position = [], 0
+    found, position, notes = [], 0, sorted(map(tuple, result.notes))[::-1]
     for (start, end), apart in zip(result.kept_spans.tolist(), result.separated.tolist()):
         position += apart
-        found.append(result.text[position : position + end - start])
+        letters = ""
+        while notes and notes[-1][0] <= end:
+            place, note = notes.pop()
+            letters += result.text[position : position + max(place - start, 0)]
+            position += max(place - start, 0) + len(note)
+            start = max(start, place)
+        found.append(letters + result.text[position : position + end - start])
         position += end - start
-    assert len(found) == len(runs(result.keep_mask)[0]) or not result.original_tokens
+    assert len(found) == len(runs(result.keep_mask)[0]) or not len(result.scores)
     return found
 
 

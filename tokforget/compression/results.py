@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tokforget.compression.omissions import Omission, find_omissions
+
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -17,7 +19,7 @@ class CompressedText:
     One compressed text, and everything that is needed to restore it or to find it in the original.
 
     Offsets count characters of the original (of the text without tags, where `tags=True`); `dropped_spans` and
-    `kept_spans` together cover it. JSON holds the same fields; the original text is in neither.
+    `kept_spans` together cover it. JSON holds the same fields, but for `original`.
 
     Args:
         text (`str`): The compressed text.
@@ -25,23 +27,30 @@ class CompressedText:
             reads.
         kept_ids (`np.ndarray` of shape `(kept_tokens,)`), kept_indices (`np.ndarray` of shape `(kept_tokens,)`): The
             original's tokens that were kept, and their places in it.
-        original_tokens (`int`): Tokens of the original.
-        scores (`np.ndarray` of shape `(original_tokens,)`): Keep score of each token of the original, in (0, 1); higher
-            is kept first. Not a probability. In word units the mean over a word decides.
+        original_tokens (`int`): Tokens of the original, in the vocabulary that the budget counts.
+        scores (`np.ndarray` of shape `(num_tokens,)`): Keep score of each of the model's tokens of the original, in (0, 1);
+            higher is kept first. Not a probability. In word units the mean over a word decides.
         kept_spans (`np.ndarray` of shape `(num_spans, 2)`), dropped_spans (`np.ndarray` of shape `(num_gaps, 2)`): First
             character and the one after the last.
         separated (`np.ndarray` of shape `(num_spans,)`): True where a space was put before a kept span, because it would
             have fused with the word before it. All else in `text` is the original's, but for `notes`.
         notes (`list` of `(int, str)`): What was written beside the original's text, and before which character of it: how often
-            a line of a log came (`unit="auto"`).
+            a line of a log came (`unit="auto"`), and marks of what is gone (`mark_omissions`).
         target_tokens (`int`, *optional*): The budget, of all texts together with `budget="corpus"`.
         shortfall (`int`): Tokens that `text` stays below the budget; negative where protected text exceeds it and
             `on_impossible="warn"` was asked for. Of all texts together with `budget="corpus"`.
         returned_whole (`str`, *optional*): Why nothing was tried: `"min_tokens"`, `"no tokens"`, or `"quality"` where nothing
             shorter can be promised.
+        unreached (`str`, *optional*): Why the budget was not reached, where the smallest feasible text exceeds it.
         predicted_retention (`float`, *optional*): What the model's calibration expects a reader to retain; `None` without one.
         start (`int`): Where the text begins in its stream (`compress_stream`), in characters.
         tokenizer (`str`): Fingerprint of the tokenizer the ids belong to.
+        vocabulary (`str`): Name of the vocabulary in which `original_tokens`, `compressed_tokens`, `target_tokens` and
+            `shortfall` are counted: the model's own, or what `count_tokens` names.
+        counted_tokens (`int`, *optional*): Tokens of `text` in that vocabulary; `None` where it is the model's own.
+        original_chars (`int`): Characters of the original.
+        original (`str`, *optional*): The original itself, for `omitted` and `diff`. It is not saved: give it to a result that was
+            loaded, `result.original = text`.
         seconds (`float`): Share of the call's time, by tokens.
     """
 
@@ -62,31 +71,36 @@ class CompressedText:
     start: int = 0
     tokenizer: str = ""
     seconds: float = 0.0
+    vocabulary: str = ""
+    counted_tokens: int | None = None
+    unreached: str | None = None
+    original_chars: int = 0
+    original: str | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         return self.text
 
     @property
     def keep_mask(self) -> np.ndarray:
-        """True where a token of the original was kept `(original_tokens,)`."""
-        mask = np.zeros(self.original_tokens, dtype=bool)
+        """True where one of the model's tokens of the original was kept `(num_tokens,)`."""
+        mask = np.zeros(len(self.scores), dtype=bool)
         mask[self.kept_indices] = True
         return mask
 
     @property
     def kept_tokens(self) -> int:
-        """Tokens of the original that were kept."""
+        """The model's tokens of the original that were kept."""
         return len(self.kept_indices)
 
     @property
     def compressed_tokens(self) -> int:
-        """Tokens of `text`, after re-encoding."""
-        return len(self.compressed_input_ids)
+        """Tokens of `text`, after re-encoding, in the vocabulary that the budget counts."""
+        return len(self.compressed_input_ids) if self.counted_tokens is None else self.counted_tokens
 
     @property
     def kept_rate(self) -> float:
         """Kept ÷ original tokens, of the mask; 1 for an empty text."""
-        return self.kept_tokens / self.original_tokens if self.original_tokens else 1.0
+        return self.kept_tokens / len(self.scores) if len(self.scores) else 1.0
 
     @property
     def compression_rate(self) -> float:
@@ -98,10 +112,40 @@ class CompressedText:
         """Tokens of the original ÷ tokens of `text`: "4.0x"; inf where nothing is left."""
         return 1.0 / self.compression_rate if self.compression_rate else float("inf")
 
+    @property
+    def character_rate(self) -> float:
+        """Characters of `text` ÷ characters of the original: what no vocabulary changes; 1 for an empty text."""
+        return len(self.text) / self.original_chars if self.original_chars else 1.0
+
+    @property
+    def omitted(self) -> list[Omission]:
+        """What was left out, from left to right: its lines, its characters and its text. White space alone is not listed."""
+        return find_omissions(self._original(), self.dropped_spans.tolist())
+
+    def diff(self):
+        """The original beside what is left of it, line by line: `rich.print` shows it, `to_html(path)` writes a page."""
+        from tokforget.compression.diff import Diff
+
+        return Diff(self._original(), self)
+
+    def _original(self) -> str:
+        if self.original is None:
+            raise ValueError(
+                "This result was loaded, and the original is not saved with it: set `result.original` to the text it was made of."
+            )
+        covered = sum(b - a for spans in (self.kept_spans, self.dropped_spans) for a, b in spans.tolist())
+        if covered != len(self.original):
+            raise ValueError(
+                f"`original` has {len(self.original):,} characters, and this result was made of a text with {covered:,}."
+            )
+        return self.original
+
     def to_dict(self) -> dict:
         """Plain Python values; scores with four decimals."""
         fields = {
-            name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(self).items()
+            name: value.tolist() if isinstance(value, np.ndarray) else value
+            for name, value in vars(self).items()
+            if name != "original"
         }
         rates = {"kept_rate": self.kept_rate, "compression_rate": self.compression_rate}
         return fields | {"scores": np.round(self.scores.astype(float), 4).tolist()} | rates

@@ -17,6 +17,8 @@ from tokforget.compression.pieces import Pieces
 
 # Rounds of a search beyond which it takes what it has; texts of random bytes need most.
 _ROUNDS = 24
+# Rounds without one that fits, after which the room is halved.
+_CREEPING = 8
 # Rounds after which a budget missed by one token is good enough.
 _PATIENCE = 3
 # Pieces that are tried where the best one left does not fit.
@@ -37,12 +39,15 @@ class Ranked:
             go. Ties go to the earlier piece.
         bonds (`Bonds`, *optional*): Which pieces come along with which, whatever their rank. Of
             those that must go only marks do.
+        scale (`float`, *optional*): Of these tokens, how many come on one that is counted, where the budget is in tokens of
+            another vocabulary. It leads to the first guess; what is kept is decided by counts.
     """
 
     texts: list[str]
     pieces: list[Pieces]
     ranks: np.ndarray
     bonds: Bonds | None = None
+    scale: float | None = None
     order: np.ndarray = field(init=False)
     sizes: np.ndarray = field(init=False)
     totals: np.ndarray = field(init=False)
@@ -126,15 +131,31 @@ def join(text: str, pieces: Pieces, keep: np.ndarray) -> str:
     first, last = runs(keep)
     starts, ends = pieces.chars[first].tolist(), pieces.chars[last].tolist()
     spaces = separated(pieces, keep).tolist()
-    if pieces.notes:
-        return _join_with_notes(text, pieces, keep, starts, ends, spaces)
+    if pieces.notes or pieces.similar or pieces.lines is not None:
+        return _join_with_notes(text, notes_of(pieces, keep), starts, ends, spaces)
     return "".join([" " + text[a:b] if apart else text[a:b] for a, b, apart in zip(starts, ends, spaces)])
 
 
+def notes_of(pieces: Pieces, keep: np.ndarray) -> list[tuple[int, str]]:
+    """What is written beside the kept pieces, and before which character of the text: counts of lines, marks of what is gone."""
+    notes = [(place, note) for piece, place, note in pieces.notes if keep[piece]]
+    for members, ends, same in pieces.similar:
+        kept = keep[members]
+        left_out = len(members) - int(kept.sum())
+        if (0 if same else 1) < left_out < len(members):
+            note = f" (x{left_out + 1})" if same else f" (… {left_out} similar lines)"
+            notes.append((ends[int(np.argmax(kept))], note))
+    if pieces.lines is not None and keep.any():
+        first, last = runs(keep)
+        apart = separated(pieces, keep).tolist()
+        notes += pieces.lines.marks(pieces.chars[first].tolist(), pieces.chars[last].tolist(), apart)
+    return sorted(notes, key=lambda note: note[0])
+
+
 def _join_with_notes(
-    text: str, pieces: Pieces, keep: np.ndarray, starts: list[int], ends: list[int], spaces: list[bool]
+    text: str, notes: list[tuple[int, str]], starts: list[int], ends: list[int], spaces: list[bool]
 ) -> str:
-    parts, waiting = [], [(place, note) for piece, place, note in pieces.notes if keep[piece]][::-1]
+    parts, waiting = [], notes[::-1]
     for start, end, apart in zip(starts, ends, spaces):
         parts.append(" " * apart)
         while waiting and waiting[-1][0] <= end:
@@ -153,8 +174,9 @@ def search_budget(ranked: Ranked, target: int) -> Search:
     both sides of the target. Returns the smallest choice, above the target, if what must stay does not fit.
     """
     floor, total = ranked.forced_tokens, int(ranked.totals[-1])
+    scale, spare = ranked.scale or 1.0, _spare(ranked)
     low, high = (floor - 1, 0), (total + 1, 0)  # (room, count): the largest known to fit, the smallest known not to
-    room, best, smallest = min(max(target, floor), total), None, None
+    room, best, smallest = min(max(round(target * scale), floor), total), None, None
     for round_ in range(_ROUNDS):
         choice = yield from try_pieces(ranked, ranked.fill(room))
         if room == floor:
@@ -167,11 +189,13 @@ def search_budget(ranked: Ranked, target: int) -> Search:
         if (
             choice.count == target
             or high[0] - low[0] <= 1
-            or (best and round_ >= _PATIENCE and best.count == target - 1)
+            or (best and round_ >= _PATIENCE and target - best.count <= spare)
         ):
             break
-        if not low[1] or not high[1]:
-            room += target - choice.count
+        if high[1] and not low[1] and round_ >= _CREEPING:
+            room = (low[0] + high[0]) // 2  # what is brought along may stay the same for long
+        elif not low[1] or not high[1]:
+            room += round((target - choice.count) * scale)
         elif round_ % 3:
             room = low[0] + (high[0] - low[0]) * (target - low[1]) // (high[1] - low[1])
         else:
@@ -182,9 +206,14 @@ def search_budget(ranked: Ranked, target: int) -> Search:
     return smallest if best is None else (yield from _top_up(ranked, best, target))
 
 
+def _spare(ranked: Ranked) -> int:
+    """By how many tokens a budget may be missed without a look at more pieces: another's tokens are filled to the last."""
+    return 1 if ranked.scale is None else 0
+
+
 def _top_up(ranked: Ranked, choice: Choice, target: int) -> Search:
     """Where the next piece would bring more tokens than there is room for, take one of those behind it."""
-    while target - choice.count > 1:
+    while target - choice.count > _spare(ranked):
         waiting = ranked.order[~choice.keep[ranked.order]][:_CANDIDATES]
         masks = [ranked.complete(choice.keep | (np.arange(len(choice.keep)) == piece)) for piece in waiting]
         outputs = [ranked.render(keep) for keep in masks]

@@ -1,11 +1,15 @@
 """
 What a text is made of, where that is more than words: JSON, program code, logs. `unit="auto"` asks here.
 
-* JSON stays JSON: keys, numbers, short strings and brackets are kept, white space outside of strings goes first, and of long
+* JSON, alone or behind a line or two that say what it is, stays JSON: keys, numbers, short strings and brackets are kept, white space outside of strings goes first, and of long
   strings words are kept or dropped as in any text.
 * Code and logs are kept or dropped by whole lines. A line of code brings the lines that open its blocks and those that close them;
-  lines of a log that say the same but for their time are counted behind the first of them.
-* In other texts only what stands in code fences is taken by lines.
+  lines of a log that say the same but for their time are counted behind the first of them. What failed is kept first, and lines
+  that differ in numbers only go first, counted too ([`tokforget.compression.records`]).
+* YAML and TOML go by whole entries, with the keys and sections they stand in; CSV by records, with the names of the columns.
+* Rows of a table and of what a command printed go whole, a header with its rows and a line with the line it is indented under:
+  a number that moves to another column is a false statement.
+* In other texts only what stands in code fences is taken by lines, and tables of Markdown by rows.
 
 The structure says what a piece is and what comes along with it; which pieces are kept is left to the scores.
 """
@@ -14,18 +18,34 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 
 import numpy as np
 
 from tokforget.compression.fences import find_code_fences
 from tokforget.compression.meaning import Bonds, find_bonds
 from tokforget.compression.pieces import Pieces, cut
+from tokforget.compression.records import (
+    PLAIN,
+    SIMILAR,
+    TROUBLE,
+    Settings,
+    csv_rows,
+    find_settings,
+    find_tables,
+    severities,
+    template,
+)
+from tokforget.text_units import STOP_WORDS, bare_word
 
 
 # Words from which on a string of JSON is prose that can be shortened.
 _LONG = 8
 _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# A JSON behind its preface begins a line.
+_JSON_LINE = re.compile(r"(?<=\n)[ \t]*[\[{]")
+_JSON_TRIES, _PREFACE_LINES = 2, 3
+_DECODER = json.JSONDecoder()
 _ESCAPE = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.|.", re.DOTALL)
 
 _CODE_LINE = re.compile(
@@ -62,6 +82,14 @@ _LOG_LINE = re.compile(
 _STAMP = re.compile(rf"[\[(]?{_TIME}[\])]?")
 _LOG_SHARE, _LOG_LINES = 0.7, 3
 
+# Columns stand apart by a tab, a bar or two spaces; other rows are settings (`key: value`) and short lines with numbers and no
+# sentence.
+_COLUMNS = re.compile(r"\S(?:\t| {2,}|\s*\|\s*)\S")
+_SETTING = re.compile(r"[^\s:=][^:=\n]{0,40}[:=]\s*\S+(?:\s+\S+){0,5}$")
+_ROW_SHARE, _ROW_LINES, _ROW_WORDS = 0.6, 4, 24
+# Of the words of rows, those that only sentences have, and of the rows those that end as sentences do, at most.
+_ROW_STOP_WORDS, _ROW_SENTENCES, _SENTENCE_WORDS = 0.15, 0.2, 6
+
 
 @dataclass
 class TextPieces(Pieces):
@@ -93,10 +121,12 @@ class Structure:
     A text in pieces that are more than words.
 
     Args:
-        kind (`str`): `"json"`, `"code"`, `"log"` or `"fences"`.
+        kind (`str`): `"json"`, `"code"`, `"log"`, `"csv"`, `"settings"` (YAML or TOML), `"rows"`, `"fences"` or `"tables"`.
         pieces (`TextPieces`), bonds (`Bonds`): The pieces, and what comes along with what.
         needed (`np.ndarray` of shape `(num_pieces,)`): Without which it is no such structure any more; bool.
         groups (`list[tuple[int, int]]`): Pieces in a row of which one should be left.
+        severity (`np.ndarray` of shape `(num_pieces,)`): What is kept before anything of a lower number, whatever the scores say,
+            where nothing was asked; 0 for most.
     """
 
     kind: str
@@ -104,6 +134,7 @@ class Structure:
     bonds: Bonds
     needed: np.ndarray
     groups: list[tuple[int, int]]
+    severity: np.ndarray
 
 
 class _Parts:
@@ -115,6 +146,9 @@ class _Parts:
         self.rows: list[tuple[int, int, int, int]] = []
         self.groups: list[tuple[int, int]] = []
         self.notes: list[tuple[int, int, str]] = []
+        self.severity: dict[int, int] = {}
+        self.similar: dict[str, list[int]] = {}
+        self.same: dict[str, list[int]] = {}
 
     def __len__(self) -> int:
         return len(self.bound)
@@ -157,9 +191,17 @@ class _Parts:
         starts[0], starts[-1] = 0, len(offsets)
         pieces = TextPieces(starts, chars, np.array(self.bound), np.array(self.blank), offsets=offsets)
         pieces.notes = self.notes
+        pieces.similar = [
+            (members, [int(chars[at]) + len(self.text[chars[at] : chars[at + 1]].rstrip()) for at in members], same)
+            for same, groups in ((True, self.same), (False, self.similar))
+            for members in groups.values()
+            if len(members) > (1 if same else 2)
+        ]
+        severity = np.zeros(len(self), dtype=np.int64)
+        severity[list(self.severity)] = list(self.severity.values())
         rows = np.array(self.rows, dtype=np.int64).reshape(-1, 4).T
         bonds = Bonds(*rows, np.array(self.mark), np.array(self.first_of_all), np.array(self.leads_to))
-        return Structure(kind, pieces, bonds, np.array(self.needed), self.groups)
+        return Structure(kind, pieces, bonds, np.array(self.needed), self.groups, severity)
 
 
 def find_structure(text: str, offsets: np.ndarray, readable: bool = True) -> Structure | None:
@@ -177,20 +219,36 @@ def find_structure(text: str, offsets: np.ndarray, readable: bool = True) -> Str
     if _is_json(text):
         kind = "json"
         _add_json(parts)
+    elif within := _json_within(text):
+        kind = "json"
+        _add_around_json(parts, *within)
     else:
         lines = text.splitlines(keepends=True)
+        fences, tables = _fences(text), find_tables(text) if "|" in text else []
+        tables = [(a, b) for a, b in tables if not any(a < end and start < b for start, end in fences)]
         if _is_log(lines):
             kind = "log"
             _add_log(parts, lines)
-        elif fences := _fences(text):
+        elif not fences and (settings := find_settings(text, lines, _statements(lines, "[{", "]}"))):
+            kind = "settings"
+            _add_settings(parts, lines, settings)
+        elif not fences and not tables and (rows := csv_rows(lines)):
+            kind = "csv"
+            _add_csv(parts, lines, rows)
+        elif fences or tables:
+            spans = sorted([*fences, *tables])
             outside = "".join(
-                text[a:b] for a, b in zip([0, *(b for _, b in fences)], [*(a for a, _ in fences), len(text)])
+                text[a:b] for a, b in zip([0, *(b for _, b in spans)], [*(a for a, _ in spans), len(text)])
             )
-            kind = "code" if is_code(outside.splitlines(keepends=True)) else "fences"
-            _add_code(parts, lines) if kind == "code" else _add_fences(parts, fences)
+            code = fences and is_code(outside.splitlines(keepends=True))
+            kind = "code" if code else "fences" if fences else "tables"
+            _add_code(parts, lines) if code else _add_fences(parts, spans, set(tables))
         elif is_code(lines):
             kind = "code"
             _add_code(parts, lines)
+        elif _are_rows(lines):
+            kind = "rows"
+            _add_printed_rows(parts, lines)
     return parts.built(kind, offsets) if kind else None
 
 
@@ -212,10 +270,37 @@ def _is_json(text: str) -> bool:
         return False
 
 
-def _add_json(parts: _Parts) -> None:
-    text, place = parts.text, 0
-    records = not _one_value(text)
-    for string in _STRING.finditer(text):
+def _json_within(text: str) -> tuple[int, int] | None:
+    """Where a JSON stands that is most of a text, behind a line or two that say what it is."""
+    for line in islice(_JSON_LINE.finditer(text), _JSON_TRIES):
+        start = line.end() - 1
+        if text.count("\n", 0, start) > _PREFACE_LINES:
+            return None
+        try:
+            end = _DECODER.raw_decode(text, start)[1]
+        except (ValueError, RecursionError):
+            continue
+        if 2 * (end - start) > len(text):
+            return start, end
+    return None
+
+
+def _add_around_json(parts: _Parts, start: int, end: int) -> None:
+    """A JSON and the words before and behind it, the line breaks between them always kept."""
+    text = parts.text
+    before, behind = len(text[:start].rstrip()), len(text) - len(text[end:].lstrip())
+    _add_prose(parts, 0, before)
+    parts.add(start, needed=True)
+    _add_json(parts, start, end)
+    parts.add(behind, needed=True)
+    _add_prose(parts, behind, len(text))
+
+
+def _add_json(parts: _Parts, start: int = 0, end: int | None = None) -> None:
+    text, place = parts.text, start
+    end = len(text) if end is None else end
+    records = not _one_value(text[start:end])
+    for string in _STRING.finditer(text, start, end):
         _add_between(parts, place, string.start(), records)
         place = string.end()
         inner = text[string.start() + 1 : place - 1]
@@ -229,7 +314,7 @@ def _add_json(parts: _Parts) -> None:
         parts.add_words(shown, places + string.start() + 1)
         parts.groups.append((first, len(parts)))
         parts.add(place, needed=True)
-    _add_between(parts, place, len(text), records)
+    _add_between(parts, place, end, records)
 
 
 def _one_value(text: str) -> bool:
@@ -283,7 +368,7 @@ def _indent(line: str) -> int:
     return len(shown) - len(shown.lstrip())
 
 
-def _statements(lines: list[str]) -> list[int]:
+def _statements(lines: list[str], opening: str = "([", closing: str = ")]") -> list[int]:
     """Lines of each statement: from an open bracket to its closing one they are one, and so is a text in triple quotes."""
     sizes, at = [], 0
     while at < len(lines):
@@ -293,7 +378,7 @@ def _statements(lines: list[str]) -> list[int]:
             quotes += line.count('"""') + line.count("'''")
             if not quotes % 2:
                 bare = _QUOTED.sub("", line)
-                depth += sum(map(bare.count, "([")) - sum(map(bare.count, ")]"))
+                depth += sum(map(bare.count, opening)) - sum(map(bare.count, closing))
             if depth <= 0 and not quotes % 2:
                 break
         sizes.append(size if depth <= 0 and not quotes % 2 else 1)
@@ -360,17 +445,95 @@ def _is_log(lines: list[str]) -> bool:
 
 
 def _add_log(parts: _Parts, lines: list[str]) -> None:
-    place, seen, counts = 0, {}, {}
+    place, seen = 0, {}
+    severity = severities(lines)
     for number, line in enumerate(lines):
         said = _STAMP.sub("", line, count=1).strip()
         first = seen.setdefault(said, number)
-        counts[first] = counts.get(first, 0) + 1
+        if said:
+            parts.same.setdefault(said, []).append(number)
         place += len(line)
         parts.add(place, mark=first != number or not said)
-        if first == number:
-            end = place - len(line) + len(line.rstrip())
-            parts.notes.append((number, end, ""))
-    parts.notes = [(number, end, f" (x{counts[number]})") for number, end, _ in parts.notes if counts[number] > 1]
+        if first == number and said:
+            alike = parts.similar.setdefault(template(said), [])
+            # The first of those that are alike stands for them; of what failed the others come before what is plain.
+            own = severity[number]
+            parts.severity[number] = own if not alike else PLAIN if own >= TROUBLE else SIMILAR
+            alike.append(number)
+
+
+# -- tables and settings -----------------------------------------------------------------------------------------------
+def _add_csv(parts: _Parts, lines: list[str], sizes: list[int]) -> None:
+    _add_rows(parts, lines, sizes, 1)
+
+
+def _add_rows(parts: _Parts, lines: list[str], sizes: list[int], heads: int) -> None:
+    """Records of so many lines; the first ones, their names, come with any other."""
+    place, at, base = parts.edges[-1], 0, len(parts)
+    for number, size in enumerate(sizes):
+        place += sum(map(len, lines[at : at + size]))
+        at += size
+        parts.add(place, mark=number < heads)
+    parts.rows += [(base + head, base + heads, base + len(sizes), -1) for head in range(heads)]
+
+
+def _add_settings(parts: _Parts, lines: list[str], settings: Settings) -> None:
+    place, at, base = parts.edges[-1], 0, len(parts)
+    for number, size in enumerate(settings.sizes):
+        place += sum(map(len, lines[at : at + size]))
+        at += size
+        parts.add(place, mark=number in settings.empty)
+        if lines[at - size].lstrip().startswith("#"):
+            parts.severity[base + number] = SIMILAR  # what sets something comes before what speaks of it
+    parts.rows += [(base + one, base + first, base + last, -1) for one, first, last in settings.spans]
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+def _are_rows(lines: list[str]) -> bool:
+    """Whether lines are rows: numbers or columns in most of them, and hardly a word that only sentences have."""
+    shown = [line.split() for line in lines if line.strip()]
+    if len(shown) < _ROW_LINES or sum(len(words) <= _ROW_WORDS for words in shown) < _ROW_SHARE * len(shown):
+        return False
+    full = [line for line in lines if line.strip()]
+    alike = sum(
+        _has_number(line) or bool(_COLUMNS.search(line.strip())) or bool(_SETTING.match(line.strip())) for line in full
+    )
+    words = [bare_word(word) for line in shown for word in line]
+    sentences = sum(len(line) >= _SENTENCE_WORDS and line[-1][-1] in ".!?:…" for line in shown)
+    return (
+        alike >= _ROW_SHARE * len(full)
+        and sentences <= _ROW_SENTENCES * len(full)
+        and sum(word in STOP_WORDS for word in words) <= _ROW_STOP_WORDS * len(words)
+    )
+
+
+def _has_number(line: str) -> bool:
+    return any(character.isdigit() for character in line)
+
+
+def _add_printed_rows(parts: _Parts, lines: list[str]) -> None:
+    base, place = len(parts), parts.edges[-1]
+    for line in lines:
+        place += len(line)
+        parts.add(place, mark=not line.strip())
+    full = [number for number, line in enumerate(lines) if line.strip()]
+    opener = None
+    for at, number in enumerate(full):
+        behind = full[at + 1] if at + 1 < len(full) else len(lines)
+        if lines[number][:1].isspace():
+            if opener is not None:
+                parts.rows.append((base + opener, base + number, base + number + 1, -1))
+            continue
+        opener = number
+        # A header has no number of its own, and rows with numbers right below it.
+        if behind == number + 1 < len(lines) and not _has_number(lines[number]) and _has_number(lines[behind]):
+            end = next((n for n in range(behind, len(lines)) if not lines[n].strip()), len(lines))
+            parts.rows.append((base + number, base + behind, base + end, -1))
+            parts.mark[base + number] = True
+    for blank in set(range(len(lines))) - set(full):  # what stands apart stays apart
+        after = next((number for number in full if number > blank), None)
+        if after is not None:
+            parts.rows.append((base + blank, base + after, base + after + 1, base))
 
 
 # -- fences ------------------------------------------------------------------------------------------------------------
@@ -378,10 +541,23 @@ def _fences(text: str) -> list[tuple[int, int]]:
     return [span for span in find_code_fences(text) if text.count("\n", *span) > 1]
 
 
-def _add_fences(parts: _Parts, spans: list[tuple[int, int]]) -> None:
-    """Words, and lines where they stand in a code fence."""
+def _add_fences(parts: _Parts, spans: list[tuple[int, int]], tables: set[tuple[int, int]]) -> None:
+    """Words, and lines where they stand in a code fence or are the rows of a table."""
     text, place = parts.text, 0
     for start, end in spans:
+        if (start, end) in tables:
+            _add_prose(parts, place, start)
+            before, first = len(parts) - 1, len(parts) + 2
+            rows = text[start:end].splitlines(keepends=True)
+            _add_rows(parts, rows, [1] * len(rows), 2)
+            last, behind = len(parts), re.compile(r"(?:[^\S\n]*\n)*").match(text, end).end()
+            if before >= 0 and parts.mark[before]:  # the line break before the table
+                parts.rows.append((before, first, last, 0))
+            if behind > end:  # without the empty line what follows would be a row
+                parts.add(behind, mark=True)
+                parts.rows.append((last, first, last, -1))
+            place = behind
+            continue
         start = max(start, place)
         _add_prose(parts, place, start)
         before = len(parts) - 1

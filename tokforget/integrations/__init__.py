@@ -2,7 +2,9 @@
 tokforget inside other people's tools. Each module needs only the library it is named after, and nothing imports it for you.
 
     llmlingua      `PromptCompressor` with LLMLingua's calls and result keys (needs nothing: LLMLingua is not used)
-    langchain      document compressor and transformer
+    messages       a function `messages -> messages`, to be called before a request (needs nothing)
+    litellm        the same as a hook of LiteLLM's proxy
+    langchain      document compressor and transformer, and one for messages
     llama_index    node postprocessor
     huggingface    a function for `datasets.map`, and a callable in the manner of a `transformers` pipeline
 """

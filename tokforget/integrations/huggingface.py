@@ -5,6 +5,7 @@ from itertools import islice
 from pathlib import Path
 
 from tokforget.compression.compressor import Compressor
+from tokforget.compression.counting import TokenCounter
 from tokforget.compression.results import COLUMNS, columns
 from tokforget.integrations._common import ready
 
@@ -76,11 +77,15 @@ def compress_column(
         compressor (`Compressor`, `str` or `Path`, *optional*): Or the folder or Hub id of one; the packaged model without.
         column (`str`): Where the texts are.
         question_column (`str`, *optional*): Where the question of each text is, for a model that takes questions.
-        **options: As in `Compressor.compress`.
+        **options: As in `Compressor.compress`. What `count_tokens` names is read here and goes along to other processes.
 
     >>> dataset.map(compress_column(column="article", rate=0.3), batched=True)  # doctest: +SKIP
     """
     compressor = ready(compressor, options)
+    if (
+        options.get("count_tokens") is not None
+    ):  # what it holds, and not where it lies, decides whether a cache is good
+        options["count_tokens"] = TokenCounter.of(options["count_tokens"])
     if question_column is not None and not compressor.takes_question:
         raise ValueError("`question_column` needs a model that takes questions; this one was trained without.")
     return ColumnCompressor(compressor, column, options, question_column)

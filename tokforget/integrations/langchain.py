@@ -1,15 +1,18 @@
-"""A LangChain document compressor and transformer: `pip install tokforget[langchain]`."""
+"""A LangChain document compressor and transformer, and one for messages: `pip install tokforget[langchain]`."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from langchain_core.documents import BaseDocumentCompressor, BaseDocumentTransformer, Document
+from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage
+from langchain_core.prompt_values import PromptValue
 from pydantic import Field
 
 from tokforget.compression.compressor import Compressor
 from tokforget.compression.results import counts
 from tokforget.integrations._common import PREFIX, compress_documents, ready
+from tokforget.integrations.messages import MessageCompressor
 
 
 class ForgetDocumentCompressor(BaseDocumentCompressor, BaseDocumentTransformer):
@@ -49,3 +52,45 @@ class ForgetDocumentCompressor(BaseDocumentCompressor, BaseDocumentTransformer):
         """Each document shortened; only those of which a common budget or a threshold left nothing are not returned."""
         told = {"question": query} if query and self.compressor.takes_question else {}
         return [document for document in self.transform_documents(documents, **told) if document.page_content.strip()]
+
+
+class ForgetMessageCompressor:
+    """
+    Shortens a list of messages on its way to a chat model: `prompt | ForgetMessageCompressor(rate=0.5).transform_messages | model`.
+
+    What stays and what is shortened: see `Compressor.compress_messages`. Messages are copies; ids, calls of tools and metadata stay.
+
+    Args:
+        compressor (`Compressor`, `str` or `Path`, *optional*): Or the folder or Hub id of one; the packaged model without.
+        **options: As for [`tokforget.integrations.messages.MessageCompressor`]: a budget, `stable`, `question`, `unit`, `roles`, ...
+    """
+
+    def __init__(self, compressor: Compressor | str | Path | None = None, **options):
+        self.shorten = MessageCompressor(compressor, **options)
+
+    def transform_messages(self, messages: Sequence[BaseMessage] | PromptValue) -> list[BaseMessage]:
+        """Each message, shortened or not; of a prompt its messages."""
+        messages = messages.to_messages() if isinstance(messages, PromptValue) else list(messages)
+        for place, message in enumerate(messages):
+            if not isinstance(message, BaseMessage):
+                raise TypeError(
+                    f"Message {place} must be one of LangChain's, got a {type(message).__name__}. Dictionaries are for "
+                    "`tokforget.integrations.messages.MessageCompressor`."
+                )
+        new = self.shorten([_as_dictionary(message) for message in messages])
+        return [message.model_copy(update={"content": one["content"]}) for message, one in zip(messages, new)]
+
+
+def _as_dictionary(message: BaseMessage) -> dict:
+    """Role, content and calls as OpenAI writes them."""
+    role = {HumanMessage: "user", AIMessage: "assistant"}.get(
+        next((kind for kind in (HumanMessage, AIMessage) if isinstance(message, kind)), None), message.type
+    )
+    role = message.role if isinstance(message, ChatMessage) else role.removesuffix("MessageChunk").lower()
+    found = {"role": role, "content": message.content}
+    # Anthropic's calls stand among the content, and a second time here.
+    among = isinstance(message.content, list) and any(
+        isinstance(part, dict) and part.get("type") == "tool_use" for part in message.content
+    )
+    calls = [] if among else getattr(message, "tool_calls", [])
+    return found | {"tool_calls": [{"function": {"name": c["name"], "arguments": c["args"]}} for c in calls]}

@@ -5,7 +5,8 @@
 What differs, on purpose:
 * The budget is exact and covers the whole `compressed_prompt`, instruction and question included: `compressed_tokens` is
   never above `target_token` or `rate * origin_tokens`. Instruction and question stay as they are.
-* Tokens are counted with the policy's tokenizer, not with that of GPT-4; `saving` uses LLMLingua's price, $0.06 per 1,000.
+* Tokens are counted with the policy's tokenizer, or with that of `count_tokens`, such as "cl100k_base" of tiktoken, which is
+  GPT-4's; `saving` counts them at LLMLingua's price, $0.06 per 1,000, and `vocabulary` says whose they are.
 * No context is dropped whole. The question steers what is kept if the model takes questions.
 * What the policy cannot do is refused instead of ignored; knobs that only changed how LLMLingua computes are accepted.
 
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokforget.compression.compressor import Compressor
+from tokforget.compression.counting import TokenCounter
 from tokforget.compression.protection import PRESET, parse_tags
 from tokforget.compression.results import CompressedText, encodable
 from tokforget.rates import allowed_tokens, check_rate
@@ -48,6 +50,7 @@ class PromptCompressor:
             LLMLingua's have the same calls.
         model_config, open_api_config, use_slingua: Only at LLMLingua's defaults.
         unit (`str`): `"word"`, as LLMLingua-2 decides, or `"token"`.
+        count_tokens (*optional*): Whose tokens are counted, as in `Compressor.compress`.
 
     >>> PromptCompressor().compress_prompt(contexts, question="Who won?", target_token=200)  # doctest: +SKIP
     """
@@ -62,6 +65,7 @@ class PromptCompressor:
         use_slingua: bool = False,
         llmlingua2_config: dict | None = None,
         unit: str = "word",
+        count_tokens=None,
     ):
         for name, value in (("model_config", model_config), ("open_api_config", open_api_config),
                             ("use_slingua", use_slingua)):  # fmt: skip
@@ -75,7 +79,7 @@ class PromptCompressor:
             )
         loaded = isinstance(model_name, Compressor)
         self.compressor = model_name if loaded else Compressor.from_pretrained(model_name, device=device_map)
-        self.unit = unit
+        self.unit, self.counter = unit, TokenCounter.of(count_tokens)
 
     def __call__(self, *args, **kwargs) -> dict:
         """The same as `compress_prompt`."""
@@ -118,8 +122,8 @@ class PromptCompressor:
 
         Returns:
             `dict`: `compressed_prompt`, `compressed_prompt_list` (one string per context), `origin_tokens`,
-            `compressed_tokens`, `ratio` ("2.0x"), `rate` ("50.0%"), `saving`, and `fn_labeled_original_prompt` if labels
-            were asked for.
+            `compressed_tokens`, `ratio` ("2.0x"), `rate` ("50.0%"), `saving`, `vocabulary`, and `fn_labeled_original_prompt`
+            if labels were asked for.
         """
         _refuse(others)
         contexts = [context] if isinstance(context, str) else list(context or [""])
@@ -130,7 +134,7 @@ class PromptCompressor:
             budget = int(target_token)
         text, spans, fixed = _laid_out(contexts, instruction, question if concate_question else "")
         protect = [PRESET, *fixed, *_forced(force_tokens, force_reserve_digit)]
-        result = self.compressor.compress(text, target_tokens=budget, unit=self.unit, protect=protect,
+        result = self.compressor.compress(text, target_tokens=budget, unit=self.unit, protect=protect, count_tokens=self.counter,
                                           on_impossible=on_impossible, question=self._told(question))  # fmt: skip
         parts = [_part(result, text, *span) for span in spans]
         prompt = result.text
@@ -181,7 +185,7 @@ class PromptCompressor:
         text, spans, fixed = _laid_out(plain, instruction, question_shown)
         tagged = _laid_out(contexts, instruction, question_shown)[0]
         result = self.compressor.compress(tagged, rate=check_rate(rate), unit=self.unit, protect=[PRESET, *fixed], tags=True,
-                                          on_impossible=on_impossible, question=self._told(question))  # fmt: skip
+                                          count_tokens=self.counter, on_impossible=on_impossible, question=self._told(question))  # fmt: skip
         return self._answer(result.text, [_part(result, text, *span) for span in spans], origin_tokens)
 
     def _told(self, question: str) -> str | None:
@@ -189,6 +193,8 @@ class PromptCompressor:
         return question if question.strip() and self.compressor.takes_question else None
 
     def _count(self, text: str) -> int:
+        if self.counter is not None:
+            return self.counter([text])[0]
         return len(self.compressor.tokenizer.encode(encodable(text), add_special_tokens=False))
 
     def _answer(self, prompt: str, parts: list[str], origin_tokens: int) -> dict:
@@ -203,6 +209,7 @@ class PromptCompressor:
             "ratio": f"{ratio:.1f}x",
             "rate": f"{100 / ratio if ratio else 100:.1f}%",
             "saving": f", Saving ${saving:.1f} in GPT-4.",
+            "vocabulary": self.compressor.vocabulary if self.counter is None else self.counter.name,
         }
 
 

@@ -8,7 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import evaluate
+import numpy as np
 from datasets import Features, List, Value
+
+from tokforget.readers.language_model import load_tokenizer
+from tokforget.readers.words import encode
 
 
 _IDS, _BITS, _TEXT = List(Value("int64")), Value("float64"), Value("string")
@@ -41,6 +45,8 @@ COLUMNS = {
     "prompt_none": (_TEXT, "the same prompts without passage"),
     "target": (_TEXT, "what is to be said after a prompt"),
     "passage": (_TEXT, "name of the passage that a target is about"),
+    "prompts": (List(_TEXT), "prompts of a growing transcript as they were sent, turn after turn"),
+    "prompt_ids": (List(_IDS), "token ids of the same prompts"),
 }
 OPTIONS = {
     "tokenizer": "name, folder or object of a tokenizer",
@@ -51,6 +57,11 @@ OPTIONS = {
     "use_aggregator": "the mean over texts if true, a list with a value per text if not",
     "use_stemmer": "Porter's stemmer for English before words are compared",
     "statistic": '"fmeasure", "precision", "recall", or "all" three under keys of their own',
+    "input_price": "of a million tokens that no cache is asked for",
+    "cached_read_price": "of a million tokens that are read from the cache",
+    "cache_write_price": "of a million tokens that are written to the cache",
+    "min_cached_tokens": "shorter prompts and shorter prefixes are not cached",
+    "block_tokens": "cached prefixes are multiples of so many tokens",
     "tokenize": "function from a text to its words, instead of the English default",
 }
 
@@ -179,6 +190,35 @@ def without_padding(attention_mask: Sequence[Sequence[int]] | None, **columns: S
         [[v for v, is_token in zip(row, mask) if is_token] for row, mask in zip(rows, attention_mask)]
         for rows in columns.values()
     ]
+
+
+def prompt_rows(
+    metric: "ColumnMetric",
+    prompts: Sequence[Sequence[str]] | None,
+    prompt_ids: Sequence | None,
+    tokenizer,
+    as_bytes: bool = False,
+) -> list[list[np.ndarray]]:
+    """
+    The prompts of each transcript as rows of numbers: token ids, or with `as_bytes` and without a tokenizer UTF-8 bytes.
+
+    Raises:
+        `ValueError`: If both columns were given or none, or a tokenizer is needed.
+    """
+    if (prompts is None) == (prompt_ids is None):
+        if prompts is not None:
+            raise ValueError("Give either `prompts` or `prompt_ids`, not both.")
+        raise missing(metric, ["prompts"], ["prompt_ids"])
+    if prompt_ids is not None:
+        return [[np.array(ids, dtype=np.int64) for ids in transcript] for transcript in prompt_ids]
+    if tokenizer is None and as_bytes:
+        return [[np.frombuffer(p.encode("utf-8", "surrogatepass"), np.uint8) for p in one] for one in prompts]
+    if tokenizer is None:
+        raise ValueError(
+            "Strings are counted in tokens: pass `tokenizer` (a name, folder or object), or `prompt_ids`."
+        )
+    tokenizer = load_tokenizer(tokenizer)
+    return [[np.array(ids, dtype=np.int64) for ids in encode(one, tokenizer)] for one in prompts]
 
 
 def count_kept(keep_mask: Sequence[Sequence[int]]) -> tuple[int, int]:

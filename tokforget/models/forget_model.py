@@ -320,6 +320,7 @@ class ForgetModel(PreTrainedModel):
         *model_args,
         config: ForgetModelConfig | None = None,
         with_reconstructor: bool = True,
+        base_model: str | Path | None = None,
         is_trainable: bool = False,
         dtype: torch.dtype | str | None = None,
         revision: str | None = None,
@@ -333,6 +334,7 @@ class ForgetModel(PreTrainedModel):
 
         Args:
             with_reconstructor (`bool`): False loads the policy alone: no base model, no adapter, no PEFT.
+            base_model (`str` or `Path`, *optional*): Where the base model lies, an id or a folder, if not where the config says.
             is_trainable (`bool`): Whether the adapter is to be trained on.
             dtype (`torch.dtype` or `str`, *optional*): Of all weights, such as `torch.bfloat16` or `"bfloat16"`; float32 without
                 it.
@@ -349,12 +351,13 @@ class ForgetModel(PreTrainedModel):
         config = config or ForgetModelConfig.from_pretrained(folder)
         reconstructor = None
         if with_reconstructor:
-            base = load_base_model(config.base_model_name_or_path, config.base_model_revision)
+            name = config.base_model_name_or_path if base_model is None else str(base_model)
+            base = load_base_model(name, config.base_model_revision if base_model is None else None)
             rows, width = base.get_input_embeddings().weight.shape
             if (rows, width) != (config.vocab_size, config.base_hidden_size):
                 raise ValueError(
                     f"{folder} was trained over embeddings ({config.vocab_size}, {config.base_hidden_size}), but "
-                    f"{config.base_model_name_or_path!r} has ({rows}, {width})."
+                    f"{name!r} has ({rows}, {width})."
                 )
             peft_model = load_adapter(str(folder / ADAPTER), base, is_trainable=is_trainable)
             reconstructor = Reconstructor(peft_model, config.layout, config.marker_token_id)

@@ -232,14 +232,28 @@ class KeepMaskPolicy(nn.Module):
             features (`torch.FloatTensor` of shape `(B, T, NUM_FEATURES)`, *optional*): For a policy with `word_features`; see
                 [`tokforget.models.word_features.token_features`].
         """
+        return self.last_layer(self.last_inputs(input_ids, valid, rate, features))
+
+    def last_inputs(
+        self, input_ids: torch.Tensor, valid: torch.Tensor, rate: torch.Tensor, features: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What [`last_layer`] makes a [`first_plan`] of, `(B, T, head_size)`, with `word_features` twice as wide."""
         head_inputs = self.to_head(self._read(input_ids, valid, rate, features))
         state = head_inputs.new_zeros(len(head_inputs), self.from_state.in_features)
         state[:, -1] = 1.0  # the whole text is still to come
-        logits = self.plan(head_inputs, state)
+        hidden = _gelu(head_inputs + self.from_state(state)[:, None])
+        if not self.num_features:
+            return hidden
+        told = torch.logit(rate.to(head_inputs.dtype), eps=1e-3)[:, None, None].expand(*input_ids.shape, 1)
+        direct = torch.cat([self._checked(features, input_ids), told], -1)
+        return torch.cat([hidden, self.direct[1](self.direct[0](direct))], -1)
+
+    def last_layer(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Logits `(B, T)`, not bounded, of [`last_inputs`]."""
+        width = self.to_logit.in_features
+        logits = self.to_logit(inputs[..., :width]).squeeze(-1).float()
         if self.num_features:
-            told = torch.logit(rate.to(head_inputs.dtype), eps=1e-3)[:, None, None].expand(*input_ids.shape, 1)
-            direct = self.direct(torch.cat([self._checked(features, input_ids), told], -1))
-            logits = logits + direct.squeeze(-1).float()
+            logits = logits + self.direct[2](inputs[..., width:]).squeeze(-1).float()
         return logits
 
     @torch.inference_mode()

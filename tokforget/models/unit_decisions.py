@@ -45,8 +45,10 @@ def decide_units(
     Draw keep masks over units.
 
     With `group_noise` each group of units, a sentence, gets a common random shift of its logits before the budget is met, so
-    that masks differ in whole sentences and not in single words alone. The shift does not depend on the policy, and given it
-    the units are independent: the log-probabilities returned are exact, and their policy gradient is unbiased.
+    that masks differ in whole sentences and not in single words alone. Shifted means are actions, too: a group's is drawn from
+    a normal distribution around the mean of its logits, and the units given it. Both are credited, each unit of a group with
+    its part of the shift; the gradient of what is returned is that of the joint log-probability, unbiased. Crediting the
+    units alone is unbiased as well, but takes for noise what the shift did, twice of it or more (LOG.md).
 
     Args:
         logits (`torch.FloatTensor` of shape `(B, U)`): A plan, not bounded.
@@ -63,14 +65,33 @@ def decide_units(
     """
     logits, sizes, counts = (part.repeat_interleave(num_masks, 0) for part in (logits, sizes, counts))
     valid = sizes > 0
+    of_shift = 0.0
     if group_noise and groups is not None:
         groups = groups.repeat_interleave(num_masks, 0)
         # A number for each unit, of which as many serve as there are groups.
-        shift = row_noise(valid, generator, torch.randn)
-        logits = logits + group_noise * shift.gather(1, groups).to(logits.dtype)
+        shift = row_noise(valid, generator, torch.randn).to(logits.dtype)
+        members = torch.zeros_like(shift).scatter_add(1, groups, valid.to(shift.dtype))
+        mean = torch.zeros_like(shift).scatter_add(1, groups, logits * valid) / members.clamp(min=1)
+        inner = logits - mean.gather(1, groups)
+        of_shift = _shift_score(logits, shift, members, groups, valid) / group_noise
+        logits = inner + (mean.detach() + group_noise * shift).gather(1, groups)
     biased = meet_budget(logits, counts, valid, bound, sizes)
     actions = ((row_noise(valid, generator) < torch.sigmoid(biased)) & valid).long()
-    log_probs = F.logsigmoid(torch.where(actions.bool(), biased, -biased)) * valid
+    log_probs = F.logsigmoid(torch.where(actions.bool(), biased, -biased)) * valid + of_shift
     probability = torch.sigmoid(biased)
     entropy = (F.softplus(biased) - biased * probability) * valid
     return Decisions(actions=actions, keep_logits=biased * valid, log_probs=log_probs, entropy=entropy)
+
+
+def _shift_score(
+    logits: torch.Tensor, shift: torch.Tensor, members: torch.Tensor, groups: torch.Tensor, valid: torch.Tensor
+) -> torch.Tensor:
+    """
+    A zero `(N, U)` whose gradient is that of the shifts' log-density, of spread 1, shared among the units of each group. A shift
+    of all groups alike does nothing behind the budget, so that their common part is noise and goes.
+    """
+    present = (members > 0).to(shift.dtype)
+    centred = (
+        shift - (shift * present).sum(1, keepdim=True) / present.sum(1, keepdim=True).clamp(min=1)
+    ) / members.clamp(min=1)
+    return (logits - logits.detach()) * valid * centred.gather(1, groups)

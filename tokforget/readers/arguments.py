@@ -18,6 +18,9 @@ QUESTION_FREE = [
 WITH_QUESTION = ["overlap_sentences", "bm25_sentences", "question_perplexity", "policy_question"]
 
 
+CORPUS_TASKS = ("lookup", "later_use", "title", "lead", "answers")
+
+
 @dataclass
 class ReaderArguments:
     """Who reads, what is read, and what makes it shorter."""
@@ -47,9 +50,19 @@ class ReaderArguments:
             "sources, lookups and later use are asked of its test sources."
         },
     )
+    corpus_tasks: list[str] = field(
+        default_factory=lambda: ["lookup", "later_use"],
+        metadata={
+            "help": "What is asked of the corpus: `lookup`, `later_use`, and of whole documents `title`, `lead` and `answers`, those that "
+            "stand beneath a text as `Q: ... A: ...`."
+        },
+    )
     kinds: list[str] = field(default_factory=list, metadata={"help": "Kinds of the corpus; all by default."})
-    texts_per_kind: int = field(default=20, metadata={"help": "Passages per kind; 0 leaves lookup and later use out."})
+    texts_per_kind: int = field(default=20, metadata={"help": "Passages per kind; 0 leaves the corpus' tasks out."})
     passage_characters: int = field(default=1000, metadata={"help": "Length of a passage of the corpus."})
+    document_characters: int = field(
+        default=3000, metadata={"help": "Longest passage of the tasks on whole documents."}
+    )
     lookups_per_text: int = field(default=6, metadata={"help": "Lookups asked of each passage."})
     lookup_draws: int = field(
         default=1,
@@ -90,7 +103,7 @@ class ReaderArguments:
     use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU where there is a GPU."})
 
     def __post_init__(self):
-        for name, least in (("max_questions", 1), ("texts_per_kind", 0), ("passage_characters", 100), ("lookups_per_text", 1), ("lookup_draws", 1),
+        for name, least in (("max_questions", 1), ("texts_per_kind", 0), ("passage_characters", 100), ("document_characters", 100), ("lookups_per_text", 1), ("lookup_draws", 1),
                             ("count_texts", 1), ("oracle_items", 0), ("oracle_steps", 0), ("batch_tokens", 1)):  # fmt: skip
             check_at_least(self, name, least)
         self.cost_prompt_tokens = [length for length in self.cost_prompt_tokens if length]
@@ -98,6 +111,9 @@ class ReaderArguments:
             raise ValueError(
                 f"`cost_prompt_tokens` must be lengths, got {self.cost_prompt_tokens}; 0 leaves the cost out."
             )
+        unknown = [task for task in self.corpus_tasks if task not in CORPUS_TASKS]
+        if unknown or not self.corpus_tasks:
+            raise ValueError(f"`corpus_tasks` must be some of {', '.join(CORPUS_TASKS)}, got {self.corpus_tasks}.")
         if not self.rates:
             raise ValueError("`rates` is empty; pass at least one rate.")
         for rate in self.rates:

@@ -43,6 +43,7 @@ from tokforget.readers.text_compressors import (
     overlap_ranks,
     text_compressors,
 )
+from tokforget.readers.whole_texts import answer_items, lead_items, title_items
 from tokforget.readers.word_counts import WordCounts
 from tokforget.readers.words import find_names, find_strings, find_words, is_number
 from tokforget.text_units import NEGATIONS, split_words
@@ -163,17 +164,27 @@ class ReaderBenchmark:
         for path in args.questions:
             self._add(Path(path).name.split(".")[0], load_question_items(path, args.max_questions))
         if args.corpus is not None and args.texts_per_kind:
-            documents = read_corpus(args.corpus, "test", args.kinds)
-            passages = draw_passages(documents, args.texts_per_kind, args.passage_characters, args.seed)
+            self._add_corpus_tasks()
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def _add_corpus_tasks(self) -> None:
+        args = self.args
+        documents = partial(read_corpus, args.corpus, "test", args.kinds)
+        passages = draw_passages(documents(), args.texts_per_kind, args.passage_characters, args.seed)
+        if "lookup" in args.corpus_tasks:
             for draw in range(args.lookup_draws):
                 items = lookup_items(passages, self.counts, args.lookups_per_text, args.seed + draw)
                 self._add(f"lookup_{draw + 1}" if draw else "lookup", items)
-            later = later_use_items(passages, self.reader)
-            if later:
-                self._add("later_use", later)
+        whole = {"title": title_items, "lead": lead_items, "answers": answer_items}
+        for task in [task for task in args.corpus_tasks if task != "lookup"]:
+            if task == "later_use":
+                items = later_use_items(passages, self.reader)
+            else:
+                items = whole[task](documents(), self.reader, args.texts_per_kind, args.document_characters)
+            if items:
+                self._add(task, items)
             else:  # a reader that gains nothing from what came before cannot be asked
-                print("later_use: no passage makes a later token cheaper by a bit for this reader; left out.")
-        self.folder.mkdir(parents=True, exist_ok=True)
+                print(f"{task}: no passage makes a token of a target cheaper by a bit for this reader; left out.")
 
     def _count_words(self) -> WordCounts:
         """Of training sources only, the first of each kind; kept in the run's folder."""

@@ -27,7 +27,7 @@ _EXAMPLES = (
     "Question: How many families live from tea?\nAnswer: 4,200\n\n"
 )
 _LATER_TOKENS = 96
-# A token is of later use if the passage makes it cheaper by more than so many bits.
+# A token counts if the passage makes it cheaper by more than so many bits.
 _LATER_GAIN = 1.0
 
 
@@ -125,9 +125,20 @@ def later_use_items(passages: Sequence[tuple[str, str]], reader: Reader) -> list
         places = reader.token_places(text[ends[1] :])
         target = text[ends[1] : ends[1] + places[:_LATER_TOKENS][-1][1]]
         items.append(ReadingItem(text[: ends[0]], text, kind, "", text[ends[0] : ends[1]], target))
+    return only_what_helps(items, reader)
+
+
+def only_what_helps(items: Sequence[ReadingItem], reader: Reader) -> list[ReadingItem]:
+    """
+    The items with those tokens of their targets counted that the passage makes cheaper by more than a bit; items without any,
+    and those that do not fit the reader, are left out.
+    """
+    if reader.max_tokens is not None:
+        lengths = reader.counts([item.prompt(item.passage) + item.target for item in items])
+        items = [item for item, length in zip(items, lengths) if length + 2 <= reader.max_tokens]
     asked = [[(item.after, item.target)] for item in items]
-    full = reader.span_token_bits([(item.passage, pairs) for item, pairs in zip(items, asked)])
-    none = reader.span_token_bits([("", pairs) for pairs in asked])
+    full = reader.span_token_bits([(item.before + item.passage, pairs) for item, pairs in zip(items, asked)])
+    none = reader.span_token_bits([(item.before, pairs) for item, pairs in zip(items, asked)])
     counted = [
         tuple(np.flatnonzero(without - shown > _LATER_GAIN).tolist()) for (without,), (shown,) in zip(none, full)
     ]

@@ -35,6 +35,16 @@ class ReaderPolicyArguments:
         default=4000, metadata={"help": "Texts that the ranking to start from is fitted on."}
     )
     warm_start_steps: int = field(default=1500, metadata={"help": "Steps of that fit."})
+    natural_texts: int = field(
+        default=1500,
+        metadata={
+            "help": "Texts of a step of the natural gradient over the policy's last layer, after the warm start; 0 leaves it out."
+        },
+    )
+    natural_masks: int = field(default=5, metadata={"help": "Masks read of each of them."})
+    natural_step: float = field(
+        default=0.1, metadata={"help": "How far that step goes: a share of the spread of a text's own scores."}
+    )
     policy_name_or_path: str | None = field(
         default=None, metadata={"help": "Trained policy to go on from, in place of a warm start."}
     )
@@ -43,11 +53,25 @@ class ReaderPolicyArguments:
         default=2**18, metadata={"help": "Size of the policy's count tables; 0 leaves them out."}
     )
     batch_tokens: int = field(default=4096, metadata={"help": "Most tokens of one forward of the reader."})
+    reconstructor_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Reconstructor that learns beside the policy to restore what it drops: a causal language model over the reader's "
+            "tokenizer gets a fresh adapter, a folder of recipes/train_reconstructor.py goes on. Without one the model only compresses."
+        },
+    )
+    layout: str = field(default="prefix", metadata={"help": "Of a fresh reconstructor: `prefix` or `infill`."})
+    lora_rank: int = field(default=4, metadata={"help": "Rank of a fresh adapter."})
+    lora_alpha: int = field(default=16, metadata={"help": "Its scale; alpha / rank multiplies its output."})
 
     def __post_init__(self):
         for name in ("texts_per_kind", "count_texts", "warm_start_texts"):
             check_at_least(self, name, 1)
-        check_at_least(self, "warm_start_steps", 0)
+        for name in ("warm_start_steps", "natural_texts", "natural_step"):
+            check_at_least(self, name, 0)
+        check_at_least(self, "natural_masks", 2)
+        for name in ("lora_rank", "lora_alpha"):
+            check_at_least(self, name, 1)
         if not self.text_characters or min(self.text_characters) < 100:
             raise ValueError(f"`text_characters` must be lengths of at least 100, got {self.text_characters}.")
 
@@ -86,6 +110,27 @@ class ReaderPolicyConfig(BaseForgetConfig):
         },
     )
     entropy_coef: float = field(default=0.0, metadata={"help": "Weight of the policy's entropy."})
+    reader_weight: float = field(
+        default=1.0,
+        metadata={
+            "help": "Weight of the reader's reward, bits of what it is asked. 0 reads nothing: with `learning_rate` 0, too, the "
+            "reconstructor alone learns, from the masks of a policy that stays as it is."
+        },
+    )
+    reconstructor_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the reconstructor's reward: bits that it lacks of the dropped tokens, per hundred tokens of the text. 0 "
+            "leaves its scores out, and it reads only the texts that it learns from."
+        },
+    )
+    reconstructor_learning_rate: float = field(default=3e-4, metadata={"help": "Of the reconstructor's adapter."})
+    reconstructor_text_fraction: float = field(
+        default=0.5,
+        metadata={
+            "help": "Share of the texts of which one mask trains the reconstructor, in (0, 1]; one text at least."
+        },
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -93,9 +138,21 @@ class ReaderPolicyConfig(BaseForgetConfig):
         check_at_least(self, "lookups_per_text", 1)
         if self.trained_part not in ("head", "all"):
             raise ValueError(f"`trained_part` must be 'head' or 'all', got {self.trained_part!r}.")
+        if not 0 < self.reconstructor_text_fraction <= 1:
+            raise ValueError(
+                f"`reconstructor_text_fraction` must lie in (0, 1], got {self.reconstructor_text_fraction}."
+            )
         for name in ("question_share", "far_credit"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}.")
-        for name in ("sentence_noise", "sharpness", "most_bits", "entropy_coef"):
+        for name in (
+            "sentence_noise",
+            "sharpness",
+            "most_bits",
+            "entropy_coef",
+            "reader_weight",
+            "reconstructor_weight",
+            "reconstructor_learning_rate",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")

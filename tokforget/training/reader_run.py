@@ -1,6 +1,7 @@
 """A whole training of a reader's policy: texts, tables, warm start, policy gradient; resumable at any moment."""
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,13 @@ from transformers import set_seed
 
 from tokforget.models.forget_model import ForgetModel, ForgetModelConfig
 from tokforget.models.loading import lasting_name
+from tokforget.models.reconstructor import Reconstructor
+from tokforget.models.reconstructor_folder import load_trainable, recorded_layout
 from tokforget.parsing import as_record
 from tokforget.readers.language_model import Reader
 from tokforget.readers.tasks import read_corpus
 from tokforget.readers.word_counts import WordCounts
+from tokforget.training.natural_gradient import gather, take_step
 from tokforget.training.reader_arguments import ReaderPolicyArguments, ReaderPolicyConfig
 from tokforget.training.reader_texts import ReaderTexts, draw_stretches
 from tokforget.training.reader_trainer import PassageTexts, ReaderPolicyTrainer
@@ -22,20 +26,58 @@ from tokforget.training.run_folder import take_folder
 
 WARM_START = "warm_start"
 SELF_INFORMATION = "self_information.npz"
+NATURAL_GRADIENT = "natural_gradient.npz"
 
 
-def fresh_policy(reader: Reader, hidden_size: int = 96, ngram_buckets: int = 2**18, name: str = "") -> ForgetModel:
-    """A policy over words for the tokenizer and the frozen embeddings of a reader; it has learnt nothing yet."""
+def fresh_policy(
+    reader: Reader,
+    hidden_size: int = 96,
+    ngram_buckets: int = 2**18,
+    name: str = "",
+    reconstructor: Reconstructor | None = None,
+) -> ForgetModel:
+    """
+    A policy over words for the tokenizer and the frozen embeddings of a reader, and a reconstructor, if there is one; the policy
+    has learnt nothing yet.
+    """
     embeddings, tokenizer = reader.model.get_input_embeddings(), reader.tokenizer
     rows, width = embeddings.weight.shape
+    facts = {"base_model_name_or_path": name, "marker_token_id": tokenizer.eos_token_id or 0, "has_adapter": False}
+    if reconstructor is not None:
+        adapter = reconstructor.model.peft_config["default"]
+        facts = {
+            "base_model_name_or_path": adapter.base_model_name_or_path,
+            "base_model_revision": adapter.revision,
+            "layout": reconstructor.layout,
+            "marker_token_id": reconstructor.marker_token_id,
+        }
     config = ForgetModelConfig(
-        base_model_name_or_path=name, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, marker_token_id=tokenizer.eos_token_id or 0, vocab_size=rows, base_hidden_size=width,
-        hidden_size=hidden_size, ngram_buckets=ngram_buckets, unit="word", word_features=True, has_adapter=False,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        vocab_size=rows, base_hidden_size=width, hidden_size=hidden_size, ngram_buckets=ngram_buckets, unit="word",
+        word_features=True, **facts,
     )  # fmt: skip
-    model = ForgetModel(config)
-    model.policy.tokens.attach(embeddings)
+    model = ForgetModel(config, reconstructor)
+    if reconstructor is None:
+        model.policy.tokens.attach(embeddings)
     return model
+
+
+def _reconstructor(run: ReaderPolicyArguments, reader: Reader) -> Reconstructor | None:
+    if run.reconstructor_path is None:
+        return None
+    found = load_trainable(
+        run.reconstructor_path,
+        reader.tokenizer,
+        recorded_layout(run.reconstructor_path) or run.layout,
+        lora_rank=run.lora_rank,
+        lora_alpha=run.lora_alpha,
+    )
+    if found.base_model.get_input_embeddings().weight.shape != reader.model.get_input_embeddings().weight.shape:
+        raise ValueError(
+            f"`reconstructor_path` {run.reconstructor_path!r} and the reader {run.reader_name_or_path!r} have different embeddings: both "
+            "must be one base model, since the policy's tokens are those of both."
+        )
+    return found
 
 
 def train_reader_policy(
@@ -52,7 +94,17 @@ def train_reader_policy(
     passages = draw_stretches(
         read_corpus(run.corpus, "train", run.kinds), run.texts_per_kind, run.text_characters, args.seed
     )
-    model = fresh_policy(reader, run.policy_hidden_size, run.ngram_buckets, lasting_name(run.reader_name_or_path))
+    reconstructor = _reconstructor(run, reader)
+    if reconstructor is not None:
+        # What `restore` reads at once: no longer than what was learnt from.
+        record["max_length"] = max(reader.counts([text for _, text in passages]))
+        if record["max_length"] > (reconstructor.max_tokens or record["max_length"]):
+            raise ValueError(
+                f"A text has {record['max_length']} tokens, and the reconstructor's context has room for {reconstructor.max_tokens}: pass "
+                "shorter `text_characters`."
+            )
+    name = lasting_name(run.reader_name_or_path)
+    model = fresh_policy(reader, run.policy_hidden_size, run.ngram_buckets, name, reconstructor)
     started = run.policy_name_or_path or (
         folder / WARM_START if (folder / WARM_START / "config.json").is_file() else None
     )
@@ -69,16 +121,13 @@ def train_reader_policy(
         _warm_start(model, reader, texts, passages[: run.warm_start_texts], run.warm_start_steps, args)
         model.save_pretrained(folder / WARM_START)
         reader.tokenizer.save_pretrained(folder / WARM_START)
-    trainer = ReaderPolicyTrainer(
-        model,
-        args,
-        PassageTexts(passages, texts, args.seed),
-        reader,
-        processing_class=reader.tokenizer,
-        run_record=record,
-    )
+    asked = PassageTexts(passages, texts, args.seed)
+    trainer = ReaderPolicyTrainer(model, args, asked, reader, processing_class=reader.tokenizer, run_record=record)
+    if run.natural_texts:  # of a run that goes on, too: it is on file, and the checkpoint replaces what it moves
+        _natural_step(trainer, asked, run, folder)
     trainer.has_folder = True
-    trainer.train(resume_from_checkpoint=checkpoint)
+    if args.max_steps:
+        trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(args.output_dir, _internal_call=True)
     return trainer
 
@@ -100,6 +149,20 @@ def _warm_start(
     print(
         f"Warm start on {len(made)} texts: mean square {np.mean(losses[:10]):.3f} in the first ten steps, {np.mean(losses[-10:]):.3f} in the last."
     )
+
+
+def _natural_step(trainer: ReaderPolicyTrainer, asked: PassageTexts, run: ReaderPolicyArguments, folder: Path) -> None:
+    args, policy = trainer.args, trainer.model.policy
+    texts = [asked[place] for place in range(min(run.natural_texts, len(asked)))]
+    moments = gather(
+        policy, texts, partial(trainer.rewards, num_masks=run.natural_masks), folder / NATURAL_GRADIENT, run.natural_masks,
+        (args.min_rate, args.max_rate), args.sharpness, args.sentence_noise, args.seed,
+    )  # fmt: skip
+    facts = take_step(policy, moments, run.natural_step)
+    trainer.run_record["natural_gradient"] = facts
+    said = "a step was taken" if facts["step"] else "no step was taken, since texts left out do not confirm it"
+    print(f"Natural gradient of {len(texts)} texts, {run.natural_masks} masks each: correlation with the advantages of texts left out "
+          f"{facts['correlation']:.3f}; {said}.")  # fmt: skip
 
 
 def _self_information(reader: Reader, passages, path: Path) -> list[np.ndarray]:

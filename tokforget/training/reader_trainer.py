@@ -10,6 +10,11 @@ The reader is never trained and never told where words are missing; no gradient 
     entropy             of the policy per unit, nats
     advantage_std       standard deviation of a target's advantage, bits
     answer_kept         share of the targets whose answer stands whole in the compressed text
+
+With a reconstructor, which learns in the same loop from the masks of a share of the texts:
+
+    reconstruction_loss bits per dropped token, mean over those texts: what the adapter minimises
+    bits_lost           bits that the reconstructor lacks of dropped tokens, per token of the text
 """
 
 from collections.abc import Sequence
@@ -24,10 +29,13 @@ from tokforget.compression.search import join
 from tokforget.files import write_json
 from tokforget.hub.cards import write_card
 from tokforget.masking import keep_count, seeded_generator
+from tokforget.models.folders import ADAPTER
 from tokforget.models.forget_model import ForgetModel
+from tokforget.models.reconstructor_folder import load_weights
 from tokforget.models.unit_decisions import decide_units, pool_units, unit_sizes
 from tokforget.parsing import as_record
 from tokforget.readers.language_model import Reader
+from tokforget.scoring import per_text_mean
 from tokforget.training.episodes import leave_one_out_advantages
 from tokforget.training.random_masks import draw_rates
 from tokforget.training.reader_arguments import ReaderPolicyConfig
@@ -60,7 +68,7 @@ class ReaderPolicyTrainer(InterruptibleTrainer):
     Trains a policy over words from a reader's bits.
 
     Args:
-        model ([`ForgetModel`]): Its policy has `unit="word"` and `word_features`; a reconstructor is not needed.
+        model ([`ForgetModel`]): Its policy has `unit="word"` and `word_features`. A reconstructor, if it has one, is trained, too.
         args ([`ReaderPolicyConfig`]): Arguments of the run.
         train_dataset (`Dataset`): Of [`ReaderText`]s; see [`PassageTexts`].
         reader ([`Reader`]): Untouched.
@@ -104,7 +112,8 @@ class ReaderPolicyTrainer(InterruptibleTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         texts, args = inputs["texts"], self.args
-        policy = self.accelerator.unwrap_model(model).policy
+        unwrapped = self.accelerator.unwrap_model(model)
+        policy = unwrapped.policy
         generators = self._generators(len(texts))
         rate = draw_rates(len(texts), args.min_rate, args.max_rate, generators)
         device = policy.inputs.weight.device
@@ -118,8 +127,20 @@ class ReaderPolicyTrainer(InterruptibleTrainer):
         decisions = decide_units(
             logits, sizes, counts, policy.logit_bound, args.num_masks, own, batch["groups"], args.sentence_noise
         )
-        credit, found = self._credit(texts, decisions.actions.bool().cpu().numpy(), num_units)
-        advantages = credit.to(device)
+        advantages, found = torch.zeros_like(decisions.log_probs), {}
+        if args.reader_weight:
+            credit, found = self._credit(texts, decisions.actions.bool().cpu().numpy(), num_units)
+            advantages = args.reader_weight * credit.to(device)
+        reconstruction_loss = advantages.new_zeros(())
+        if unwrapped.reconstructor is not None:
+            reconstruction_loss, restored = self._reconstruct(unwrapped.reconstructor, batch, decisions.actions, valid)
+            found |= {
+                "reconstruction_loss": float(reconstruction_loss.detach()),
+                "bits_lost": float(restored.nanmean()),
+            }
+            if args.reconstructor_weight:
+                gained = leave_one_out_advantages(-100 * restored[:, None], args.num_masks)
+                advantages = advantages + args.reconstructor_weight * gained.to(advantages)
         scale = advantages[advantages != 0].std() if (advantages != 0).sum() > 1 else advantages.new_ones(())
         units = (sizes > 0).sum().clamp(min=1) * args.num_masks
         loss = -(advantages / scale.clamp(min=1e-6) * decisions.log_probs).sum() / units
@@ -132,8 +153,47 @@ class ReaderPolicyTrainer(InterruptibleTrainer):
                 "rate_target": float((counts / valid.sum(1)).mean()),
             }
         )
-        loss = loss - args.entropy_coef * entropy
+        loss = loss - args.entropy_coef * entropy + reconstruction_loss
         return (loss, decisions) if return_outputs else loss
+
+    def _reconstruct(self, reconstructor, batch: dict, actions: torch.Tensor, valid: torch.Tensor):
+        """
+        The loss of the texts that train the reconstructor, of each its first mask, and bits lost per token of every mask
+        `(N,)`; nan for masks that were not scored.
+        """
+        args, num_texts = self.args, len(valid)
+        learning = max(1, round(args.reconstructor_text_fraction * num_texts))
+        keep = actions.bool().gather(1, batch["unit_ids"].clamp(min=0).repeat_interleave(args.num_masks, 0))
+        ids, valid = (part.repeat_interleave(args.num_masks, 0) for part in (batch["input_ids"], valid))
+        first = torch.arange(0, learning * args.num_masks, args.num_masks, device=ids.device)
+        bits_lost = torch.full((len(ids),), torch.nan, device=ids.device)
+        half = torch.autocast(ids.device.type, torch.bfloat16, enabled=self.reader.model.dtype is torch.bfloat16)
+        with half:
+            nll = reconstructor.token_nll(ids[first], keep[first], valid[first]).nll
+            loss = per_text_mean(nll, ~keep[first] & valid[first]).mean()
+            bits_lost[first] = (nll.detach().sum(1) / valid[first].sum(1)).to(bits_lost)
+            if args.reconstructor_weight:
+                rest = bits_lost.isnan().nonzero().squeeze(1)
+                with torch.no_grad():
+                    scored = reconstructor.token_nll(ids[rest], keep[rest], valid[rest]).nll
+                bits_lost[rest] = (scored.sum(1) / valid[rest].sum(1)).to(bits_lost)
+        return loss, bits_lost
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            rates = {False: options.pop("lr"), True: self.args.reconstructor_learning_rate}
+            parts: dict[bool, list] = {False: [], True: []}
+            for name, parameter in (model or self.model).named_parameters():
+                if parameter.requires_grad:
+                    parts["reconstructor." in name].append(parameter)
+            groups = [
+                {"params": parts[of], "lr": rates[of], "weight_decay": self.args.weight_decay}
+                for of in parts
+                if parts[of]
+            ]
+            self.optimizer = optimizer_class(groups, **options)
+        return self.optimizer
 
     def _generators(self, num_texts: int) -> list[torch.Generator]:
         """A text's random numbers hang on the seed and on its number in the run alone."""
@@ -176,6 +236,20 @@ class ReaderPolicyTrainer(InterruptibleTrainer):
         }
         return credit, figures
 
+    def rewards(self, texts: list[ReaderText], keep: np.ndarray, num_masks: int) -> np.ndarray:
+        """Less the reader's bits of what is asked of a text, mean, after each of its masks `(B * num_masks,)`."""
+        outputs = [
+            rendered(text, keep[row * num_masks + n, : len(text.pieces)])
+            for row, text in enumerate(texts)
+            for n in range(num_masks)
+        ]
+        pairs = [[(one.suffix, one.target) for one in text.asked] for text in texts for _ in range(num_masks)]
+        nothing = self.reader.span_bits([("", pairs[row * num_masks]) for row in range(len(texts))])
+        bits = self.reader.span_bits(list(zip(outputs, pairs)))
+        # What misleads by more than some bits is no worse than what misleads by as many: one target must not outweigh a text.
+        worst = [of_text + self.args.most_bits for of_text in nothing for _ in range(num_masks)]
+        return -np.array([np.minimum(*pair).mean() for pair in zip(bits, worst)])
+
     def _note(self, figures: dict[str, float]) -> None:
         for name, value in figures.items():
             self._figures.setdefault(name, []).append(value)
@@ -199,7 +273,10 @@ class ReaderPolicyTrainer(InterruptibleTrainer):
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        self.accelerator.unwrap_model(model or self.model).load_policy(resume_from_checkpoint)
+        model = self.accelerator.unwrap_model(model or self.model)
+        model.load_policy(resume_from_checkpoint)
+        if model.reconstructor is not None:
+            load_weights(model.reconstructor, Path(resume_from_checkpoint, ADAPTER))
 
 
 def _near(pieces: Pieces, sentences: np.ndarray, asked: Sequence) -> np.ndarray:

@@ -1,0 +1,34 @@
+"""
+What compressing does to growing chats: churn of the prompt that was sent before, cost with a provider's cache, what a reader finds.
+
+    python recipes/cache_cost.py --corpus my_texts
+    python recipes/cache_cost.py --corpus my_texts --reader_name_or_path outputs/smollm2 --rates 0.5
+
+The compressor with and without `stable` against rules that people write, all at the same mean rate. Writes transcripts.json and
+report.md, and prints the table.
+"""
+
+import os
+import warnings
+
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+from tokforget.evaluation.transcript_arguments import TranscriptArguments
+from tokforget.parsing import parse_arguments
+from tokforget.training.recipe_steps import refusals_in_one_line
+
+
+def main(argv: list[str] | None = None) -> None:
+    (args,) = parse_arguments((TranscriptArguments,), argv, __doc__)
+
+    from tokforget.evaluation.transcripts import report, run_transcripts
+
+    # The first prompts of a chat are mostly verbatim; at a low rate that is said of each of them.
+    warnings.filterwarnings("ignore", message="Of these messages", category=UserWarning)
+    with refusals_in_one_line():
+        print(report(run_transcripts(args), args))
+
+
+if __name__ == "__main__":
+    main()

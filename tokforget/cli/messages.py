@@ -1,0 +1,127 @@
+"""
+`tokforget compress --messages`: a JSON list of messages or a request that holds one, or JSON Lines of either; what comes out has the
+shape of what went in.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tokforget.cli.files import Record, UserError, json_line, open_input, unique_keys
+
+
+# Options of `compress` that speak of texts; with their values when they are not given.
+_OF_TEXTS = {
+    "threshold": None, "prefix_stable": False, "nested": False, "tags": False, "budget": "per_text", "stream": False, "column": None,
+    "question_column": None, "keep_first": None, "keep_last": None,
+    "count_with": None, "mark_omissions": False, "report": None,
+}  # fmt: skip
+_OF_MESSAGES = {"stable": False, "no_question": False, "min_message_tokens": None, "roles": None}
+
+
+@dataclass
+class Conversation:
+    """
+    Messages of the input, and where they stood.
+
+    Args:
+        record (`Record`): The place; with a line number in a JSONL file.
+        value: The list, or the object with the list in `messages`.
+        indent (`int`, *optional*): Of the JSON file, if it was written over several lines.
+    """
+
+    record: Record
+    value: Any
+    indent: int | None = None
+
+    @property
+    def messages(self):
+        return self.value["messages"] if isinstance(self.value, dict) else self.value
+
+    @property
+    def system(self):
+        return self.value.get("system") if isinstance(self.value, dict) else None
+
+    def rendered(self, messages: list) -> bytes:
+        """The same with other messages."""
+        value = {**self.value, "messages": messages} if isinstance(self.value, dict) else messages
+        return json_line(value, self.indent)
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """`UserError` for options that do not go with `--messages`, or only with it."""
+    unfit = _OF_TEXTS if args.messages else _OF_MESSAGES
+    given = [f"--{name.replace('_', '-')}" for name, default in unfit.items() if getattr(args, name) != default]
+    if given and args.messages:
+        raise UserError(f"`--messages` looks at messages one by one and does not go with {', '.join(given)}.")
+    if given:
+        raise UserError(f"{', '.join(given)}: only with --messages.")
+    if args.messages and args.no_question and args.question:
+        raise UserError("`--no-question` takes no question and does not go with --question.")
+
+
+def message_options(args: argparse.Namespace, protect) -> dict:
+    """The arguments of `Compressor.compress_messages`."""
+    names = ("rate", "target_tokens", "quality", "stable", "min_tokens", "on_impossible")
+    options = {name: getattr(args, name) for name in names} | {"protect": protect, "unit": args.unit or "auto"}
+    options["question"] = None if args.no_question else args.question or True
+    if args.roles is not None:
+        options["roles"] = [role.strip() for role in args.roles.split(",")]
+    if args.min_message_tokens is not None:
+        options["min_message_tokens"] = args.min_message_tokens
+    return options
+
+
+def read_conversations(sources: list[str], reject: Callable[[str, str], None]) -> Iterator[Conversation]:
+    """The conversations of files. What is none in a JSONL file goes to `reject(place, reason)`, and is an error in a JSON file."""
+    for source in sources:
+        with open_input(source) as file:
+            data = file.read()
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{source}: not UTF-8: {error.reason} at byte {error.start}.") from None
+        try:
+            value = _conversation(text)
+        except (ValueError, RecursionError) as error:
+            yield from _lines(source, text, str(error) or "nested too deeply", reject)
+        else:
+            yield Conversation(Record(source, "", len(data)), value, _indent(text))
+
+
+def _lines(source: str, text: str, error: str, reject: Callable[[str, str], None]) -> Iterator[Conversation]:
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    found: list[tuple[Record, Any, str]] = []
+    for number, line in lines:
+        record = Record(source, "", len(line) + 1, number)
+        try:
+            found.append((record, _conversation(line), ""))
+        except (ValueError, RecursionError) as reason:
+            found.append((record, None, str(reason) or "nested too deeply"))
+    if len(lines) < 2 or all(value is None for _, value, _ in found):
+        raise UserError(f"{source} holds no messages, neither as JSON nor as JSON Lines: {error}")
+    for record, value, reason in found:
+        if value is None:
+            reject(record.place, reason)
+        else:
+            yield Conversation(record, value)
+
+
+def _conversation(text: str):
+    """A list of messages, or an object that holds one."""
+    value = json.loads(text, object_pairs_hook=unique_keys)
+    if isinstance(value, list) or (isinstance(value, dict) and isinstance(value.get("messages"), list)):
+        return value
+    what = (
+        f"an object with {', '.join(map(repr, list(value)[:8])) or 'no key'}"
+        if isinstance(value, dict)
+        else "a plain value"
+    )
+    raise ValueError(f"a list of messages, or an object with one in `messages`, is read; there is {what}.")
+
+
+def _indent(text: str) -> int | None:
+    lines = text.strip().split("\n")
+    return len(lines[1]) - len(lines[1].lstrip()) or None if len(lines) > 1 else None

@@ -1,0 +1,14 @@
+"""How much of the prompt of the turn before is changed in that of the next, over growing transcripts."""
+
+from tokforget import scoring
+from tokforget.metrics import columns
+
+
+class PrefixChurn(columns.ColumnMetric):
+    inputs = ("prompts", "prompt_ids")
+    options = ("tokenizer",)
+    summary = "Share of the previous turn's prompt that is changed in the next one, over growing transcripts."
+
+    def _compute(self, prompts=None, prompt_ids=None, tokenizer=None) -> dict:
+        transcripts = columns.prompt_rows(self, prompts, prompt_ids, tokenizer, as_bytes=True)
+        return {**scoring.prefix_churn(transcripts), "transcripts": len(transcripts)}

@@ -1,0 +1,88 @@
+"""
+Tasks on whole documents, made of the documents themselves: their title, their lead, and the answers written beneath them.
+
+What a document says of itself in a few words hangs on much of it, where a lookup hangs on one place. Of a target only those
+tokens count that the passage makes cheaper by more than a bit, so that its language does not drown what it says.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from tokforget.readers.language_model import Reader
+from tokforget.readers.tasks import ReadingItem, only_what_helps
+from tokforget.text_units import split_sentences
+
+
+_LONGEST_TITLE, _LONGEST_LEAD, _SHORTEST_LEAD = 100, 400, 60
+_TITLE = re.compile(r"[^\W_](?:[\w \t'’“”\"&,:/()–—-]*[\w)?”\"])?")
+_QUESTION = re.compile(r"^(?:Q|Question): *(\S.*?)\n+(?:A|Answer): *(\S.*)$", re.MULTILINE)
+_ANSWERS_PER_TEXT = 3
+
+
+def split_title(text: str) -> tuple[str, str]:
+    """A document's title, `""` if it has none, and what follows: a short first line above an empty one that ends no sentence."""
+    first, gap, rest = text.strip().partition("\n\n")
+    title = first.strip("#=* \t")
+    is_title = gap and len(title) <= _LONGEST_TITLE and _TITLE.fullmatch(title) and any(c.isalpha() for c in title)
+    return (title, rest.strip()) if is_title else ("", text.strip())
+
+
+def split_lead(text: str) -> tuple[str, str]:
+    """The sentences that begin a document below its title, at most 400 characters, and what follows its first paragraph."""
+    paragraph, _, rest = split_title(text)[1].partition("\n\n")
+    if "\n" in paragraph.strip() or not paragraph.rstrip().endswith((".", "!", "?")):
+        return "", text.strip()
+    ends = [end for _, end in split_sentences(paragraph) if end <= _LONGEST_LEAD]
+    lead = paragraph[: ends[-1]].strip() if ends else ""
+    return (lead, rest.strip()) if len(lead) >= _SHORTEST_LEAD else ("", text.strip())
+
+
+def title_items(
+    documents: Iterable[tuple[str, str]], reader: Reader, per_kind: int, num_characters: int
+) -> list[ReadingItem]:
+    """The title after the text below it, of the first `per_kind` documents `(kind, text)` of each kind that have one."""
+    rows = ((kind, *split_title(text)) for kind, text in documents)
+    return only_what_helps(_items(rows, "\n\nTitle of the text above:", per_kind, num_characters), reader)
+
+
+def lead_items(
+    documents: Iterable[tuple[str, str]], reader: Reader, per_kind: int, num_characters: int
+) -> list[ReadingItem]:
+    """A document's first sentences, its summary in an article, after what follows its first paragraph."""
+    rows = ((kind, *split_lead(text)) for kind, text in documents)
+    return only_what_helps(_items(rows, "\n\nThe text above in short:", per_kind, num_characters), reader)
+
+
+def answer_items(
+    documents: Iterable[tuple[str, str]], reader: Reader, per_kind: int, num_characters: int
+) -> list[ReadingItem]:
+    """
+    Questions and answers that stand beneath a document as `Question: ... Answer: ...` or `Q: ... A: ...`, the question told to
+    those who ask for it. Longer documents than `num_characters` are left out: what answers may stand anywhere in them.
+    """
+    items, seen = [], Counter()
+    for kind, text in documents:
+        found = list(_QUESTION.finditer(text))
+        passage = text[: found[0].start()].strip() if found else ""
+        if not passage or len(passage) > num_characters or seen[kind] >= per_kind:
+            continue
+        seen[kind] += 1
+        for question, answer in (one.groups() for one in found[:_ANSWERS_PER_TEXT]):
+            after = f"\n\nQuestion: {question.strip()}\nAnswer:"
+            items.append(ReadingItem(passage, passage, kind, "", after, f" {answer.strip()}", question.strip()))
+    return only_what_helps(items, reader)
+
+
+def _items(
+    rows: Iterable[tuple[str, str, str]], after: str, per_kind: int, num_characters: int
+) -> Sequence[ReadingItem]:
+    items, seen = [], Counter()
+    for kind, target, rest in rows:
+        passage = rest[:num_characters]
+        if len(rest) > num_characters:
+            passage = passage[: max(passage.rfind(" "), passage.rfind("\n"), num_characters // 2)].strip()
+        if target and len(passage) >= num_characters // 2 and seen[kind] < per_kind:
+            seen[kind] += 1
+            items.append(ReadingItem(passage, passage, kind, "", after, f" {target}"))
+    return items

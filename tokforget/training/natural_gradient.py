@@ -1,0 +1,216 @@
+"""
+A step of the natural policy gradient over the last layer of a reader's policy.
+
+Near a policy that is any good its masks differ little in what they are worth, and much in what happens to be asked: of the
+differences that a reader sees, less than a hundredth comes back when something else is asked of the same text (LOG.md). A gradient
+through all weights moves in thousands of directions of which a few carry anything. Here the advantages of many masks of one
+policy are regressed on what the last layer sees of the words they keep. That is the natural gradient of its weights (Kakade 2002,
+"A Natural Policy Gradient"; Peters and Schaal 2008, "Natural Actor-Critic", the episodic form), with a ridge. Differs: the number
+of tokens kept is a price, taken out first, and texts that were left out say how strong the ridge has to be.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from tokforget.masking import keep_count, seeded_generator
+from tokforget.models.policy import KeepMaskPolicy
+from tokforget.models.unit_decisions import decide_units, pool_units, unit_sizes
+from tokforget.training.random_masks import draw_rates
+from tokforget.training.reader_texts import ReaderText, collate
+
+
+_FOLDS = 5
+_RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+_TEXTS_AT_ONCE = 8
+
+
+@dataclass
+class Moments:
+    """
+    Sums of products over masks, by whether the text came with a question and by fold of the texts.
+
+    Args:
+        products (`np.ndarray` of shape `(2, 5, P + 2, P + 2)`): Of tokens kept, the last layer's inputs summed over what is kept, and
+            the advantage, each centred over the masks of its text.
+        spread (`np.ndarray` of shape `(P, P)`): Covariance of the last layer's inputs over the words of a text, summed.
+        masks (`np.ndarray` of shape `(2,)`): Masks that were read, `texts` (`int`): texts.
+    """
+
+    products: np.ndarray
+    spread: np.ndarray
+    masks: np.ndarray
+    texts: int = 0
+
+    @classmethod
+    def empty(cls, width: int) -> "Moments":
+        return cls(np.zeros((2, _FOLDS, width + 2, width + 2)), np.zeros((width, width)), np.zeros(2))
+
+    @classmethod
+    def load(cls, path: Path, width: int) -> "Moments":
+        """Those of a file, empty if there is none; `ValueError` if they are of another policy's width."""
+        if not path.is_file():
+            return cls.empty(width)
+        with np.load(path) as stored:
+            if len(stored["spread"]) != width:
+                raise ValueError(f"{path} holds sums of another policy, {len(stored['spread'])} wide, here {width}.")
+            return cls(stored["products"], stored["spread"], stored["masks"], int(stored["texts"]))
+
+    def save(self, path: Path) -> None:
+        """The file appears whole or not at all."""
+        partial = path.with_name(f".{path.name}.partial")
+        with partial.open("wb") as file:
+            np.savez(file, products=self.products, spread=self.spread, masks=self.masks, texts=self.texts)
+        os.replace(partial, path)
+
+    def add(self, of_masks: np.ndarray, inputs: np.ndarray, asked: bool) -> None:
+        """
+        The next text.
+
+        Args:
+            of_masks (`np.ndarray` of shape `(M, P + 2)`): Tokens kept, inputs kept, reward of each mask.
+            inputs (`np.ndarray` of shape `(U, P)`): Of all units.
+            asked (`bool`): Whether the policy was told a question.
+        """
+        centred = of_masks - of_masks.mean(0)
+        self.products[int(asked), self.texts % _FOLDS] += centred.T @ centred
+        self.spread += np.cov(inputs, rowvar=False, bias=True)
+        self.masks[int(asked)] += len(of_masks)
+        self.texts += 1
+
+    def balanced(self) -> np.ndarray:
+        """
+        Products `(5, P + 1, P + 1)` of both kinds of texts together, what the number of kept tokens explains taken out. A single
+        question makes rewards vary far more than many lookups do: the rewards of either kind are divided by their own spread.
+        """
+        total = np.zeros((_FOLDS, *(size - 1 for size in self.products.shape[2:])))
+        for kind, masks in zip(self.products, self.masks):
+            if masks:
+                free = np.stack([_without_price(fold, kind.sum(0)) for fold in kind])
+                spread = np.sqrt(max(free.sum(0)[-1, -1] / masks, 1e-12))
+                free[:, -1] /= spread
+                free[:, :, -1] /= spread
+                total += free
+        return total
+
+
+def direction(moments: Moments) -> tuple[np.ndarray, dict[str, float]]:
+    """
+    Weights `(P,)` of the last layer's inputs, and how far they foretell the advantages of texts that were
+    left out: `correlation`, with the `ridge` that foretells best.
+    """
+    products = moments.balanced()
+    found = [(_held_out(products, ridge), ridge) for ridge in _RIDGES]
+    correlation, ridge = max(found)
+    return _solve(products.sum(0), ridge), {"correlation": correlation, "ridge": ridge}
+
+
+def _without_price(fold: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Products with what the number of kept tokens explains of all of them taken out: `(P + 1, P + 1)`."""
+    if whole[0, 0] <= 0:
+        return fold[1:, 1:]
+    slope = whole[0, 1:] / whole[0, 0]
+    price = np.outer(slope, fold[0, 1:])
+    return fold[1:, 1:] - price - price.T + fold[0, 0] * np.outer(slope, slope)
+
+
+def _solve(products: np.ndarray, ridge: float) -> np.ndarray:
+    of_inputs, with_advantage = products[:-1, :-1], products[:-1, -1]
+    scale = np.sqrt(np.maximum(np.diag(of_inputs), 1e-12))
+    correlated = of_inputs / np.outer(scale, scale)
+    return np.linalg.solve(correlated + ridge * np.eye(len(scale)), with_advantage / scale) / scale
+
+
+def _held_out(products: np.ndarray, ridge: float) -> float:
+    """Correlation of foretold and seen advantages, each fold foretold by the others."""
+    covariance = foretold = 0.0
+    for fold in products:
+        weights = _solve(products.sum(0) - fold, ridge)
+        covariance += float(weights @ fold[:-1, -1])
+        foretold += float(weights @ fold[:-1, :-1] @ weights)
+    return covariance / max(np.sqrt(max(foretold, 0.0) * products.sum(0)[-1, -1]), 1e-12)
+
+
+def take_step(policy: KeepMaskPolicy, moments: Moments, size: float) -> dict[str, float]:
+    """
+    Move the last layer along [`direction`], so that the scores of a text's words change by `size` of their own spread; not at all
+    where left-out texts do not confirm the direction.
+
+    Returns:
+        `dict`: `texts`, `correlation`, `ridge`, and `step`, the factor of the direction.
+    """
+    weights, facts = direction(moments)
+    spread = moments.spread / max(moments.texts, 1)
+    last = last_layer(policy)
+    own = torch.cat([part.weight[0] for part in last]).detach().double().cpu().numpy()
+    change = np.sqrt(max(weights @ spread @ weights, 0.0))
+    step = size * np.sqrt(max(own @ spread @ own, 0.0)) / change if facts["correlation"] > 0 and change > 0 else 0.0
+    with torch.no_grad():
+        for part, moved in zip(last, np.split(step * weights, [last[0].in_features])):
+            part.weight[0] += torch.from_numpy(moved).to(part.weight)
+    return {"texts": moments.texts, "step": float(step)} | facts
+
+
+def last_layer(policy: KeepMaskPolicy) -> tuple[torch.nn.Linear, torch.nn.Linear]:
+    return policy.to_logit, policy.direct[2]
+
+
+@torch.no_grad()
+def gather(
+    policy: KeepMaskPolicy,
+    texts: Sequence[ReaderText],
+    rewards: Callable[[list[ReaderText], np.ndarray], np.ndarray],
+    path: Path,
+    num_masks: int,
+    rates: tuple[float, float],
+    sharpness: float,
+    sentence_noise: float,
+    seed: int,
+) -> Moments:
+    """
+    Read masks of a policy, and sum what [`direction`] asks for; goes on with what `path` holds, and writes it as it goes.
+
+    Args:
+        rewards (`Callable`): Of texts and their masks over units `(B * num_masks, U)`, those of one text side by side, the rewards
+            `(B * num_masks,)` in bits.
+        rates (`tuple[float, float]`): Lowest and highest rate of the masks.
+    """
+    policy.eval()
+    device = policy.inputs.weight.device
+    moments = Moments.load(path, sum(part.in_features for part in last_layer(policy)))
+    with tqdm(total=len(texts), initial=moments.texts, desc="Natural gradient", leave=False) as bar:
+        for start in range(moments.texts, len(texts), _TEXTS_AT_ONCE):
+            chunk = list(texts[start : start + _TEXTS_AT_ONCE])
+            batch = {
+                name: value.to(device) for name, value in collate(chunk).items() if isinstance(value, torch.Tensor)
+            }
+            valid, unit_ids, num_units = batch["attention_mask"].bool(), batch["unit_ids"], batch["groups"].shape[1]
+            rate = draw_rates(len(chunk), *rates, [seeded_generator(seed, start + n, 3) for n in range(len(chunk))])
+            inputs = policy.last_inputs(batch["input_ids"], valid, rate.to(device), batch["features"])
+            plan = policy.last_layer(inputs)
+            sizes = unit_sizes(unit_ids, num_units)
+            own = [seeded_generator(seed, start + n, 4 + m) for n in range(len(chunk)) for m in range(num_masks)]
+            decisions = decide_units(
+                sharpness * pool_units(plan, unit_ids, num_units), sizes, keep_count(valid.sum(1), rate.to(device)),
+                policy.logit_bound, num_masks, own, batch["groups"], sentence_noise,
+            )  # fmt: skip
+            keep = decisions.actions.bool()
+            found = rewards(chunk, keep.cpu().numpy())
+            pooled = torch.stack(
+                [pool_units(part, unit_ids, num_units) for part in inputs.unbind(-1)], -1
+            )  # (B, U, P)
+            for n, text in enumerate(chunk):
+                here = slice(n * num_masks, (n + 1) * num_masks)
+                units = pooled[n, : len(text.pieces)].double().cpu().numpy()
+                kept = keep[here, : len(text.pieces)].double().cpu().numpy()
+                tokens = kept @ sizes[n, : len(text.pieces)].double().cpu().numpy()
+                rows = np.column_stack([tokens, kept @ units, found[here]])
+                moments.add(rows, units, text.question is not None)
+            moments.save(path)
+            bar.update(len(chunk))
+    return moments
