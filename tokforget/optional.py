@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 # Import names of what only training, restoring and measuring need; docs/compressing.md says how to install without.
 _LEFT_OUT = {
-    "torch", "transformers", "trl", "peft", "accelerate", "datasets", "evaluate", "rouge_score", "datasketch", "yaml", "jinja2", "tqdm",
+    "torch", "transformers", "trl", "peft", "accelerate", "datasets", "evaluate", "rouge_score", "datasketch", "jinja2", "tqdm",
     "psutil",
 }  # fmt: skip
 

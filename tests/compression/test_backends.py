@@ -38,7 +38,7 @@ BLOCKED = """
 import sys
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "evaluate", "tqdm", "yaml"}:
+        if name.partition(".")[0] in {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "evaluate", "tqdm"}:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Blocked())
 """

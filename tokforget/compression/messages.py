@@ -20,13 +20,12 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from tokforget.compression.protection import PRESET
 from tokforget.compression.request import Request
 from tokforget.compression.results import CompressedText
 from tokforget.compression.structure import find_structure
-from tokforget.masking import check_number, check_rate, keep_count
+from tokforget.rates import allowed_tokens, check_number, check_rate
 from tokforget.text_units import split_sentences
 
 
@@ -566,7 +565,7 @@ class _Run:
         setting = self.setting
         self.target = setting.target_tokens
         if self.target is None:
-            self.target = max(int(keep_count(torch.tensor([total]), setting.rate)), 1)
+            self.target = max(int(allowed_tokens(total, setting.rate)), 1)
         elif sum(text.tokens for text in self.texts) <= self.target:
             self.returned_whole = "fits"
             for text in open_:

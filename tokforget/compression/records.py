@@ -10,8 +10,6 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import yaml
-
 
 # -- logs --------------------------------------------------------------------------------------------------------------
 # What lines of a log are kept before, by what they say; among equals the scores decide.
@@ -176,6 +174,8 @@ def _is_yaml(text: str, shown: Sequence[str]) -> bool:
     values = [line.split(":", 1)[1].split(" #")[0] for line in shown if _KEY.match(line) and ":" in line]
     if len(values) < _SETTINGS_LINES or sum(len(value.split()) > _VALUE_WORDS for value in values) > len(values) / 4:
         return False
+    import yaml  # takes a while, and few texts look like it
+
     try:
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         documents = [one for one in yaml.load_all(text, Loader=loader) if one is not None]

@@ -6,8 +6,8 @@ No `from __future__ import annotations` here: the host's parser reads the annota
 
 from dataclasses import dataclass, field
 
-from tokforget.masking import check_rate
 from tokforget.parsing import check_at_least
+from tokforget.rates import check_rate
 
 
 @dataclass
