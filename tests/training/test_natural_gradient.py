@@ -121,6 +121,21 @@ def test_a_step_ranks_higher_what_the_reader_wants(policy, asked, tmp_path):
     assert np.mean([lead(text) for text in asked]) > before + 0.5
 
 
+def test_what_all_words_of_a_text_share_is_left_out(policy, asked, tmp_path):
+    """A reader that wants tokens of short budgets and none of long ones says nothing of which words to keep."""
+
+    def tokens(texts, keep: np.ndarray) -> np.ndarray:
+        masks, found = len(keep) // len(texts), []
+        for row, text in enumerate(texts):
+            sizes = np.asarray(text.pieces.sizes)
+            kept = keep[row * masks : (row + 1) * masks, : len(sizes)] @ sizes
+            found += list(kept * (1.0 if kept.mean() < sizes.sum() / 2 else -1.0))
+        return np.array(found)
+
+    moments = gather(policy, asked, tokens, tmp_path / "sums.npz", 8, (0.2, 0.8), 1.0, 0.0, seed=0)
+    assert direction(moments)[1]["correlation"] < 0.3
+
+
 def test_gathering_goes_on_from_its_file_with_the_same_sums(policy, asked, tmp_path):
     options = (5, (0.3, 0.7), 1.0, 1.0, 3)
     whole = gather(policy, asked[:24], capitals, tmp_path / "whole.npz", *options)

@@ -74,7 +74,7 @@ class Moments:
 
         Args:
             of_masks (`np.ndarray` of shape `(M, P + 2)`): Tokens kept, inputs kept, reward of each mask.
-            inputs (`np.ndarray` of shape `(U, P)`): Of all units.
+            inputs (`np.ndarray` of shape `(U, P)`): Of all units, of mean 0.
             asked (`bool`): Whether the policy was told a question.
         """
         centred = of_masks - of_masks.mean(0)
@@ -207,6 +207,8 @@ def gather(
             for n, text in enumerate(chunk):
                 here = slice(n * num_masks, (n + 1) * num_masks)
                 units = pooled[n, : len(text.pieces)].double().cpu().numpy()
+                # What all words of a text share ranks nothing; it would only tell in which texts a token is worth more.
+                units = units - units.mean(0)
                 kept = keep[here, : len(text.pieces)].double().cpu().numpy()
                 tokens = kept @ sizes[n, : len(text.pieces)].double().cpu().numpy()
                 rows = np.column_stack([tokens, kept @ units, found[here]])
