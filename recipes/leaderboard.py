@@ -28,6 +28,12 @@ import yaml
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 sys.path.append(os.getcwd())  # as in train.py: rewards of one's own are looked for when the plan is checked
 
+from tokforget.recipe_keys import refuse_unknown_keys
+
+
+if __name__ == "__main__":
+    refuse_unknown_keys(__file__)  # before what takes seconds to import
+
 from tokforget.data.arguments import DataArguments
 from tokforget.evaluation.arguments import EvaluationArguments
 from tokforget.evaluation.baselines import CHEAP_BASELINES

@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tokforget.models.folders import MODEL_TYPE
 from tokforget.packaged import EMBEDDED
-from tokforget.parsing import RENAMED
+from tokforget.recipe_keys import RENAMED
 from tokforget.shipped import CARDS, shipped_folder
 
 
