@@ -14,6 +14,12 @@ import warnings
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+from tokforget.recipe_keys import refuse_unknown_keys
+
+
+if __name__ == "__main__":
+    refuse_unknown_keys(__file__)  # before what takes seconds to import
+
 from tokforget.evaluation.transcript_arguments import TranscriptArguments
 from tokforget.parsing import parse_arguments
 from tokforget.training.recipe_steps import refusals_in_one_line

@@ -11,6 +11,12 @@ import os
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+from tokforget.recipe_keys import refuse_unknown_keys
+
+
+if __name__ == "__main__":
+    refuse_unknown_keys(__file__)  # before what takes seconds to import
+
 from tokforget.parsing import parse_arguments
 from tokforget.readers.calibration_arguments import CalibrationArguments
 from tokforget.training.recipe_steps import refusals_in_one_line

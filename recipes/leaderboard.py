@@ -28,12 +28,19 @@ import yaml
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 sys.path.append(os.getcwd())  # as in train.py: rewards of one's own are looked for when the plan is checked
 
+from tokforget.recipe_keys import refuse_unknown_keys
+
+
+if __name__ == "__main__":
+    refuse_unknown_keys(__file__)  # before what takes seconds to import
+
 from tokforget.data.arguments import DataArguments
 from tokforget.evaluation.arguments import EvaluationArguments
 from tokforget.evaluation.baselines import CHEAP_BASELINES
 from tokforget.evaluation.comparison import CEILING, FLOOR, KEEP_ALL
 from tokforget.evaluation.report import BASELINE_RESULTS, EVALUATION_CONFIG, MODEL_RESULTS
 from tokforget.files import write_json
+from tokforget.local_paths import command_without_local_paths, shown_names
 from tokforget.models.arguments import ModelArguments, ReconstructorArguments
 from tokforget.parsing import parse_arguments, refuse
 from tokforget.shipped import RECIPES, hardware_file, in_checkout, recipe_path, run_file, shipped_folder
@@ -305,17 +312,20 @@ def write_table(args: LeaderboardArguments, record: dict) -> None:
         "baseline that needs no language-model pass, named behind it. *Over the policy*: the difference, paired over texts. "
         "Time: of scoring, batched.",
     ]  # fmt: skip
+    names = shown_names(dataset["dataset"] for dataset in config["datasets"])
     for dataset in config["datasets"]:
         for rate in config["arguments"]["rates"]:
             own = [row for row in rows if (row["dataset"], row["rate"]) == (dataset["dataset"], rate)]
-            lines += ["", f"## {dataset['dataset']}, rate {rate:g} ({dataset['texts']} texts)", "",
+            lines += ["", f"## {names[dataset['dataset']]}, rate {rate:g} ({dataset['texts']} texts)", "",
                       "| scorer | bits lost | over the policy | gap | exact | over the policy | µs per token | fewer |",
                       "|---|---|---|---|---|---|---|---|"]  # fmt: skip
             lines += ["| " + " | ".join(_cells(row, args)) + " |" for row in own]
     plots = sorted(path.name for path in evaluation.glob("*.png"))
     lines += ["", *(f"![{name}](evaluation/{name})" for name in plots), "", "## Commands", ""]
     for name, step in record["steps"].items():
-        lines.append(f"* {name}, commit {step['commit']}, {step['seconds']:.0f} s: `{step['command']}`")
+        # The record has it as it ran, and goes on by that; the table is for others.
+        shown = command_without_local_paths(step["command"], args.output_dir)
+        lines.append(f"* {name}, commit {step['commit']}, {step['seconds']:.0f} s: `{shown}`")
     (folder / TABLE).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -16,6 +16,12 @@ from pathlib import Path
 # tokforget sends nothing on its own, its host's ping included.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+from tokforget.recipe_keys import refuse_unknown_keys
+
+
+if __name__ == "__main__":
+    refuse_unknown_keys(__file__)  # before what takes seconds to import
+
 from tokforget.hub.arguments import PushArguments
 from tokforget.parsing import parse_arguments, refuse
 

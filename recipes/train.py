@@ -14,6 +14,12 @@ import sys
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 sys.path.append(os.getcwd())  # a reward of one's own lies where one stands, not beside this script
 
+from tokforget.recipe_keys import refuse_unknown_keys
+
+
+if __name__ == "__main__":
+    refuse_unknown_keys(__file__)  # before what takes seconds to import
+
 from tokforget.data.arguments import DataArguments
 from tokforget.models.arguments import ModelArguments
 from tokforget.parsing import as_record, refuse

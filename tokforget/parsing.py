@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import difflib
 import json
 import os
 import sys
@@ -13,32 +12,8 @@ from typing import NoReturn
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from tokforget.recipe_keys import ALIASES, unknown_key
 from tokforget.shipped import run_file
-
-
-# Names that people know from scripts of this kind, and the fields that do the same.
-ALIASES = {
-    "data_path": "dataset_name",
-    "reconstructor_path": "reconstructor_name_or_path",
-    "model_name_or_path": "reconstructor_name_or_path",
-    "max_epochs": "num_train_epochs",
-    "batch_size": "per_device_train_batch_size",
-    "learning_rate_policy": "policy_learning_rate",
-    "learning_rate_reconstructor": "reconstructor_learning_rate",
-    "reward_type": "reward_funcs",
-}
-
-
-# What keys were called in records and run files of before; the old name is an error that says the new one.
-RENAMED = {
-    "warm_start_teacher": "warm_start_target",
-    "lesson_path": "warm_start_data_path",
-    "warm_start_sharpness": "warm_start_logit_scale",
-    "random_mask_share": "random_mask_fraction",
-    "reconstruction_share": "reconstructor_text_fraction",
-    "variants": "ablations",
-    "variant_seeds": "ablation_seeds",
-}
 
 
 DEVICES = {"cpu": "true", "cuda": "false", "gpu": "false"}
@@ -99,7 +74,7 @@ def parse_arguments(
     known = set(parser._option_string_actions)
     for word in words:
         if word.startswith("--") and word.split("=")[0] not in known:
-            parser.error(_unknown(word.split("=")[0].lstrip("-"), known))
+            parser.error(unknown_key(word.split("=")[0].lstrip("-"), known))
     try:
         # Behind the dataclasses comes what is left: --config and --device, both dealt with.
         return parser.parse_args_into_dataclasses(words, look_for_args_file=False)[: len(dataclass_types)]
@@ -133,18 +108,9 @@ def _owner(kind: type, name: str) -> type | None:
     package = __name__.partition(".")[0]
     classes = [base for base in kind.__mro__ if name in vars(base).get("__annotations__", {})]
     return next(
-        (base for base in reversed(classes) if base.__module__.partition(".")[0] in (package, "recipes")), None
+        (base for base in reversed(classes) if base.__module__.partition(".")[0] in (package, "recipes", "__main__")),
+        None,
     )
-
-
-def _unknown(key: str, known: set[str], where: str = "") -> str:
-    """What to say of a key that does not exist, the nearest one that does included."""
-    key = key.replace("-", "_")
-    if f"--{RENAMED.get(key)}" in known:
-        return f"unknown key `{key}`{where}: it is called `{RENAMED[key]}` now."
-    near = difflib.get_close_matches(key, sorted({word.lstrip("-").replace("-", "_") for word in known}), 1, 0.75)
-    hint = f" Did you mean `{near[0]}`?" if near else ""
-    return f"unknown key `{key}`{where}.{hint} `--help` lists the keys that exist."
 
 
 def _with_config(argv: list[str], parser: argparse.ArgumentParser) -> list[str]:
@@ -175,7 +141,7 @@ def _with_config(argv: list[str], parser: argparse.ArgumentParser) -> list[str]:
     words: list[str] = []
     for key, value in keys.items():
         if f"--{key}" not in parser._option_string_actions:
-            parser.error(_unknown(key, set(parser._option_string_actions), f" in {path}"))
+            parser.error(unknown_key(key, set(parser._option_string_actions), f" in {path}"))
         words += _as_words(key, value, path, parser)
     return words + argv[:at] + argv[at + 2 :]
 

@@ -376,6 +376,37 @@ def test_the_rows_written_are_read_by_those_who_read_json_lines(shell, compresso
     assert again.code == 2 and again.out == b"" and "3 lines could not be used" in again.err
 
 
+def test_the_compressed_text_goes_where_the_output_column_says(shell, compressor):
+    row = '{"a": {"text": "x", "n": [1.50, "text\\""]}, "text" : "the cat sat on the mat", "b":1e400 }'
+    result = compressor.compress("the cat sat on the mat", rate=0.4)
+    words = ["compress", "--column", "text", "--rate", "0.4", "--output-column"]
+    line = shell(*words, "short é", stdin=row.encode()).out.decode()
+    assert line.startswith(row[:-1].rstrip() + ', "short é": "') and json.loads(line)["short é"] == result.text
+    assert list(json.loads(line))[3:] == ["short é", "original_tokens", "compressed_tokens", "compression_rate"]
+    # The column itself: every other letter of the row stays, and the text stands where the original stood.
+    done = shell(*words, "text", "--json", stdin=row.encode())
+    line = done.out.decode()
+    assert line.startswith(
+        row.replace(json.dumps("the cat sat on the mat"), json.dumps(result.text))[:-1].rstrip() + ', "or'
+    )
+    saved = json.loads(line)
+    assert list(saved)[3:] == ["original_tokens", "compressed_tokens", "compression_rate", "compression"]
+    assert (
+        shell("restore", "-q", stdin=done.out).out.decode() == compressor.restore(result, progress=False).text + "\n"
+    )
+    # With other names than the usual ones a row may have these.
+    assert shell(*words, "short", stdin=b'{"text": "a cat", "compressed": 1}').code == 0
+
+
+def test_an_output_column_that_is_taken_is_refused(shell):
+    words = ["compress", "--column", "text", "--output-column"]
+    done = shell(*words, "id", stdin=b'{"text": "a cat", "id": 1}\n{"text": "a dog"}')
+    assert done.code == 2 and "tokforget: -:1: it has 'id' already, which would stand there twice" in done.err
+    assert [json.loads(line)["text"] for line in done.out.splitlines()] == ["a dog"]
+    done = shell("compress", "--column", "compressed", stdin=b'{"compressed": "a cat"}')
+    assert done.code == 2 and "it has 'compressed' already" in done.err and done.out == b""  # replaced only if asked
+
+
 # -- restore -----------------------------------------------------------------------------------------------------------
 def test_what_was_compressed_to_json_is_restored_from_the_file(shell, compressor):
     data = TEXT.encode() + b" \xff\xfe end"
@@ -480,6 +511,9 @@ def test_env_can_ask_torch(shell):
         (["compress", "--keep-first", "-1"], "at least 0, got -1"),
         (["compress", "--stream", "--target-tokens", "5", "--keep-last", "3"], "does not go with --target-tokens, --keep-last"),
         (["compress", "--stream", "--column", "text"], "does not go with --column"),
+        (["compress", "--output-column", "short"], "`--output-column` is for the rows of --column"),
+        (["compress", "--column", "text", "--output-column", "original_tokens"], "original_tokens is written beside the text"),
+        (["compress", "--messages", "--output-column", "short"], "does not go with --output-column"),
         (["compress", "--prefix-stable", "--nested"], "does not nest"),
         (["compress", "--target-tokens", "2", "--keep-first", "9"], "The smallest feasible budget is"),
         (["compress", "--output", "no/such/file"], "no such folder"),

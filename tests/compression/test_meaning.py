@@ -13,6 +13,7 @@ from tests.support import fuzz_compressor as fuzz
 from tokforget import Compressor
 from tokforget.compression.meaning import find_bonds, find_line_breaks, find_negations, find_roles, find_sentence_ends
 from tokforget.compression.pieces import cut
+from tokforget.compression.search import Ranked
 
 
 ANY_OPINION = fuzz.make_compressor()
@@ -142,6 +143,62 @@ def test_a_limit_with_a_negation_keeps_its_measure(seed, rate, nested):
     output = ANY_OPINION.compress(text, rate=rate, unit="word", nested=nested).text
     for phrase, begins in (("no later than noon", "no later"), ("no fewer than four", "no fewer")):
         assert phrase in output or (begins not in output and phrase.split()[-1] not in output.split()), output
+
+
+LISTED = (
+    "We saw birds, cats, and dogs. In the old house: nothing but dust. Yes, the red one; that is it! "
+    "He came – late as ever. For example, the sea. She left early, why? "
+) * 2
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(st.integers(0, 10_000), st.sampled_from([0.2, 0.35, 0.5, 0.65, 0.8]), st.booleans())
+def test_no_comma_is_left_before_the_end_of_its_sentence(seed, rate, nested):
+    rng = np.random.default_rng(seed)
+    text = " ".join(rng.permutation(re.findall(r".+?[.!?] ", LISTED)).tolist())
+    result = ANY_OPINION.compress(text, rate=rate, unit="word", nested=nested)
+    assert not re.search(r"[,;:–] ?[.!?]", result.text), result.text
+    # Mask, spans, text and count agree, and nothing is invented.
+    assert len(ANY_OPINION.tokenizer.encode(result.text).ids) == result.compressed_tokens <= result.target_tokens
+    spans = zip(result.kept_spans.tolist(), result.separated.tolist())
+    assert "".join(" " * apart + text[a:b] for (a, b), apart in spans) == result.text
+    assert len(result.kept_ids) == len(result.kept_indices)
+
+
+@pytest.mark.parametrize(
+    "kept, protect, left",
+    [
+        (["example"], (), "example."),
+        (["example", ","], (), "example."),
+        (["example", ",", " sea"], (), "example, sea."),
+        ([","], (), ""),  # the full stop came with the comma alone
+        (["example", ","], (",",), "example,."),  # what must stay stays
+        (["example", ",", " –"], (), "example."),
+    ],
+)
+def test_what_a_comma_before_the_end_of_a_sentence_takes_along(kept, protect, left):
+    text = "For example, the – sea. More."
+    offsets = np.array([(m.start(), m.end()) for m in re.finditer(r" ?\w+| ?[^\w\s]", text)])
+    pieces = cut(text, offsets, "word")
+    names = [text[a:b] for a, b in pairwise(pieces.chars)]
+    at = [names.index(word if word in names else f" {word}") for word in kept]
+    bonds = find_bonds(text, pieces)
+    ranks = np.zeros(len(pieces))
+    ranks[[names.index(word) for word in protect]] = -np.inf
+    ranked = Ranked([text], [pieces], ranks, bonds)
+    keep = np.zeros(len(pieces), dtype=bool)
+    keep[at] = True
+    assert ranked.render(ranked.complete(keep))[0].strip() == left
+
+
+def test_a_comma_that_stood_before_a_full_stop_stays_there():
+    text = "the cat,. A dog."
+    assert ANY_OPINION.compress(text, rate=1.0, unit="word").text == text
+    bonds = find_bonds(
+        text, pieces := cut(text, np.array([(0, 3), (3, 7), (7, 8), (8, 9), (9, 11), (11, 15), (15, 16)]), "word")
+    )
+    everything = np.ones(len(pieces), dtype=bool)
+    assert not bonds.dangling(everything).any()
 
 
 def test_lines_sentences_and_speakers_stay_apart(compressor):

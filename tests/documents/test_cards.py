@@ -1,5 +1,6 @@
 """Cards: whole, true to the records, and nothing in them that is not known."""
 
+import html
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ from transformers import TrainingArguments
 
 from recipes import push_to_hub
 from tokforget.data.blocks import load_blocks
+from tokforget.files import write_json
 from tokforget.hub.cards import write_card
 from tokforget.hub.staging import DATA, MODEL, RECONSTRUCTOR, kind_of, stage
 from tokforget.packaged import forget_model_path
@@ -345,6 +347,38 @@ def test_nothing_published_names_a_place_on_this_machine(packaged, tmp_path):
     assert json.loads((packaged / "training_config.json").read_text())["dataset_name"] == str(
         data
     )  # one's own record stays
+
+
+def test_an_evaluation_and_data_are_published_without_their_places(packaged, prepared, tmp_path):
+    source = tmp_path / "evaluated"
+    data, model, judge = (str(tmp_path / "secret <é>" / name) for name in ("texts.jsonl", "mine", "judge"))
+    config = {
+        "arguments": {"model_path": [f"policy={model}"], "reader_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct"},
+        "models": [{"label": "policy", "path": model}], "reconstructor": judge, "datasets": [{"dataset": data}],
+    }  # fmt: skip
+    samples = [{"dataset": data, "tokens": ["/", "/home", f" {model}", "~"]}]
+    for name, record in (("evaluation_config", config), ("model_results", {"scorers": [{"dataset": data}]}),
+                         ("samples", samples)):  # fmt: skip
+        write_json(source / f"{name}.json", record)
+    before = f"of `{data}`, judged by {judge}"  # as reports were written once
+    (source / "report.md").write_text(before, encoding="utf-8")
+    (source / "heatmap.html").write_text(f"<h2>{html.escape(data)}</h2>", encoding="utf-8")
+    stage(packaged, tmp_path / "staged", "user/model", evaluation_path=source)
+    found = tmp_path / "staged" / "evaluation"
+    config = json.loads((found / "evaluation_config.json").read_text())
+    assert config["arguments"]["model_path"] == ["policy=mine"] and config["models"][0]["path"] == "mine"
+    assert config["arguments"]["reader_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert json.loads((found / "model_results.json").read_text()) == {"scorers": [{"dataset": "texts.jsonl"}]}
+    # The texts themselves are none of our places, and stay to the letter.
+    assert json.loads((found / "samples.json").read_text()) == [samples[0] | {"dataset": "texts.jsonl"}]
+    assert (found / "report.md").read_text() == "of `texts.jsonl`, judged by judge"
+    assert (found / "heatmap.html").read_text() == "<h2>texts.jsonl</h2>"
+    assert (source / "report.md").read_text() == before  # one's own files stay
+    stage(prepared, tmp_path / "blocks", "user/data")
+    assert str(prepared.parent) in (prepared / "manifest.json").read_text()
+    for name in ("manifest.json", "README.md"):
+        text = (tmp_path / "blocks" / name).read_text()
+        assert str(prepared.parent) not in text and "texts.jsonl" in text
 
 
 # -- the recipe --------------------------------------------------------------------------------------------------------

@@ -158,6 +158,23 @@ def test_report_and_plots_are_drawn_from_the_files_alone(evaluated, tmp_path):
         write_report(tmp_path / "nowhere")
 
 
+def test_the_report_names_no_place_on_this_machine(evaluated, folder, base_folder, tmp_path):
+    """The JSON files say where all lay, for oneself; what is shown to others does not, whatever lies in the files."""
+    config = read(evaluated, "evaluation_config.json")
+    assert str(folder) in json.dumps(config)
+    for name in ("report.md", "heatmap.html"):
+        text = (evaluated / name).read_text()
+        assert str(folder) not in text and str(base_folder) not in text and str(folder.parent) not in text, name
+    old, new = config["datasets"][0]["dataset"], "/a/secret/texts.jsonl"
+    for name in FILES:
+        text = (evaluated / name).read_text().replace(json.dumps(old), json.dumps(new))
+        (tmp_path / name).write_text(text)
+    write_report(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "secret" not in text and "\n## texts.jsonl\n" in text and "| texts | texts.jsonl (" in text
+    assert "secret" not in (tmp_path / "heatmap.html").read_text()
+
+
 def test_without_matplotlib_the_report_has_no_plots(evaluated, tmp_path, monkeypatch, caplog):
     for name in FILES:
         shutil.copy(evaluated / name, tmp_path / name)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.loopback_hub import READ_TOKEN, ROOT, TOKEN, LoopbackHub
-from tokforget.hub.cards import without_local_paths
+from tokforget.local_paths import without_local_paths
 from tokforget.packaged import forget_model_path
 
 

@@ -275,6 +275,23 @@ def test_a_data_set_is_mapped(compressor, how):
         assert (row["original_tokens"], row["compressed_tokens"]) == (result.original_tokens, result.compressed_tokens)
 
 
+def test_the_output_column_of_a_data_set_is_chosen(compressor):
+    datasets = pytest.importorskip("datasets")
+    dataset = datasets.Dataset.from_dict({"article": TEXTS, "compressed": [1, 2, 3]})
+    short = [result.text for result in compressor.compress(TEXTS, rate=0.5)]
+    with pytest.raises(ValueError, match="already has compressed: rename.*or name another `output_column`"):
+        dataset.map(compress_column(compressor, "article", rate=0.5), batched=True)
+    mapped = dataset.map(compress_column(compressor, "article", rate=0.5, output_column="short"), batched=True)
+    assert mapped.column_names == ["article", "compressed", "short", *COLUMNS[1:]]
+    assert (mapped["article"][:], mapped["short"][:]) == (TEXTS, short)
+    function = pickle.loads(pickle.dumps(compress_column(compressor, "article", rate=0.5, output_column="article")))
+    mapped = dataset.map(function, batched=True)
+    assert mapped.column_names == ["article", "compressed", *COLUMNS[1:]] and mapped["article"][:] == short
+    assert function({"article": TEXTS[0]})["article"] == short[0]
+    with pytest.raises(ValueError, match="'compressed_tokens' is written beside the text"):
+        compress_column(compressor, output_column="compressed_tokens")
+
+
 @pytest.mark.slow
 def test_the_map_function_hashes_alike_in_every_process(folder, compressor):
     Hasher = pytest.importorskip("datasets.fingerprint").Hasher

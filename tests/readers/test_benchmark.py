@@ -4,6 +4,7 @@ import gzip
 import json
 import random
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -442,6 +443,9 @@ def test_a_run_measures_reports_and_resumes(tmp_path, long_reader, monkeypatch, 
         if name in ("full", "none"):  # None where a random reader is told nothing by the passage
             assert row["retention"] in (1.0, 0.0, None)
     report = (tmp_path / "out/report.md").read_text()
+    results = json.loads((tmp_path / "out/reader_results.json").read_text())
+    assert results["reader"] == Path(long_reader).name and f"# What {results['reader']} can still do" in report
+    assert str(Path(long_reader).parent) not in report and str(tmp_path) not in report
     assert by_name["questions", "random_words"].get("ahead") is None
     head, reference = by_name["lookup", "head"], by_name["lookup", "random_words"]
     if head["retention"] is not None:

@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard
 from tests.conftest import make_gpt2, make_tokenizer
 from tests.documents.test_cards import check_card
 from tests.support.loopback_hub import ROOT, LoopbackHub
-from tokforget.hub.cards import without_local_paths
+from tokforget.local_paths import without_local_paths
 
 
 pytestmark = pytest.mark.slow

@@ -179,6 +179,30 @@ def test_the_table_shows_figures_commands_and_seeds(evaluated, tmp_path):
     assert "* judge, commit abc+, 3 s: `accelerate launch x`" in text and "keep_all" not in text
 
 
+def test_the_table_names_no_place_on_this_machine(evaluated, tmp_path):
+    """The record keeps the very command, by which the same run goes on."""
+    for name in ("model_results.json", "baseline_results.json", "evaluation_config.json"):
+        text = (evaluated / name).read_text().replace('"stories"', json.dumps(str(tmp_path / "stories.jsonl")))
+        (evaluated / name).write_text(text)
+    args = leaderboard.LeaderboardArguments(str(tmp_path))
+    command = (
+        f"accelerate launch --config_file {tmp_path}/my.yaml recipes/evaluate.py --dataset_name /else/where/stories.jsonl "
+        f"--model_path policy={tmp_path}/policy_seed_0 two={tmp_path}/a/b '--reader_name_or_path=~/my reader' "
+        "--reconstructor_name_or_path user/judge --data outputs/x --output_dir ../y"
+    )
+    record = {"steps": {"judge": {"command": command, "commit": "abc+", "seconds": 3.21, "seed": 101}}}
+    leaderboard.write_table(args, record)
+    text, own = (tmp_path / "leaderboard.md").read_text(), tmp_path.name
+    assert str(tmp_path.parent) not in text and "/else" not in text and "~" not in text
+    assert (
+        f"`accelerate launch --config_file {own}/my.yaml recipes/evaluate.py --dataset_name stories.jsonl --model_path "
+        f"policy={own}/policy_seed_0 two={own}/a/b '--reader_name_or_path=my reader' --reconstructor_name_or_path user/judge "
+        "--data outputs/x --output_dir y`"
+    ) in text
+    assert "## stories.jsonl, rate 0.5 (8 texts)" in text and "| **policy** | 0.900" in text
+    assert json.loads((tmp_path / "leaderboard.json").read_text())["steps"]["judge"]["command"] == command
+
+
 # -- the whole ---------------------------------------------------------------------------------------------------------
 def launch(*words) -> subprocess.CompletedProcess:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MPLCONFIGDIR": os.environ["HF_HOME"]}

@@ -14,8 +14,9 @@ Text files or standard input to standard output. Several files follow each other
 each. Text that is not dropped is reproduced byte for byte, line endings and bytes that are no UTF-8 included.
 
 With --column the input is JSONL: every row keeps its columns letter for letter and gets `compressed`, `original_tokens`,
-`compressed_tokens` and `compression_rate` (with --json also `compression`, for restore). A line that cannot be used is left
-out and named with its number on standard error; the others are written, and the exit code is 2.
+`compressed_tokens` and `compression_rate` (with --json also `compression`, for restore). --output-column names another column
+for the compressed text; one that a row has already is refused, but for that of --column, whose text is then replaced. A line
+that cannot be used is left out and named with its number on standard error; the others are written, and the exit code is 2.
 
 With --messages the input is a chat: a JSON list of messages of OpenAI or Anthropic, a request that holds one, or JSON Lines of
 either, and so is the output. System, last user message and calls of tools stay; results of tools and older turns are shortened.
@@ -23,6 +24,7 @@ either, and so is the output. System, last user message and calls of tools stay;
   tokforget compress notes.txt --rate 0.3
   cat notes.txt | tokforget compress --target-tokens 500 --protect numbers --protect '/Figure \\d+/'
   tokforget compress rows.jsonl --column text --output short.jsonl
+  tokforget compress rows.jsonl --column text --output-column short_text --output short.jsonl
   tokforget compress --messages chat.json --stable --rate 0.5
   tokforget compress notes.txt --json --output notes.json && tokforget restore notes.json
 """
@@ -98,6 +100,9 @@ def make_parser() -> argparse.ArgumentParser:
                           help="one JSON object per text and line, with everything that `restore` needs")  # fmt: skip
     compress.add_argument("--column", metavar="NAME", help="read JSONL and compress this column of its rows")
     compress.add_argument("--question-column", metavar="NAME", help="with --column: the question of each row")
+    compress.add_argument("--output-column", metavar="NAME",
+                          help="with --column: where the compressed text goes (default: compressed); the name of --column "
+                               "itself replaces the original")  # fmt: skip
     _add_messages(compress)
     compress.add_argument("--report", choices=("omissions",),
                           help="omissions: say on standard error what is left out, by lines; with --json, as `omitted` in the "

@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 STDIN = "-"
 _SURROGATES = re.compile("[\ud800-\udfff]")
+_BETWEEN = re.compile(r"[\s:,]*")  # what stands between the keys and values of an object of JSON
 _BLOCK_BYTES = 65_536
 _UTF_16 = "Convert it first, for instance with `iconv -f UTF-16 -t UTF-8`."
 _UNPACK, _EXTRACT = "Unpack it first.", "Take the text out of it first."
@@ -213,10 +214,27 @@ def json_line(fields: dict | list, indent: int | None = None) -> bytes:
     return _escaped(text).encode() + b"\n"
 
 
-def with_columns(record: Record, columns: dict) -> bytes:
-    """A row with columns added behind its own, which stay letter for letter as they were (numbers, order, spaces)."""
-    added = json.dumps(columns, ensure_ascii=False)
-    return f"{record.line[:-1].rstrip()}, {_escaped(added)[1:]}\n".encode()
+def with_columns(record: Record, columns: dict, replaced: str | None = None) -> bytes:
+    """
+    A row with columns added behind its own, which stay letter for letter as they were (numbers, order, spaces); one that is
+    `replaced` keeps its place and gets the value that `columns` has for it.
+    """
+    line, added = record.line, dict(columns)
+    if replaced is not None:
+        start, end = _value_span(line, replaced)
+        line = line[:start] + _escaped(json.dumps(added.pop(replaced), ensure_ascii=False)) + line[end:]
+    return f"{line[:-1].rstrip()}, {_escaped(json.dumps(added, ensure_ascii=False))[1:]}\n".encode()
+
+
+def _value_span(line: str, name: str) -> tuple[int, int]:
+    """Where in a line that is an object of JSON the value of a key begins, and where it ends."""
+    decoder, at = json.JSONDecoder(), 1
+    while True:
+        key, at = decoder.raw_decode(line, _BETWEEN.match(line, at).end())
+        start = _BETWEEN.match(line, at).end()
+        _, at = decoder.raw_decode(line, start)
+        if key == name:
+            return start, at
 
 
 def _escaped(text: str) -> str:

@@ -260,6 +260,8 @@ def _compress(args: argparse.Namespace) -> int:
         }
     if args.question_column and (not args.column or args.question):
         raise UserError("`--question-column` is for the rows of --column, and takes the place of --question.")
+    if args.output_column is not None:
+        _check_output_column(args)
     compressor = _load(args, options)
     if args.question_column and not compressor.takes_question:
         raise UserError("`--question-column`: this model was trained without questions and cannot use one.")
@@ -273,7 +275,7 @@ def _compress(args: argparse.Namespace) -> int:
                 write(record.source, _rendered(args, record, result))
         else:
             records = (
-                read_rows(files, args.column, report.reject, args.question_column, _added_columns(args))
+                read_rows(files, args.column, report.reject, args.question_column, _new_columns(args))
                 if args.column
                 else read_texts(files)
             )
@@ -386,10 +388,32 @@ def _told(group: list[Record]) -> dict:
     return {"question": questions} if any(question is not None for question in questions) else {}
 
 
-def _added_columns(args: argparse.Namespace) -> tuple[str, ...]:
+def _check_output_column(args: argparse.Namespace) -> None:
+    if not args.column:
+        raise UserError("`--output-column` is for the rows of --column: name the column of the texts, too.")
+    others = _added_columns(args)[1:]
+    if args.output_column in others:
+        raise UserError(
+            f"`--output-column` {args.output_column} is written beside the text, as are {', '.join(others)}: choose another name."
+        )
+
+
+def _text_column(args: argparse.Namespace) -> str:
     from tokforget.compression.results import COLUMNS
 
-    return (*COLUMNS, "compression") if args.json else COLUMNS
+    return COLUMNS[0] if args.output_column is None else args.output_column
+
+
+def _added_columns(args: argparse.Namespace) -> tuple[str, ...]:
+    """The columns that a row gets, that of its compressed text first."""
+    from tokforget.compression.results import COLUMNS
+
+    return (_text_column(args), *COLUMNS[1:], *(["compression"] if args.json else []))
+
+
+def _new_columns(args: argparse.Namespace) -> tuple[str, ...]:
+    """Those of them that a row may not have yet: all but the one that is asked to be replaced."""
+    return tuple(name for name in _added_columns(args) if name != args.column or args.output_column is None)
 
 
 def _rendered(args: argparse.Namespace, record: Record, result) -> bytes:
@@ -397,8 +421,8 @@ def _rendered(args: argparse.Namespace, record: Record, result) -> bytes:
         from tokforget.compression.results import columns
 
         full = result.to_dict() | {"model": args.model} | _omitted(args, result) if args.json else {}
-        added = columns(result) | ({"compression": full} if args.json else {})
-        return with_columns(record, added)
+        added = columns(result, _text_column(args)) | ({"compression": full} if args.json else {})
+        return with_columns(record, added, args.column if args.output_column == args.column else None)
     if args.json:
         named = {"source": record.source, "model": args.model, "compressed_tokens": result.compressed_tokens}
         return json_line(named | result.to_dict() | _omitted(args, result))

@@ -15,7 +15,7 @@ from tokforget.cli.files import Record, UserError, json_line, open_input, unique
 # Options of `compress` that speak of texts; with their values when they are not given.
 _OF_TEXTS = {
     "threshold": None, "prefix_stable": False, "nested": False, "tags": False, "budget": "per_text", "stream": False, "column": None,
-    "question_column": None, "keep_first": None, "keep_last": None,
+    "question_column": None, "output_column": None, "keep_first": None, "keep_last": None,
     "count_with": None, "mark_omissions": False, "report": None,
 }  # fmt: skip
 _OF_MESSAGES = {"stable": False, "no_question": False, "min_message_tokens": None, "roles": None}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tokforget.cli.files import UserError
+from tokforget.recipe_keys import refuse_unknown_keys
 from tokforget.shipped import hardware_file, recipe_path
 
 
@@ -82,6 +83,7 @@ def run_recipe(command: str, words: Sequence[str]) -> int:
     for name in LAUNCHER_OPTIONS:
         value, words = _take(words, name)
         options += [] if value is None else [name, value]
+    refuse_unknown_keys(script, words)  # before the launcher imports torch, and in one process
     return _launch(["--config_file", str(path), *options, str(script), *words])
 
 

@@ -104,6 +104,7 @@ _LEADING = _FOREIGN | frozenset(
 _FAR = 1e6
 # A negation reaches over this many pieces, and a limit too.
 _REACH = 6
+_CLAUSE_MARK = re.compile(r"\s*(?:[,;:，；：、]|[-–—]{1,2})\s*")
 _CLAUSE_END = re.compile(r"[.!?;:…。！？；：؟۔।]")
 
 # -- marks -------------------------------------------------------------------------------------------------------------
@@ -246,6 +247,8 @@ class Bonds:
         first_of_all (`np.ndarray` of shape `(num_pieces,)`): Pieces that come before others as far as there is room; bool.
         leads_to (`np.ndarray` of shape `(num_pieces,)`): The piece that each of them is never kept before: of "the" the word behind it,
             of a comma the one before it, of most pieces themselves.
+        clause_marks (`np.ndarray` of shape `(num_pieces,)`, *optional*): Commas, semicolons, colons and dashes that stand apart; bool.
+        stops (`np.ndarray` of shape `(num_pieces,)`, *optional*): Ends of sentences; bool.
     """
 
     pieces: np.ndarray
@@ -255,6 +258,19 @@ class Bonds:
     marks: np.ndarray
     first_of_all: np.ndarray
     leads_to: np.ndarray
+    clause_marks: np.ndarray | None = None
+    stops: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.clause_marks is None or self.stops is None:
+            self.clause_marks, self.stops = np.zeros((2, len(self.marks)), dtype=bool)
+
+    def dangling(self, keep: np.ndarray) -> np.ndarray:
+        """Kept commas and the like with a kept end of a sentence next, and what stood between the two gone; bool."""
+        kept, found = np.flatnonzero(keep), np.zeros(len(keep), dtype=bool)
+        one, two = kept[:-1], kept[1:]
+        found[one[self.clause_marks[one] & self.stops[two] & (two - one > 1)]] = True
+        return found
 
     def rank(self, ranks: np.ndarray) -> np.ndarray:
         """Ranks `(num_pieces,)`, lower is kept first, as the bonds would have them."""
@@ -298,6 +314,8 @@ class Bonds:
             np.concatenate([part.marks for part in parts]),
             np.concatenate([part.first_of_all for part in parts]),
             np.concatenate([part.leads_to + start for part, start in zip(parts, starts)]),
+            np.concatenate([part.clause_marks for part in parts]),
+            np.concatenate([part.stops for part in parts]),
         )
 
     def __getitem__(self, part: slice) -> "Bonds":
@@ -313,6 +331,8 @@ class Bonds:
             self.marks[part].copy(),
             self.first_of_all[part],
             np.arange(part.stop - part.start),  # the ranks know of it already
+            self.clause_marks[part],
+            self.stops[part],
         )
 
 
@@ -346,6 +366,7 @@ class _Builder:
         self.marks = np.zeros(len(self.pieces), dtype=bool)
         self.first_of_all = np.zeros(len(self.pieces), dtype=bool)
         self.leads_to = np.arange(len(self.pieces))
+        self.stops = np.zeros(len(self.pieces), dtype=bool)
 
     def touched(self, start: int, end: int) -> tuple[int, int]:
         """The pieces that share a character with a span, the last one not included."""
@@ -393,7 +414,10 @@ class _Builder:
 
     def built(self) -> Bonds:
         rows = np.array(self.rows, dtype=np.int64).reshape(-1, 4).T
-        return Bonds(*rows, self.marks, self.first_of_all, self.leads_to)
+        clause_marks = [_CLAUSE_MARK.fullmatch(self.word(at)) is not None for at in range(len(self.pieces))]
+        return Bonds(
+            *rows, self.marks, self.first_of_all, self.leads_to, np.array(clause_marks, dtype=bool), self.stops
+        )
 
 
 def find_bonds(text: str, pieces: Pieces) -> Bonds:
@@ -545,6 +569,7 @@ def _tie_marks(made: _Builder) -> None:
     for a, b in find_sentence_ends(text):
         first, last = made.touched(a, b)
         made.add_marks(a, b, min(max(behind, starts[line_of(a)]), first), first)
+        made.stops[first:last] = made.marks[first:last]
         behind = last
     for line, (a, b) in enumerate(breaks, 1):
         first, last = starts[line], ends[line]

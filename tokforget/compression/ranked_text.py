@@ -257,6 +257,9 @@ def search(items: list[RankedText], request: Request) -> Search:
     if request.threshold is not None:
         return search_threshold(ranked, _SCORE_SCALE * float(np.log((1 - request.threshold) / request.threshold)))
     if request.quality is not None:
+        bonds = ranked.bonds
+        if bonds is not None:
+            bonds.clause_marks[:] = False  # the promise counts the worth of every piece
         return try_pieces(ranked, ranked.best(max(items[0].pieces_needed, ranked.num_forced)))
     if request.budget == "corpus":
         total = sum(item.num_counted for item in items)

@@ -247,9 +247,9 @@ class RestoredText:
 COLUMNS = ("compressed", "original_tokens", "compressed_tokens", "compression_rate")
 
 
-def columns(result: CompressedText) -> dict:
-    """What is said of a text where rows or dictionaries are wanted."""
-    return {"compressed": result.text} | counts(result)
+def columns(result: CompressedText, text_column: str = COLUMNS[0]) -> dict:
+    """What is said of a text where rows or dictionaries are wanted; the compressed text stands in `text_column`."""
+    return {text_column: result.text} | counts(result)
 
 
 def counts(result: CompressedText, prefix: str = "") -> dict:

@@ -86,8 +86,19 @@ class Ranked:
         return keep
 
     def complete(self, keep: np.ndarray) -> np.ndarray:
-        """A keep mask with what comes along by its bonds."""
-        return keep if self.bonds is None else self.bonds.complete(keep, ~np.isposinf(self.ranks) | self.bonds.marks)
+        """
+        A keep mask with what comes along by its bonds, and without a comma that would stand before the end of a sentence because
+        what followed it is gone: "for example,." Of what must stay nothing goes.
+        """
+        if self.bonds is None:
+            return keep
+        allowed, gone = ~np.isposinf(self.ranks) | self.bonds.marks, np.zeros(len(keep), dtype=bool)
+        while True:
+            done = self.bonds.complete(keep & ~gone, allowed) & ~gone  # what came with the comma alone goes, too
+            loose = self.bonds.dangling(done) & ~np.isneginf(self.ranks)
+            if not loose.any():
+                return done
+            gone |= loose
 
     def render(self, keep: np.ndarray) -> list[str]:
         """The output string of each text."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from tokforget.local_paths import shown_names, without_local_paths
 from tokforget.plots import _draw
 
 
@@ -27,7 +28,8 @@ _MISSING = "–"
 
 def write_report(folder: str | Path) -> list[Path]:
     """
-    Write `report.md`, the plots and `heatmap.html` from the JSON files in `folder`.
+    Write `report.md`, the plots and `heatmap.html` from the JSON files in `folder`. These may hold paths of this machine; what
+    is written names models and data without their folders, for others read it.
 
     Returns:
         `list[Path]`: What was written. Plots without data are left out.
@@ -37,9 +39,17 @@ def write_report(folder: str | Path) -> list[Path]:
                                                      SPEED, SAMPLES, TRAINING_LOG)}  # fmt: skip
     if files[EVALUATION_CONFIG] is None:
         raise FileNotFoundError(f"{folder} holds no {EVALUATION_CONFIG}: it is no evaluation's output folder.")
+    config = files[EVALUATION_CONFIG]
     rows = [row for name in (MODEL_RESULTS, BASELINE_RESULTS) for row in (files[name] or {"scorers": []})["scorers"]]
+    samples = files[SAMPLES] or []
+    described = config.get("datasets", [])
+    shown = shown_names(row["dataset"] for row in [*described, *rows, *samples])
+    rows, samples, described = (
+        [row | {"dataset": shown[row["dataset"]]} for row in some] for some in (rows, samples, described)
+    )
+    config = without_local_paths(config) | {"datasets": described}
     speed = files[SPEED] or {"rows": [], "break_even": []}
-    drawn = files[EVALUATION_CONFIG].get("arguments", {}).get("plot_scorers")
+    drawn = config.get("arguments", {}).get("plot_scorers")
     plots = _draw(folder, [row for row in rows if drawn is None or row["scorer"] in drawn], files[TRAINING_LOG])
     environment = Environment(
         loader=PackageLoader("tokforget.evaluation"),
@@ -50,7 +60,7 @@ def write_report(folder: str | Path) -> list[Path]:
     environment.filters |= _FILTERS
     downstream = (files[DOWNSTREAM] or {"rows": []})["rows"]
     text = environment.get_template(REPORT).render(
-        config=files[EVALUATION_CONFIG],
+        config=config,
         rows=rows,
         datasets=list(dict.fromkeys(row["dataset"] for row in rows)),
         rates=sorted({row["rate"] for row in rows if row["scorer"] != "keep_all"}),
@@ -59,13 +69,13 @@ def write_report(folder: str | Path) -> list[Path]:
         speed=speed["rows"],
         break_even=speed["break_even"],
         plots=plots,
-        samples=files[SAMPLES],
+        samples=samples,
     )
     (folder / REPORT).write_text(text, encoding="utf-8")
     written = [folder / REPORT, *(folder / plot["file"] for plot in plots)]
-    if files[SAMPLES]:
+    if samples:
         environment.undefined = StrictUndefined
-        html = environment.get_template(HEATMAP).render(samples=files[SAMPLES])
+        html = environment.get_template(HEATMAP).render(samples=samples)
         (folder / HEATMAP).write_text(html, encoding="utf-8")
         written.append(folder / HEATMAP)
     return written

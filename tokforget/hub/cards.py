@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tokforget.models.folders import MODEL_TYPE
 from tokforget.packaged import EMBEDDED
-from tokforget.parsing import RENAMED
+from tokforget.recipe_keys import RENAMED
 from tokforget.shipped import CARDS, shipped_folder
 
 
@@ -29,7 +29,6 @@ _SECTIONS = ("data", "run", "trainable_parameters")
 # Keys of the host that say where a run was and what it told, and nothing of the model.
 _OF_ONE_MACHINE = {"output_dir", "logging_dir", "local_rank", "run_name", "report_to", "disable_tqdm", "log_level", "use_cpu",
                    "dataloader_pin_memory", "accelerator_config", "hub_model_id", "push_to_hub"}  # fmt: skip
-_LOCAL_PATH = re.compile(r"(?:/|\.{1,2}/|~|[A-Za-z]:[\\/]|\\\\)")
 
 
 def template_path(name: str) -> Path:
@@ -138,18 +137,6 @@ def _host_defaults() -> dict:
         default = field.default if field.default_factory is MISSING else field.default_factory()
         found[key] = getattr(default, "value", None if default is MISSING else default)
     return found
-
-
-def without_local_paths(value):
-    """A record without the folders of this machine: of a path its last name. Ids of the Hub stay."""
-    if isinstance(value, dict):
-        return {key: without_local_paths(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [without_local_paths(inner) for inner in value]
-    if isinstance(value, str) and len(value) < 1024 and "\n" not in value and value != EMBEDDED:
-        if _LOCAL_PATH.match(value) or ("/" in value and Path(value).exists()):
-            return Path(value.replace("\\", "/")).name
-    return value
 
 
 def _without_none(value):

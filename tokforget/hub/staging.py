@@ -9,14 +9,17 @@ import json
 import math
 import shutil
 import tempfile
+from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
 from huggingface_hub import DatasetCardData
 
 from tokforget.files import write_json
-from tokforget.hub.cards import PLOT, RESULTS, TRAINING, render, without_local_paths, write_card
+from tokforget.hub.cards import PLOT, RESULTS, TRAINING, render, write_card
 from tokforget.hub.client import Uploaded, upload
+from tokforget.local_paths import local_paths, without_local_paths
 from tokforget.models.folders import ADAPTER, ADAPTER_WEIGHTS, MODEL_TYPE, TOKENIZER, WEIGHTS, check_model_folder
 
 
@@ -122,18 +125,18 @@ def stage(
         if (folder / file).is_file():
             (target / file).parent.mkdir(exist_ok=True)
             shutil.copyfile(folder / file, target / file)
-    _take_out_paths(target)
+    _take_out_paths(target, RECORDS)
     files = _stage_evaluation(Path(evaluation_path or folder / EVALUATION), target, evaluation_path is not None)
     write_card(target, kind.template, name, license, files)
     return kind
 
 
-def _take_out_paths(folder: Path) -> None:
+def _take_out_paths(folder: Path, files: Sequence[str]) -> None:
     """
     Leave no path of this machine in the records that are published. The config of a model keeps that of a local base model:
     without it nobody could restore, on this machine neither.
     """
-    for file in RECORDS:
+    for file in files:
         if (folder / file).is_file():
             record = json.loads((folder / file).read_text(encoding="utf-8"))
             if without_local_paths(record) != record:
@@ -141,16 +144,39 @@ def _take_out_paths(folder: Path) -> None:
 
 
 def _stage_evaluation(source: Path, target: Path, required: bool) -> list[str]:
-    """The report of an evaluation, its plots and the numbers they were drawn from."""
+    """
+    The report of an evaluation, its plots and the numbers they were drawn from; what its arguments and names of data say of
+    places on this machine is taken out of each.
+    """
     if not (source / "evaluation_config.json").is_file():
         if required:
             raise ValueError(f"`evaluation_path` {str(source)!r} is no output folder of recipes/evaluate.py.")
         return []
     files = sorted({path.name for pattern in _EVALUATION_FILES for path in source.glob(pattern) if path.is_file()})
     (target / EVALUATION).mkdir()
+    places = local_paths(json.loads((source / "evaluation_config.json").read_text(encoding="utf-8")))
     for file in files:
-        shutil.copyfile(source / file, target / EVALUATION / file)
+        path = Path(shutil.copyfile(source / file, target / EVALUATION / file))
+        if places and path.suffix == ".json":
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if (shown := _replaced(record, places)) != record:
+                write_json(path, shown)
+        elif places and path.suffix in (".md", ".html"):  # of an evaluation that was written with its paths
+            text = path.read_text(encoding="utf-8")
+            for place in sorted(places, key=len, reverse=True):
+                for written, shown in ((place, places[place]), (escape(place), escape(places[place]))):
+                    text = text.replace(written, shown)
+            path.write_text(text, encoding="utf-8")
     return files
+
+
+def _replaced(value, places: dict[str, str]):
+    """A record in which nothing but whole values are replaced: a sample's text may hold a slash."""
+    if isinstance(value, dict):
+        return {key: _replaced(inner, places) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_replaced(inner, places) for inner in value]
+    return places.get(value, value) if isinstance(value, str) else value
 
 
 def _stage_data(folder: Path, target: Path, name: str) -> None:
@@ -165,7 +191,8 @@ def _stage_data(folder: Path, target: Path, name: str) -> None:
             file = target / "data" / f"{split}-{part:05d}-of-{parts:05d}.parquet"
             rows.shard(parts, part, contiguous=True).to_parquet(str(file))
     shutil.copyfile(folder / MANIFEST, target / MANIFEST)
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    _take_out_paths(target, [MANIFEST])
+    manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
     write_data_card(target, manifest, name, on_hub=True)
 
 

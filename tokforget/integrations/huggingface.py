@@ -16,8 +16,16 @@ class ColumnCompressor:
     cache again and can start processes.
     """
 
-    def __init__(self, compressor: Compressor, column: str, options: dict, question_column: str | None = None):
+    def __init__(
+        self,
+        compressor: Compressor,
+        column: str,
+        options: dict,
+        question_column: str | None = None,
+        output_column: str = COLUMNS[0],
+    ):
         self.compressor, self.column, self.options, self.question_column = compressor, column, options, question_column
+        self.output_column = output_column
 
     def __call__(self, rows: dict) -> dict:
         for column in (self.column, self.question_column):
@@ -30,17 +38,20 @@ class ColumnCompressor:
                 f"Column {self.column!r} holds None in {len(missing)} of {1 if texts is None else len(texts)} rows. Leave these rows out "
                 f"first: `dataset.filter(lambda row: row[{self.column!r}] is not None)`."
             )
-        taken = [name for name in COLUMNS if name in rows]
+        added = (self.output_column, *COLUMNS[1:])
+        taken = [name for name in added if name in rows and not name == self.column == self.output_column]
         if taken:
             raise ValueError(
-                f"The data set already has {', '.join(taken)}: rename or remove what would be overwritten."
+                f"The data set already has {', '.join(taken)}: rename or remove what would be overwritten, or name another "
+                "`output_column` for the text."
             )
         questions = None if self.question_column is None else rows[self.question_column]
         told = {} if questions is None else {"question": questions if isinstance(texts, str) else list(questions)}
         if isinstance(texts, str):
-            return columns(self.compressor.compress(texts, **self.options, **told))
-        done = [columns(result) for result in self.compressor.compress(list(texts), **self.options, **told)]
-        return {name: [row[name] for row in done] for name in COLUMNS}
+            return columns(self.compressor.compress(texts, **self.options, **told), self.output_column)
+        results = self.compressor.compress(list(texts), **self.options, **told)
+        done = [columns(result, self.output_column) for result in results]
+        return {name: [row[name] for row in done] for name in added}
 
     def __getstate__(self) -> dict:
         # Without its folder: where a model lies decides nothing here, but for the promises that a `quality` goes by.
@@ -51,6 +62,7 @@ class ColumnCompressor:
             "column": self.column,
             "options": self.options,
             "question_column": self.question_column,
+            "output_column": self.output_column,
         }
 
     def __setstate__(self, state: dict) -> None:
@@ -65,6 +77,7 @@ def compress_column(
     compressor: Compressor | str | Path | None = None,
     column: str = "text",
     question_column: str | None = None,
+    output_column: str = COLUMNS[0],
     **options,
 ) -> ColumnCompressor:
     """
@@ -77,10 +90,16 @@ def compress_column(
         compressor (`Compressor`, `str` or `Path`, *optional*): Or the folder or Hub id of one; the packaged model without.
         column (`str`): Where the texts are.
         question_column (`str`, *optional*): Where the question of each text is, for a model that takes questions.
+        output_column (`str`): Where the compressed text goes. A column that is there already is refused, but for `column`
+            itself, whose texts are then replaced.
         **options: As in `Compressor.compress`. What `count_tokens` names is read here and goes along to other processes.
 
     >>> dataset.map(compress_column(column="article", rate=0.3), batched=True)  # doctest: +SKIP
     """
+    if output_column in COLUMNS[1:]:
+        raise ValueError(
+            f"`output_column` {output_column!r} is written beside the text, as are {', '.join(COLUMNS[1:])}: choose another name."
+        )
     compressor = ready(compressor, options)
     if (
         options.get("count_tokens") is not None
@@ -88,7 +107,7 @@ def compress_column(
         options["count_tokens"] = TokenCounter.of(options["count_tokens"])
     if question_column is not None and not compressor.takes_question:
         raise ValueError("`question_column` needs a model that takes questions; this one was trained without.")
-    return ColumnCompressor(compressor, column, options, question_column)
+    return ColumnCompressor(compressor, column, options, question_column, output_column)
 
 
 class CompressionPipeline:

@@ -22,6 +22,7 @@ import torch
 
 from tokforget.files import write_json
 from tokforget.intervals import ratio_interval
+from tokforget.local_paths import without_local_paths
 from tokforget.readers.agreement import task_agreement
 from tokforget.readers.arguments import ReaderArguments
 from tokforget.readers.cost import break_even_tokens, cost_rows
@@ -463,7 +464,7 @@ def run_reader_benchmark(args: ReaderArguments) -> list[dict]:
     write_json(
         run.folder / RESULTS,
         {
-            "reader": args.reader_name_or_path,
+            "reader": without_local_paths(args.reader_name_or_path),
             "seed": args.seed,
             "rows": rows,
             "agreement": task_agreement(rows),

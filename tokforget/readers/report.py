@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from tokforget.local_paths import without_local_paths
+
 
 RESULTS, COST, ORACLE, REPORT = "reader_results.json", "cost.json", "oracle.json", "report.md"
 _EXAMPLE_RATE = 0.5
@@ -15,7 +17,7 @@ def write_report(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
     rows, tasks = results["rows"], list(dict.fromkeys(row["task"] for row in results["rows"]))
-    lines = [f"# What {results['reader']} can still do", "",
+    lines = [f"# What {without_local_paths(results['reader'])} can still do", "",
              "retention = (bits without - bits with the short passage) / (bits without - bits with the full one), from totals; "
              "in brackets 95 % of 2,000 draws of passages. Rates are of the reader's tokens of the output. `ahead of "
              "random words` is the paired difference at the same rate; `random words there` is theirs at the rate achieved. Kept "
