@@ -137,18 +137,30 @@ def test_what_all_words_of_a_text_share_is_left_out(policy, asked, tmp_path):
 
 
 def test_gathering_goes_on_from_its_file_with_the_same_sums(policy, asked, tmp_path):
-    options = (5, (0.3, 0.7), 1.0, 1.0, 3)
-    whole = gather(policy, asked[:24], capitals, tmp_path / "whole.npz", *options)
-    gather(policy, asked[:16], capitals, tmp_path / "broken.npz", *options)
+    options, some = (5, (0.3, 0.7), 1.0, 1.0, 3), asked[:24]
+    whole = gather(policy, some, capitals, tmp_path / "whole.npz", *options)
+
+    class Stopped(Exception):
+        pass
+
     seen = []
-    broken = gather(
-        policy,
-        asked[:24],
-        lambda some, keep: seen.append(len(some)) or capitals(some, keep),
-        tmp_path / "broken.npz",
-        *options,
-    )
-    assert seen == [8] and broken.texts == 24
+
+    def killed_in_the_third(texts, keep):
+        seen.append(len(texts))
+        if len(seen) == 3:
+            raise Stopped
+        return capitals(texts, keep)
+
+    with pytest.raises(Stopped):
+        gather(policy, some, killed_in_the_third, tmp_path / "broken.npz", *options)
+    broken = gather(policy, some, killed_in_the_third, tmp_path / "broken.npz", *options)
+    assert seen == [8, 8, 8, 8] and broken.texts == 24
     assert np.array_equal(whole.products, broken.products) and np.array_equal(whole.spread, broken.spread)
+
+    for other in ((policy, some, 6, *options[1:]), (policy, asked[:32], *options)):
+        with pytest.raises(ValueError, match="holds sums of another policy, other texts or other settings"):
+            gather(*other[:2], capitals, tmp_path / "whole.npz", *other[2:])
+    with torch.no_grad():
+        policy.to_logit.weight += 1
     with pytest.raises(ValueError, match="holds sums of another policy"):
-        Moments.load(tmp_path / "whole.npz", 3)
+        gather(policy, some, capitals, tmp_path / "whole.npz", *options)

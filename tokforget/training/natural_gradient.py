@@ -12,6 +12,7 @@ of tokens kept is a price, taken out first, and texts that were left out say how
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -40,32 +41,39 @@ class Moments:
             the advantage, each centred over the masks of its text.
         spread (`np.ndarray` of shape `(P, P)`): Covariance of the last layer's inputs over the words of a text, summed.
         masks (`np.ndarray` of shape `(2,)`): Masks that were read, `texts` (`int`): texts.
+        identity (`str`): Of policy, texts and settings: sums of one run are not gone on with in another.
     """
 
     products: np.ndarray
     spread: np.ndarray
     masks: np.ndarray
     texts: int = 0
+    identity: str = ""
 
     @classmethod
-    def empty(cls, width: int) -> "Moments":
-        return cls(np.zeros((2, _FOLDS, width + 2, width + 2)), np.zeros((width, width)), np.zeros(2))
+    def empty(cls, width: int, identity: str = "") -> "Moments":
+        return cls(
+            np.zeros((2, _FOLDS, width + 2, width + 2)), np.zeros((width, width)), np.zeros(2), identity=identity
+        )
 
     @classmethod
-    def load(cls, path: Path, width: int) -> "Moments":
-        """Those of a file, empty if there is none; `ValueError` if they are of another policy's width."""
+    def load(cls, path: Path, width: int, identity: str) -> "Moments":
+        """Those of a file, empty if there is none; `ValueError` if they are of another policy, other texts or settings."""
         if not path.is_file():
-            return cls.empty(width)
+            return cls.empty(width, identity)
         with np.load(path) as stored:
-            if len(stored["spread"]) != width:
-                raise ValueError(f"{path} holds sums of another policy, {len(stored['spread'])} wide, here {width}.")
-            return cls(stored["products"], stored["spread"], stored["masks"], int(stored["texts"]))
+            if str(stored["identity"]) != identity:
+                raise ValueError(
+                    f"{path} holds sums of another policy, other texts or other settings. Go on with those, take another folder, or "
+                    "delete the file to begin anew."
+                )
+            return cls(stored["products"], stored["spread"], stored["masks"], int(stored["texts"]), identity)
 
     def save(self, path: Path) -> None:
         """The file appears whole or not at all."""
         partial = path.with_name(f".{path.name}.partial")
         with partial.open("wb") as file:
-            np.savez(file, products=self.products, spread=self.spread, masks=self.masks, texts=self.texts)
+            np.savez(file, **vars(self))
         os.replace(partial, path)
 
     def add(self, of_masks: np.ndarray, inputs: np.ndarray, asked: bool) -> None:
@@ -182,7 +190,10 @@ def gather(
     """
     policy.eval()
     device = policy.inputs.weight.device
-    moments = Moments.load(path, sum(part.in_features for part in last_layer(policy)))
+    weights = sha256(b"".join(part.detach().cpu().numpy().tobytes() for part in policy.parameters())).hexdigest()
+    asked = sha256("".join(repr((text.text, text.question, text.asked)) for text in texts).encode()).hexdigest()
+    identity = repr((weights, asked, num_masks, rates, sharpness, sentence_noise, seed))
+    moments = Moments.load(path, sum(part.in_features for part in last_layer(policy)), identity)
     with tqdm(total=len(texts), initial=moments.texts, desc="Natural gradient", leave=False) as bar:
         for start in range(moments.texts, len(texts), _TEXTS_AT_ONCE):
             chunk = list(texts[start : start + _TEXTS_AT_ONCE])
