@@ -18,9 +18,10 @@ from tokforget.readers.language_model import Reader
 from tokforget.readers.word_counts import WordCounts
 from tokforget.training.reader_arguments import ReaderPolicyArguments, ReaderPolicyConfig
 from tokforget.training.reader_run import fresh_policy, train_reader_policy
-from tokforget.training.reader_texts import Asked, ReaderTexts, collate, draw_stretches
+from tokforget.training.reader_targets import CANDIDATES, RATES, TargetWeights, at_rate, choose_weights, target_scores
+from tokforget.training.reader_texts import Asked, ReaderText, ReaderTexts, collate, draw_stretches
 from tokforget.training.reader_trainer import PassageTexts, ReaderPolicyTrainer, rendered
-from tokforget.training.reader_warm_start import fit_ranking, target_scores
+from tokforget.training.reader_warm_start import fit_ranking
 
 
 ROOT = Path(__file__).parents[2]
@@ -90,14 +91,72 @@ def test_stretches_come_from_all_kinds_and_never_twice():
 def test_the_warm_start_ranks_by_its_target(model, made, reader, texts):
     examples = [made("t", text, seed) for seed in range(2) for text in [TEXT, *texts[:20]]]
     bits = [reader.token_bits([""], [example.text])[0] for example in examples]
-    targets = [target_scores(example, of_text) for example, of_text in zip(examples, bits)]
-    assert all(abs(target.mean()) < 1e-6 for target in targets)
+    weights = [TargetWeights()] * len(RATES)
+    targets = [target_scores(example, of_text, weights) for example, of_text in zip(examples, bits)]
+    assert all(np.abs(target.mean(1)).max() < 1e-6 for target in targets)
     first = fit_ranking(model, examples, targets, 60, 0.3, 0.7, seed=0)
     assert np.mean(first[-10:]) < 0.5 * np.mean(first[:5])
     asked = next(example for example in examples if example.text == TEXT and example.question is not None)
-    target = target_scores(asked, reader.token_bits([""], [TEXT])[0])
+    target = target_scores(asked, reader.token_bits([""], [TEXT])[0])[0]
     home = asked.sentences[np.searchsorted(asked.pieces.chars, asked.asked[0].start, side="right") - 1]
     assert target[asked.sentences == home].mean() > target[asked.sentences != home].mean() + 3
+
+
+def test_targets_between_two_rates_are_mixed():
+    targets = np.array([[0.0, 1.0], [2.0, 3.0], [4.0, 9.0]])
+    for rate, expected in (
+        (0.1, targets[0]),
+        (0.3, targets[0]),
+        (0.4, [1.0, 2.0]),
+        (0.7, targets[2]),
+        (0.9, targets[2]),
+    ):
+        assert np.allclose(at_rate(targets, rate), expected)
+
+
+def test_weights_spread_alike_and_a_question_is_worth_the_same(made, reader):
+    example = made.without_question("news", TEXT, 0)
+    bits = reader.token_bits([""], [TEXT])[0]
+    plain = target_scores(example, bits, CANDIDATES)
+    assert np.allclose(plain.std(1), plain[0].std(), rtol=1e-4) and not np.allclose(plain[1], plain[2])
+    asked = ReaderText(**{**vars(example), "question": "Who?", "asked": example.asked[:1]})
+    margins = target_scores(asked, bits, CANDIDATES) - plain
+    assert np.allclose(margins, margins[0], atol=1e-6) and np.ptp(margins[0]) > 5
+
+
+class LikesRareTokens(Reader):
+    """Is the less surprised by what it is asked the more bits the words of a text of one kind carry; of the other, the fewer."""
+
+    def __init__(self, model, tokenizer, bits: dict[str, float]):
+        super().__init__(model, tokenizer)
+        self.of_word, self.calls = bits, 0
+
+    def span_bits(self, lookups, share_context=True, progress=None):
+        self.calls += 1
+        return [np.full(len(pairs), 1000.0 - sum(self.of_word.get(word.strip(".,"), 0.0) for word in context.split()))
+                for context, pairs in lookups]  # fmt: skip
+
+
+def test_the_reader_chooses_weights_by_kind_and_goes_on_with_the_next_kind(made, reader, tmp_path):
+    texts = [made.without_question(kind, TEXT + f" They were {kind}.", 0) for kind in ("first", "second")]
+    bits = [np.random.default_rng(0).exponential(5, len(text.input_ids)) for text in texts]
+    of_word = {}
+    for text, of_text in zip(texts, bits):
+        for number, word in enumerate(text.pieces.chars[:-1]):
+            shown = text.text[word : text.pieces.chars[number + 1]].strip(" .,")
+            of_word[shown] = float(of_text[text.pieces.starts[number] : text.pieces.starts[number + 1]].max()) ** 2
+    path = tmp_path / "target_weights.json"
+    liking = LikesRareTokens(reader.model, reader.tokenizer, of_word)
+    chosen = choose_weights(liking, texts, bits, path)
+    assert set(chosen) == {"first", "second"} and all(len(of_kind) == len(RATES) for of_kind in chosen.values())
+    assert all(one.bits > TargetWeights().bits for of_kind in chosen.values() for one in of_kind)
+    calls, whole = liking.calls, json.loads(path.read_text())
+    assert choose_weights(liking, texts, bits, path) == chosen and liking.calls == calls
+    halved = whole | {"retention": {"first": whole["retention"]["first"]}}
+    path.write_text(json.dumps(halved))
+    assert choose_weights(liking, texts, bits, path) == chosen and liking.calls == calls + calls // 2
+    path.write_text(json.dumps(whole | {"rates": [0.5]}))  # another run's
+    assert choose_weights(liking, texts, bits, path) == chosen and liking.calls == 2 * calls + calls // 2
 
 
 class WantsAWord(Reader):

@@ -26,6 +26,13 @@ class BaseModelArguments:
     )
     lora_rank: int = field(default=16, metadata={"help": "Rank of the adapter."})
     lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapter; alpha / rank multiplies its output."})
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Layers that the adapter changes, by the last parts of their names, as `q_proj v_proj`; every linear layer but the "
+            "output head by default."
+        },
+    )
 
     def __post_init__(self):
         if self.layout not in ("prefix", "infill"):

@@ -6,6 +6,7 @@ Policy and reconstructor as one `PreTrainedModel`: one forward for the trainer, 
 
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -220,6 +221,7 @@ class ForgetModel(PreTrainedModel):
         lora_rank: int = 16,
         lora_alpha: int = 32,
         layout: str = ForgetModelConfig.layout,
+        lora_target_modules: Sequence[str] | None = None,
         **config,
     ) -> "ForgetModel":
         """
@@ -229,7 +231,15 @@ class ForgetModel(PreTrainedModel):
         Args:
             **config: Fields of [`ForgetModelConfig`].
         """
-        reconstructor = load_trainable(reconstructor_name_or_path, tokenizer, layout, revision, lora_rank, lora_alpha)
+        reconstructor = load_trainable(
+            reconstructor_name_or_path,
+            tokenizer,
+            layout,
+            revision,
+            lora_rank,
+            lora_alpha,
+            lora_target_modules=lora_target_modules,
+        )
         adapter = reconstructor.model.peft_config["default"]
         embeddings = reconstructor.base_model.get_input_embeddings()
         config = ForgetModelConfig(

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -95,13 +95,33 @@ def _check_size(path: str, shapes: Shapes) -> None:
         raise ValueError(f"{path}/config.json describes {described:,} weights, and {stored:,} lie beside it.")
 
 
-def add_adapter(base_model: PreTrainedModel, rank: int, alpha: int) -> PeftModel:
-    """A fresh LoRA adapter (Hu et al. 2021, arXiv 2106.09685) on every linear layer but the output head."""
-    config = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear")
+def add_adapter(
+    base_model: PreTrainedModel, rank: int, alpha: int, target_modules: Sequence[str] | None = None
+) -> PeftModel:
+    """
+    A fresh LoRA adapter (Hu et al. 2021, arXiv 2106.09685) on the linear layers whose names end in one of
+    `target_modules`, by default on every one but the output head. `ValueError` if no layer has such a name.
+    """
+    _check_targets(base_model, target_modules)
+    targets = list(target_modules) if target_modules else "all-linear"
+    config = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets)
     # GPT-2's Conv1D stores its weights transposed.
     config.fan_in_fan_out = any(type(module).__name__ == "Conv1D" for module in base_model.modules())
     with _renamed_for_peft():
         return get_peft_model(base_model, config)
+
+
+def _check_targets(base_model: PreTrainedModel, target_modules: Sequence[str] | None) -> None:
+    # GPT-2's linear layers are Conv1D.
+    linear = {
+        name.rsplit(".", 1)[-1]
+        for name, module in base_model.named_modules()
+        if isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+    }
+    unknown = sorted(set(target_modules or ()) - linear)
+    if unknown:
+        raise ValueError(f"`lora_target_modules` names {', '.join(unknown)}, which this model does not have; its linear layers are "
+                         f"{', '.join(sorted(linear))}.")  # fmt: skip
 
 
 @contextmanager

@@ -7,6 +7,7 @@ A reconstructor on disk: start from a model or an adapter, save, load, and never
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download, snapshot_download
@@ -47,6 +48,7 @@ def load_trainable(
     lora_rank: int = 16,
     lora_alpha: int = 32,
     use_peft: bool = True,
+    lora_target_modules: Sequence[str] | None = None,
 ) -> Reconstructor:
     """
     A reconstructor to train.
@@ -57,6 +59,8 @@ def load_trainable(
         layout (`str`): `"prefix"` or `"infill"`.
         revision (`str`, *optional*): Branch, tag or commit of an id.
         lora_rank, lora_alpha (`int`): Of a fresh adapter; one to go on from keeps its own.
+        lora_target_modules (`Sequence[str]`, *optional*): Last parts of the names of the layers that a fresh adapter changes;
+            by default every linear layer but the output head.
         use_peft (`bool`): True trains an adapter, fresh or the folder's. False trains every weight of the model, an
             adapter of the folder merged into it.
 
@@ -73,7 +77,7 @@ def load_trainable(
     else:
         model = load_base_model(name_or_path, revision)
         if use_peft:
-            model = add_adapter(model, lora_rank, lora_alpha)
+            model = add_adapter(model, lora_rank, lora_alpha, lora_target_modules)
             model.peft_config["default"].base_model_name_or_path = lasting_name(name_or_path)
             model.peft_config["default"].revision = revision
     if not use_peft:

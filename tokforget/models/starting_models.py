@@ -53,6 +53,7 @@ def load_by_arguments(
         revision=model_args.reconstructor_revision,
         lora_rank=model_args.lora_rank,
         lora_alpha=model_args.lora_alpha,
+        lora_target_modules=model_args.lora_target_modules,
         layout=model_args.layout,
         **shape,
     )
@@ -105,6 +106,7 @@ def load_reconstructor_by_arguments(
         revision=model_args.reconstructor_revision,
         lora_rank=model_args.lora_rank,
         lora_alpha=model_args.lora_alpha,
+        lora_target_modules=model_args.lora_target_modules,
         use_peft=model_args.use_peft,
     )
     reconstructor.check_max_length(max_length)

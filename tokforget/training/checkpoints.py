@@ -155,7 +155,7 @@ def rotate(run_dir: Path, limit: int | None, best: str | None) -> None:
 
 
 # Keys that a model folder may answer otherwise than the arguments: compared when it is loaded.
-_TOLD_BY_FOLDERS = ("lora_rank", "lora_alpha", "layout", "base_model_name_or_path")
+_TOLD_BY_FOLDERS = ("lora_rank", "lora_alpha", "lora_target_modules", "layout", "base_model_name_or_path")
 
 
 def checkpoint_to_resume(args: BaseForgetConfig, asked: dict | None = None) -> str | None:

@@ -35,6 +35,13 @@ class ReaderPolicyArguments:
         default=4000, metadata={"help": "Texts that the ranking to start from is fitted on."}
     )
     warm_start_steps: int = field(default=1500, metadata={"help": "Steps of that fit."})
+    target_texts: int = field(
+        default=24,
+        metadata={
+            "help": "Texts of each kind in which the reader chooses what counts in a word's target, by kind and rate; 0 takes the same "
+            "weights for all."
+        },
+    )
     natural_texts: int = field(
         default=1500,
         metadata={
@@ -63,11 +70,18 @@ class ReaderPolicyArguments:
     layout: str = field(default="prefix", metadata={"help": "Of a fresh reconstructor: `prefix` or `infill`."})
     lora_rank: int = field(default=4, metadata={"help": "Rank of a fresh adapter."})
     lora_alpha: int = field(default=16, metadata={"help": "Its scale; alpha / rank multiplies its output."})
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Layers that a fresh adapter changes, by the last parts of their names, as `q_proj v_proj`; every linear layer but "
+            "the output head by default."
+        },
+    )
 
     def __post_init__(self):
         for name in ("texts_per_kind", "count_texts", "warm_start_texts"):
             check_at_least(self, name, 1)
-        for name in ("warm_start_steps", "natural_texts", "natural_step"):
+        for name in ("warm_start_steps", "target_texts", "natural_texts", "natural_step"):
             check_at_least(self, name, 0)
         check_at_least(self, "natural_masks", 2)
         for name in ("lora_rank", "lora_alpha"):
@@ -113,7 +127,7 @@ class ReaderPolicyConfig(BaseForgetConfig):
     reader_weight: float = field(
         default=1.0,
         metadata={
-            "help": "Weight of the reader's reward, bits of what it is asked. 0 reads nothing: with `learning_rate` 0, too, the "
+            "help": "Weight of the reader's reward, bits of what it is asked. 0 reads nothing and takes no natural step: with `learning_rate` 0, too, the "
             "reconstructor alone learns, from the masks of a policy that stays as it is."
         },
     )

@@ -18,15 +18,17 @@ from tokforget.readers.tasks import read_corpus
 from tokforget.readers.word_counts import WordCounts
 from tokforget.training.natural_gradient import gather, take_step
 from tokforget.training.reader_arguments import ReaderPolicyArguments, ReaderPolicyConfig
+from tokforget.training.reader_targets import RATES, TargetWeights, choose_weights, target_scores
 from tokforget.training.reader_texts import ReaderTexts, draw_stretches
 from tokforget.training.reader_trainer import PassageTexts, ReaderPolicyTrainer
-from tokforget.training.reader_warm_start import fit_ranking, reader_bits, target_scores
+from tokforget.training.reader_warm_start import fit_ranking
 from tokforget.training.run_folder import take_folder
 
 
 WARM_START = "warm_start"
 SELF_INFORMATION = "self_information.npz"
 NATURAL_GRADIENT = "natural_gradient.npz"
+TARGET_WEIGHTS = "target_weights.json"
 
 
 def fresh_policy(
@@ -71,6 +73,7 @@ def _reconstructor(run: ReaderPolicyArguments, reader: Reader) -> Reconstructor 
         recorded_layout(run.reconstructor_path) or run.layout,
         lora_rank=run.lora_rank,
         lora_alpha=run.lora_alpha,
+        lora_target_modules=run.lora_target_modules,
     )
     if found.base_model.get_input_embeddings().weight.shape != reader.model.get_input_embeddings().weight.shape:
         raise ValueError(
@@ -118,12 +121,14 @@ def train_reader_policy(
         reader.tokenizer, model.policy.words.rarity(), counts, args.lookups_per_text, args.question_share
     )
     if started is None and run.warm_start_steps:
-        _warm_start(model, reader, texts, passages[: run.warm_start_texts], run.warm_start_steps, args)
+        _warm_start(model, reader, texts, passages[: run.warm_start_texts], run, args)
         model.save_pretrained(folder / WARM_START)
         reader.tokenizer.save_pretrained(folder / WARM_START)
     asked = PassageTexts(passages, texts, args.seed)
     trainer = ReaderPolicyTrainer(model, args, asked, reader, processing_class=reader.tokenizer, run_record=record)
-    if run.natural_texts:  # of a run that goes on, too: it is on file, and the checkpoint replaces what it moves
+    if (
+        run.natural_texts and args.reader_weight
+    ):  # of a run that goes on, too: it is on file, and the checkpoint replaces what it moves
         _natural_step(trainer, asked, run, folder)
     trainer.has_folder = True
     if args.max_steps:
@@ -133,22 +138,40 @@ def train_reader_policy(
 
 
 def _warm_start(
-    model: ForgetModel, reader: Reader, texts: ReaderTexts, passages, steps: int, args: ReaderPolicyConfig
+    model: ForgetModel,
+    reader: Reader,
+    texts: ReaderTexts,
+    passages,
+    run: ReaderPolicyArguments,
+    args: ReaderPolicyConfig,
 ) -> None:
-    bits = dict(
-        zip(
-            [text for _, text in passages],
-            _self_information(reader, passages, Path(args.output_dir, SELF_INFORMATION)),
-        )
-    )
+    folder = Path(args.output_dir)
+    bits = dict(zip([text for _, text in passages], _self_information(reader, passages, folder / SELF_INFORMATION)))
+    weights = _target_weights(reader, texts, passages, bits, run.target_texts, folder / TARGET_WEIGHTS)
     # Each text twice: what is asked of it, and whether a question is known, is another time another.
     made = [texts(kind, text, f"warm start {turn}") for turn in range(2) for kind, text in passages]
     made = [text for text in made if text is not None]
-    targets = [target_scores(text, np.asarray(bits[text.text])) for text in made]
-    losses = fit_ranking(model, made, targets, steps, args.min_rate, args.max_rate, args.seed)
+    targets = [
+        target_scores(text, np.asarray(bits[text.text]), weights.get(text.kind, [TargetWeights()] * len(RATES)))
+        for text in made
+    ]
+    losses = fit_ranking(model, made, targets, run.warm_start_steps, args.min_rate, args.max_rate, args.seed)
     print(
         f"Warm start on {len(made)} texts: mean square {np.mean(losses[:10]):.3f} in the first ten steps, {np.mean(losses[-10:]):.3f} in the last."
     )
+
+
+def _target_weights(
+    reader: Reader, texts: ReaderTexts, passages, bits: dict[str, np.ndarray], per_kind: int, path: Path
+) -> dict[str, list[TargetWeights]]:
+    """Of each kind, from its first texts."""
+    asked: dict[str, list] = {}
+    for kind, text in passages:
+        made = texts.without_question(kind, text, "weights") if len(asked.setdefault(kind, [])) < per_kind else None
+        if made is not None:
+            asked[kind].append(made)
+    chosen = [text for of_kind in asked.values() for text in of_kind]
+    return choose_weights(reader, chosen, [np.asarray(bits[text.text]) for text in chosen], path) if chosen else {}
 
 
 def _natural_step(trainer: ReaderPolicyTrainer, asked: PassageTexts, run: ReaderPolicyArguments, folder: Path) -> None:
@@ -172,7 +195,8 @@ def _self_information(reader: Reader, passages, path: Path) -> list[np.ndarray]:
         with np.load(path) as stored:
             if np.array_equal(stored["lengths"], lengths):
                 return np.split(stored["bits"], np.cumsum(lengths)[:-1])
-    bits = reader_bits(reader, [text for _, text in passages], "Self-information")
+    texts = [text for _, text in passages]
+    bits = reader.token_bits([""] * len(texts), texts, "Self-information")
     np.savez(path, lengths=lengths, bits=np.concatenate(bits).astype(np.float32))
     return bits
 

@@ -96,13 +96,21 @@ class ReaderTexts:
         """Whether a text has a span that carries information."""
         return bool(find_lookups(text, self.counts, 1, random.Random(0)))
 
+    def without_question(self, kind: str, text: str, seed: int | str) -> ReaderText | None:
+        """The same without a question, whatever `question_share` is."""
+        lookups = self._lookups(text, random.Random(f"reader text {seed} {text}"))
+        return self.encoded(kind, text, None, [_asked(one) for one in lookups]) if lookups else None
+
+    def _lookups(self, text: str, generator: random.Random) -> list:
+        return find_lookups(text, self.counts, self.lookups_per_text, generator)
+
     def __call__(self, kind: str, text: str, seed: int | str) -> ReaderText | None:
         """`None` for a text that nothing can be asked of. What is drawn depends on seed and text alone."""
         generator = random.Random(f"reader text {seed} {text}")
-        lookups = find_lookups(text, self.counts, self.lookups_per_text, generator)
+        lookups = self._lookups(text, generator)
         if not lookups:
             return None
-        question, asked = None, [Asked(one.suffix, one.target, one.start, one.end) for one in lookups]
+        question, asked = None, [_asked(one) for one in lookups]
         if generator.random() < self.question_share:
             lookup = generator.choice(lookups)
             question = (
@@ -110,7 +118,7 @@ class ReaderTexts:
             )
             question = question or lookup.cue
             # The reader is asked in the words of the text, which it answers far better than scattered ones (LOG.md).
-            asked = [Asked(lookup.suffix, lookup.target, lookup.start, lookup.end)]
+            asked = [_asked(lookup)]
         return self.encoded(kind, text, question, asked)
 
     def encoded(self, kind: str, text: str, question: str | None, asked: list[Asked]) -> ReaderText:
@@ -126,6 +134,10 @@ class ReaderTexts:
         return ReaderText(
             kind, text, question, asked, np.array(encoded["input_ids"], np.int64), features, pieces, sentences
         )
+
+
+def _asked(lookup) -> Asked:
+    return Asked(lookup.suffix, lookup.target, lookup.start, lookup.end)
 
 
 def collate(texts: Sequence[ReaderText]) -> dict:

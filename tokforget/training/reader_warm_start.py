@@ -1,10 +1,4 @@
-"""
-A ranking of words to start from: what cheap scores and one pass of the reader know, taught to the policy in advance.
-
-Without a question a word's target is its form and its rarity, the bits it carries, and the same of its sentence: sentences that
-carry much, kept nearly whole, serve a reader better than the best words of all of them (LOG.md). With a question, the sentence
-that holds the answer and the answer itself stand above the rest, so that the fit learns how likely a sentence is to hold it.
-"""
+"""A ranking of words to start from: what cheap scores and one pass of the reader know, taught to the policy in advance."""
 
 from collections.abc import Sequence
 
@@ -15,52 +9,12 @@ from tqdm.auto import trange
 from tokforget.masking import seeded_generator
 from tokforget.models.forget_model import ForgetModel
 from tokforget.models.unit_decisions import pool_units, unit_sizes
-from tokforget.models.word_features import FORM, PLACE, TEXT
-from tokforget.readers.language_model import Reader
+from tokforget.training.reader_targets import at_rate
 from tokforget.training.reader_texts import ReaderText, collate
 from tokforget.training.warm_start import rise_and_fall
 
 
-# Weights of the target, found on held-out lookups by the reader itself (LOG.md); the question's are those of certainty.
-_BITS, _SENTENCE, _NEIGHBOUR, _PLACE = 0.5, 3.0, 0.3, 1.5
-_HOME, _ANSWER, _PUNCTUATION = 6.0, 2.0, 0.2
 _LEARNING_RATE, _BATCH_SIZE = 2e-3, 24
-
-
-def reader_bits(reader: Reader, texts: Sequence[str], progress: str | None = None) -> list[np.ndarray]:
-    """Self-information of every token of each text, bits, by the reader; one pass over each."""
-    return reader.token_bits([""] * len(texts), texts, progress)
-
-
-def target_scores(text: ReaderText, bits: np.ndarray) -> np.ndarray:
-    """
-    The target of every unit `(U,)`, of mean 0; higher is kept first.
-
-    Args:
-        bits (`np.ndarray` of shape `(T,)`): Of each token, see [`reader_bits`].
-    """
-    first = text.pieces.starts[:-1]
-    of_unit = text.features[first]
-    form = {name: of_unit[:, place] for place, name in enumerate(FORM)}
-    name = of_unit[:, len(FORM) + len(PLACE) + TEXT.index("name")]
-    most = np.maximum.reduceat(bits, first)
-    scores = form["idf"] + name - form["stop_word"] + _BITS * (most - most.mean()) / (most.std() + 1e-6)
-    size = np.bincount(text.sentences)
-    mean = np.bincount(text.sentences, scores) / np.maximum(size, 1)
-    padded = np.pad(scores, 2, mode="edge")
-    around = padded[1:-3] + padded[3:-1] + 0.5 * (padded[:-4] + padded[4:])
-    bare = np.array(
-        [not any(c.isalnum() for c in text.text[a:b]) for a, b in zip(text.pieces.chars[:-1], text.pieces.chars[1:])]
-    )
-    total = (
-        scores + _SENTENCE * mean[text.sentences] + _NEIGHBOUR * around - _PLACE * np.arange(len(scores)) / len(scores)
-    )
-    total = total - _PUNCTUATION * bare
-    if text.question is not None:
-        for one in text.asked:
-            inside = (text.pieces.chars[:-1] < one.end) & (text.pieces.chars[1:] > one.start)
-            total = total + _HOME * np.isin(text.sentences, text.sentences[inside]) + _ANSWER * inside
-    return total - total.mean()
 
 
 def fit_ranking(
@@ -74,9 +28,10 @@ def fit_ranking(
     logit_scale: float = 2.5,
 ) -> list[float]:
     """
-    Fit the policy's plan over units to [`target_scores`], by squares, the rate drawn at random.
+    Fit the policy's plan over units to targets, by squares, the rate drawn at random.
 
     Args:
+        targets (`Sequence[np.ndarray]`): Of every text `(R, U)`; see [`tokforget.training.reader_targets`].
         logit_scale (`float`): What the plan is multiplied by when the fit is through, so that scores spread as those of other
             policies do.
 
@@ -104,7 +59,8 @@ def fit_ranking(
         there = unit_sizes(batch["unit_ids"], num_units) > 0
         target = torch.zeros_like(units)
         for row, n in enumerate(picked):
-            target[row, : len(targets[n])] = torch.from_numpy(targets[n]).to(target)
+            of_text = at_rate(targets[n], float(rate[row]))
+            target[row, : len(of_text)] = torch.from_numpy(of_text).to(target)
         # A shift common to a text's words ranks nothing.
         units = units - (units * there).sum(1, keepdim=True) / there.sum(1, keepdim=True).clamp(min=1)
         loss = ((units - target).square() * there).sum() / there.sum()
