@@ -7,9 +7,10 @@ tokens count that the passage makes cheaper by more than a bit, so that its lang
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from tokforget.readers.language_model import Reader
+from tokforget.readers.questions import Question
 from tokforget.readers.tasks import ReadingItem, only_what_helps
 from tokforget.text_units import split_sentences
 
@@ -61,17 +62,26 @@ def answer_items(
     Questions and answers that stand beneath a document as `Question: ... Answer: ...` or `Q: ... A: ...`, the question told to
     those who ask for it. Longer documents than `num_characters` are left out: what answers may stand anywhere in them.
     """
-    items, seen = [], Counter()
+    items, texts = [], {}
+    for kind, question in questions_beneath(documents, _ANSWERS_PER_TEXT):
+        passage, of_kind = question.context, texts.setdefault(kind, set())
+        if len(passage) > num_characters or (passage not in of_kind and len(of_kind) >= per_kind):
+            continue
+        of_kind.add(passage)
+        after = f"\n\nQuestion: {question.question}\nAnswer:"
+        items.append(ReadingItem(passage, passage, kind, "", after, f" {question.answers[0]}", question.question))
+    return only_what_helps(items, reader)
+
+
+def questions_beneath(
+    documents: Iterable[tuple[str, str]], per_document: int | None = None
+) -> Iterator[tuple[str, Question]]:
+    """The questions `(kind, question)` that stand beneath documents `(kind, text)`, the first `per_document` of each."""
     for kind, text in documents:
         found = list(_QUESTION.finditer(text))
         passage = text[: found[0].start()].strip() if found else ""
-        if not passage or len(passage) > num_characters or seen[kind] >= per_kind:
-            continue
-        seen[kind] += 1
-        for question, answer in (one.groups() for one in found[:_ANSWERS_PER_TEXT]):
-            after = f"\n\nQuestion: {question.strip()}\nAnswer:"
-            items.append(ReadingItem(passage, passage, kind, "", after, f" {answer.strip()}", question.strip()))
-    return only_what_helps(items, reader)
+        for question, answer in (one.groups() for one in found[:per_document] if passage):
+            yield kind, Question(passage, question.strip(), (answer.strip(),))
 
 
 def _items(

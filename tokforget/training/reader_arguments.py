@@ -25,6 +25,19 @@ class ReaderPolicyArguments:
             "the sources each is left for validation and test."
         }
     )
+    questions: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Files of questions over contexts to learn from as well, in the forms that `reader_benchmark.py` reads; those whose "
+            "answer stands in the context."
+        },
+    )
+    corpus_questions: int = field(
+        default=0,
+        metadata={
+            "help": "Most questions that are taken from beneath the corpus's own documents: lines `Q: ...`, `A: ...`, as above."
+        },
+    )
     kinds: list[str] = field(default_factory=list, metadata={"help": "Kinds of the corpus; all by default."})
     texts_per_kind: int = field(default=600, metadata={"help": "Stretches of text per kind."})
     text_characters: list[int] = field(
@@ -81,7 +94,7 @@ class ReaderPolicyArguments:
     def __post_init__(self):
         for name in ("texts_per_kind", "count_texts", "warm_start_texts"):
             check_at_least(self, name, 1)
-        for name in ("warm_start_steps", "target_texts", "natural_texts", "natural_step"):
+        for name in ("corpus_questions", "warm_start_steps", "target_texts", "natural_texts", "natural_step"):
             check_at_least(self, name, 0)
         check_at_least(self, "natural_masks", 2)
         for name in ("lora_rank", "lora_alpha"):

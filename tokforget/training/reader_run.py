@@ -18,8 +18,9 @@ from tokforget.readers.tasks import read_corpus
 from tokforget.readers.word_counts import WordCounts
 from tokforget.training.natural_gradient import gather, take_step
 from tokforget.training.reader_arguments import ReaderPolicyArguments, ReaderPolicyConfig
+from tokforget.training.reader_questions import question_text, read_questions
 from tokforget.training.reader_targets import RATES, TargetWeights, choose_weights, target_scores
-from tokforget.training.reader_texts import ReaderTexts, draw_stretches
+from tokforget.training.reader_texts import ReaderText, ReaderTexts, draw_stretches
 from tokforget.training.reader_trainer import PassageTexts, ReaderPolicyTrainer
 from tokforget.training.reader_warm_start import fit_ranking
 from tokforget.training.run_folder import take_folder
@@ -98,14 +99,6 @@ def train_reader_policy(
         read_corpus(run.corpus, "train", run.kinds), run.texts_per_kind, run.text_characters, args.seed
     )
     reconstructor = _reconstructor(run, reader)
-    if reconstructor is not None:
-        # What `restore` reads at once: no longer than what was learnt from.
-        record["max_length"] = max(reader.counts([text for _, text in passages]))
-        if record["max_length"] > (reconstructor.max_tokens or record["max_length"]):
-            raise ValueError(
-                f"A text has {record['max_length']} tokens, and the reconstructor's context has room for {reconstructor.max_tokens}: pass "
-                "shorter `text_characters`."
-            )
     name = lasting_name(run.reader_name_or_path)
     model = fresh_policy(reader, run.policy_hidden_size, run.ngram_buckets, name, reconstructor)
     started = run.policy_name_or_path or (
@@ -120,11 +113,25 @@ def train_reader_policy(
     texts = ReaderTexts(
         reader.tokenizer, model.policy.words.rarity(), counts, args.lookups_per_text, args.question_share
     )
+    questions = [
+        question_text(texts, question, max(run.text_characters), args.seed)
+        for question in read_questions(
+            run.questions, read_corpus(run.corpus, "train", run.kinds), run.corpus_questions, args.seed
+        )
+    ]
+    if reconstructor is not None:
+        # What `restore` reads at once: no longer than what was learnt from.
+        record["max_length"] = max(reader.counts([text for _, text in passages] + [one.text for one in questions]))
+        if record["max_length"] > (reconstructor.max_tokens or record["max_length"]):
+            raise ValueError(
+                f"A text has {record['max_length']} tokens, and the reconstructor's context has room for {reconstructor.max_tokens}: pass "
+                "shorter `text_characters`."
+            )
     if started is None and run.warm_start_steps:
-        _warm_start(model, reader, texts, passages[: run.warm_start_texts], run, args)
+        _warm_start(model, reader, texts, passages[: run.warm_start_texts], questions, run, args)
         model.save_pretrained(folder / WARM_START)
         reader.tokenizer.save_pretrained(folder / WARM_START)
-    asked = PassageTexts(passages, texts, args.seed)
+    asked = PassageTexts(passages, texts, args.seed, questions)
     trainer = ReaderPolicyTrainer(model, args, asked, reader, processing_class=reader.tokenizer, run_record=record)
     if (
         run.natural_texts and args.reader_weight
@@ -142,15 +149,17 @@ def _warm_start(
     reader: Reader,
     texts: ReaderTexts,
     passages,
+    questions: list[ReaderText],
     run: ReaderPolicyArguments,
     args: ReaderPolicyConfig,
 ) -> None:
     folder = Path(args.output_dir)
-    bits = dict(zip([text for _, text in passages], _self_information(reader, passages, folder / SELF_INFORMATION)))
+    read = [text for _, text in passages] + [one.text for one in questions]
+    bits = dict(zip(read, _self_information(reader, read, folder / SELF_INFORMATION)))
     weights = _target_weights(reader, texts, passages, bits, run.target_texts, folder / TARGET_WEIGHTS)
     # Each text twice: what is asked of it, and whether a question is known, is another time another.
     made = [texts(kind, text, f"warm start {turn}") for turn in range(2) for kind, text in passages]
-    made = [text for text in made if text is not None]
+    made = [text for text in made if text is not None] + questions
     targets = [
         target_scores(text, np.asarray(bits[text.text]), weights.get(text.kind, [TargetWeights()] * len(RATES)))
         for text in made
@@ -188,14 +197,13 @@ def _natural_step(trainer: ReaderPolicyTrainer, asked: PassageTexts, run: Reader
           f"{facts['correlation']:.3f}; {said}.")  # fmt: skip
 
 
-def _self_information(reader: Reader, passages, path: Path) -> list[np.ndarray]:
-    """Bits of every token of each passage; kept in the run's folder, since they take minutes."""
-    lengths = np.array(reader.counts([text for _, text in passages]))
+def _self_information(reader: Reader, texts: list[str], path: Path) -> list[np.ndarray]:
+    """Bits of every token of each text; kept in the run's folder, since they take minutes."""
+    lengths = np.array(reader.counts(texts))
     if path.is_file():
         with np.load(path) as stored:
             if np.array_equal(stored["lengths"], lengths):
                 return np.split(stored["bits"], np.cumsum(lengths)[:-1])
-    texts = [text for _, text in passages]
     bits = reader.token_bits([""] * len(texts), texts, "Self-information")
     np.savez(path, lengths=lengths, bits=np.concatenate(bits).astype(np.float32))
     return bits

@@ -45,17 +45,21 @@ from tokforget.training.run_folder import RECORD, texts_per_step
 
 
 class PassageTexts(Dataset):
-    """Of passages `(kind, text)` those that [`ReaderTexts`] can ask something of."""
+    """Of passages `(kind, text)` those that [`ReaderTexts`] can ask something of, and `questions` that are made already."""
 
-    def __init__(self, passages: Sequence[tuple[str, str]], texts: ReaderTexts, seed: int):
+    def __init__(
+        self, passages: Sequence[tuple[str, str]], texts: ReaderTexts, seed: int, questions: Sequence[ReaderText] = ()
+    ):
         self.passages = [(kind, text) for kind, text in passages if texts.can_ask(text)]
-        self.texts, self.seed = texts, seed
+        self.texts, self.seed, self.questions = texts, seed, list(questions)
 
     def __len__(self) -> int:
-        return len(self.passages)
+        return len(self.passages) + len(self.questions)
 
     def __getitem__(self, place: int) -> ReaderText:
-        return self.texts(*self.passages[place], self.seed)
+        if place < len(self.passages):
+            return self.texts(*self.passages[place], self.seed)
+        return self.questions[place - len(self.passages)]
 
 
 def rendered(text: ReaderText, keep: np.ndarray) -> str:
