@@ -281,6 +281,8 @@ def test_lookups_ask_for_what_a_text_says(counts):
     many = [lookup.answer for seed in range(40) for lookup in find_lookups(TEXT, counts, 4, random.Random(seed))]
     assert many.count("1931") > many.count("call")  # numbers before plain words
     assert find_lookups("it is so", counts, 3, random.Random(0)) == []
+    everywhere = "alpha beta gamma delta epsilon zeta"
+    assert find_lookups(everywhere, WordCounts.of_texts([everywhere] * 3), 3, random.Random(0)) == []
 
 
 def test_items_differ_in_the_passage_alone(counts):

@@ -305,12 +305,24 @@ def wide_base(tokenizer, tmp_path_factory) -> str:
     return str(folder)
 
 
-def test_a_text_that_does_not_fit_the_reconstructor_is_told_at_once(base_folder, corpus, tmp_path):
-    settings = ReaderPolicyArguments(
-        reader_name_or_path=base_folder, corpus=str(corpus), texts_per_kind=4, text_characters=[300], reconstructor_path=base_folder
-    )  # fmt: skip
-    with pytest.raises(ValueError, match="has room for 47: pass shorter `text_characters`"):
-        train_reader_policy(settings, arguments(tmp_path / "run"))
+def test_texts_that_do_not_fit_the_reconstructor_are_left_out_or_told_at_once(base_folder, corpus, tmp_path, capsys):
+    def settings(**more):
+        return ReaderPolicyArguments(
+            reader_name_or_path=base_folder, corpus=str(corpus), texts_per_kind=4, reconstructor_path=base_folder,
+            warm_start_texts=4, warm_start_steps=0, natural_texts=0, policy_hidden_size=16, ngram_buckets=256, **more,
+        )  # fmt: skip
+
+    with pytest.raises(ValueError, match="`max_length` 512: .* room for texts of 47 tokens; pass no more"):
+        train_reader_policy(settings(text_characters=[300], max_length=512), arguments(tmp_path / "run"))
+    with pytest.raises(
+        ValueError, match="Every text has more than `max_length` 47 tokens, .* shorter `text_characters`"
+    ):
+        train_reader_policy(settings(text_characters=[300]), arguments(tmp_path / "run"))
+    args = arguments(tmp_path / "run", reader_weight=0.0, learning_rate=0.0, max_steps=1)
+    trainer = train_reader_policy(settings(text_characters=[100, 300]), args)
+    assert "texts have more than 47 tokens and are left out" in capsys.readouterr().out
+    assert len(trainer.train_dataset) > 0 and all(len(one.input_ids) <= 47 for one in trainer.train_dataset)
+    assert json.loads((tmp_path / "run" / "training_config.json").read_text())["max_length"] == 47
 
 
 def test_a_reconstructor_learns_beside_the_policy_and_restores(wide_base, corpus, tmp_path):

@@ -69,7 +69,9 @@ def find_lookups(text: str, counts: WordCounts, num_lookups: int, generator: ran
             continue
         begins = _SENTENCE_END.search(text[: words[place - 1][1]].rstrip()[-4:]) is not None
         bonus = any(c.isdigit() for c in word) or (word[0].isupper() and not begins)
-        weights[place] = (counts.idf(word) / counts.highest_idf + bonus) ** 2
+        weight = (counts.idf(word) / counts.highest_idf + bonus) ** 2
+        if weight:  # of a word that stands in every counted text it is 0
+            weights[place] = weight
     found: list[Lookup] = []
     while weights and len(found) < num_lookups:
         place = generator.choices(list(weights), list(weights.values()))[0]

@@ -80,6 +80,13 @@ class ReaderPolicyArguments:
             "tokenizer gets a fresh adapter, a folder of recipes/train_reconstructor.py goes on. Without one the model only compresses."
         },
     )
+    max_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "With a reconstructor, texts of more tokens are left out, by default of more than 512 or its context: scripts that its tokenizer cuts small have several tokens a "
+            "character, and one such text sets the width, and the memory, of a whole batch. `restore` reads no more at once."
+        },
+    )
     layout: str = field(default="prefix", metadata={"help": "Of a fresh reconstructor: `prefix` or `infill`."})
     lora_rank: int = field(default=4, metadata={"help": "Rank of a fresh adapter."})
     lora_alpha: int = field(default=16, metadata={"help": "Its scale; alpha / rank multiplies its output."})
@@ -97,6 +104,8 @@ class ReaderPolicyArguments:
         for name in ("corpus_questions", "warm_start_steps", "target_texts", "natural_texts", "natural_step"):
             check_at_least(self, name, 0)
         check_at_least(self, "natural_masks", 2)
+        if self.max_length is not None:
+            check_at_least(self, "max_length", 16)
         for name in ("lora_rank", "lora_alpha"):
             check_at_least(self, name, 1)
         if not self.text_characters or min(self.text_characters) < 100:

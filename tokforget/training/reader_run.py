@@ -27,6 +27,7 @@ from tokforget.training.run_folder import take_folder
 
 
 WARM_START = "warm_start"
+_MAX_LENGTH = 512
 SELF_INFORMATION = "self_information.npz"
 NATURAL_GRADIENT = "natural_gradient.npz"
 TARGET_WEIGHTS = "target_weights.json"
@@ -84,6 +85,30 @@ def _reconstructor(run: ReaderPolicyArguments, reader: Reader) -> Reconstructor 
     return found
 
 
+def _max_length(run: ReaderPolicyArguments, reconstructor: Reconstructor) -> int:
+    room = reconstructor.max_tokens or _MAX_LENGTH
+    if run.max_length is not None and run.max_length > room:
+        raise ValueError(
+            f"`max_length` {run.max_length}: the reconstructor's context has room for texts of {room} tokens; pass no more."
+        )
+    return run.max_length or min(room, _MAX_LENGTH)
+
+
+def _restorable(passages, reader: Reader, max_length: int) -> list[tuple[str, str]]:
+    """Passages that a reconstructor reads at once; told how many are left out."""
+    lengths = reader.counts([text for _, text in passages])
+    fitting = [passage for passage, length in zip(passages, lengths) if length <= max_length]
+    if not fitting:
+        raise ValueError(
+            f"Every text has more than `max_length` {max_length} tokens, {min(lengths)} at least: pass more, or shorter `text_characters`."
+        )
+    if len(fitting) < len(passages):
+        print(
+            f"{len(passages) - len(fitting)} of {len(passages)} texts have more than {max_length} tokens and are left out."
+        )
+    return fitting
+
+
 def train_reader_policy(
     run: ReaderPolicyArguments, args: ReaderPolicyConfig, checkpoint: str | None = None
 ) -> ReaderPolicyTrainer:
@@ -99,6 +124,9 @@ def train_reader_policy(
         read_corpus(run.corpus, "train", run.kinds), run.texts_per_kind, run.text_characters, args.seed
     )
     reconstructor = _reconstructor(run, reader)
+    if reconstructor is not None:
+        record["max_length"] = _max_length(run, reconstructor)
+        passages = _restorable(passages, reader, record["max_length"])
     name = lasting_name(run.reader_name_or_path)
     model = fresh_policy(reader, run.policy_hidden_size, run.ngram_buckets, name, reconstructor)
     started = run.policy_name_or_path or (
@@ -120,13 +148,7 @@ def train_reader_policy(
         )
     ]
     if reconstructor is not None:
-        # What `restore` reads at once: no longer than what was learnt from.
-        record["max_length"] = max(reader.counts([text for _, text in passages] + [one.text for one in questions]))
-        if record["max_length"] > (reconstructor.max_tokens or record["max_length"]):
-            raise ValueError(
-                f"A text has {record['max_length']} tokens, and the reconstructor's context has room for {reconstructor.max_tokens}: pass "
-                "shorter `text_characters`."
-            )
+        questions = [one for one in questions if len(one.input_ids) <= record["max_length"]]
     if started is None and run.warm_start_steps:
         _warm_start(model, reader, texts, passages[: run.warm_start_texts], questions, run, args)
         model.save_pretrained(folder / WARM_START)
