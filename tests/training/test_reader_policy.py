@@ -18,7 +18,15 @@ from tokforget.readers.language_model import Reader
 from tokforget.readers.word_counts import WordCounts
 from tokforget.training.reader_arguments import ReaderPolicyArguments, ReaderPolicyConfig
 from tokforget.training.reader_run import fresh_policy, train_reader_policy
-from tokforget.training.reader_targets import CANDIDATES, RATES, TargetWeights, at_rate, choose_weights, target_scores
+from tokforget.training.reader_targets import (
+    CANDIDATES,
+    RATES,
+    TargetWeights,
+    at_rate,
+    choose_weights,
+    read_weights,
+    target_scores,
+)
 from tokforget.training.reader_texts import Asked, ReaderText, ReaderTexts, collate, draw_stretches
 from tokforget.training.reader_trainer import PassageTexts, ReaderPolicyTrainer, rendered
 from tokforget.training.reader_warm_start import fit_ranking
@@ -152,10 +160,17 @@ def test_the_reader_chooses_weights_by_kind_and_goes_on_with_the_next_kind(made,
     assert all(one.bits > TargetWeights().bits for of_kind in chosen.values() for one in of_kind)
     calls, whole = liking.calls, json.loads(path.read_text())
     assert choose_weights(liking, texts, bits, path) == chosen and liking.calls == calls
+    assert read_weights(path) == chosen
+    with pytest.raises(
+        ValueError, match=r"nowhere.json' cannot be read \(FileNotFoundError\): pass the target_weights.json"
+    ):
+        read_weights(tmp_path / "nowhere.json")
     halved = whole | {"retention": {"first": whole["retention"]["first"]}}
     path.write_text(json.dumps(halved))
     assert choose_weights(liking, texts, bits, path) == chosen and liking.calls == calls + calls // 2
     path.write_text(json.dumps(whole | {"rates": [0.5]}))  # another run's
+    with pytest.raises(ValueError, match=r"is of the rates \[0.5\]; those of this version are \[0.3, 0.5, 0.7\]"):
+        read_weights(path)
     assert choose_weights(liking, texts, bits, path) == chosen and liking.calls == 2 * calls + calls // 2
 
 

@@ -55,6 +55,12 @@ class ReaderPolicyArguments:
             "weights for all."
         },
     )
+    target_weights: str | None = field(
+        default=None,
+        metadata={
+            "help": "target_weights.json of an earlier run, to take its choice instead: choosing reads for a quarter of an hour."
+        },
+    )
     natural_texts: int = field(
         default=1500,
         metadata={

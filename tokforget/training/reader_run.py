@@ -19,7 +19,7 @@ from tokforget.readers.word_counts import WordCounts
 from tokforget.training.natural_gradient import gather, take_step
 from tokforget.training.reader_arguments import ReaderPolicyArguments, ReaderPolicyConfig
 from tokforget.training.reader_questions import question_text, read_questions
-from tokforget.training.reader_targets import RATES, TargetWeights, choose_weights, target_scores
+from tokforget.training.reader_targets import RATES, TargetWeights, choose_weights, read_weights, target_scores
 from tokforget.training.reader_texts import ReaderText, ReaderTexts, draw_stretches
 from tokforget.training.reader_trainer import PassageTexts, ReaderPolicyTrainer
 from tokforget.training.reader_warm_start import fit_ranking
@@ -178,7 +178,10 @@ def _warm_start(
     folder = Path(args.output_dir)
     read = [text for _, text in passages] + [one.text for one in questions]
     bits = dict(zip(read, _self_information(reader, read, folder / SELF_INFORMATION)))
-    weights = _target_weights(reader, texts, passages, bits, run.target_texts, folder / TARGET_WEIGHTS)
+    if run.target_weights is not None:
+        weights = read_weights(run.target_weights)
+    else:
+        weights = _target_weights(reader, texts, passages, bits, run.target_texts, folder / TARGET_WEIGHTS)
     # Each text twice: what is asked of it, and whether a question is known, is another time another.
     made = [texts(kind, text, f"warm start {turn}") for turn in range(2) for kind, text in passages]
     made = [text for text in made if text is not None] + questions

@@ -148,10 +148,34 @@ def choose_weights(
         own = [(text, of_text) for text, of_text in zip(texts, bits) if text.kind == kind]
         stored["retention"][kind] = _retention(reader, *zip(*own)).round(4).tolist()
         write_json(path, stored)
+    return _best(stored)
+
+
+def read_weights(path: str | Path) -> dict[str, list[TargetWeights]]:
+    """
+    What [`choose_weights`] chose in an earlier run.
+
+    Raises:
+        `ValueError`: If the file is none of its own, or is of other rates.
+    """
+    try:
+        stored = json.loads(Path(path).read_text(encoding="utf-8"))
+        if stored["rates"] == list(RATES):
+            return _best(stored)
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"`target_weights` {str(path)!r} cannot be read ({type(error).__name__}): pass the target_weights.json of a finished run."
+        ) from error
+    raise ValueError(
+        f"`target_weights` {str(path)!r} is of the rates {stored['rates']}; those of this version are {list(RATES)}."
+    )
+
+
+def _best(stored: dict) -> dict[str, list[TargetWeights]]:
     gains = {kind: np.array(values) - np.array(values)[0] for kind, values in stored["retention"].items()}
     common = np.mean(list(gains.values()), axis=0)
-    best = {kind: (own + common).argmax(0) for kind, own in gains.items()}
-    return {kind: [CANDIDATES[n] for n in numbers] for kind, numbers in best.items()}
+    candidates = [TargetWeights(**one) for one in stored["candidates"]]
+    return {kind: [candidates[n] for n in (own + common).argmax(0)] for kind, own in gains.items()}
 
 
 def _retention(reader: Reader, texts: Sequence[ReaderText], bits: Sequence[np.ndarray]) -> np.ndarray:
