@@ -176,7 +176,8 @@ class _Parts:
         pieces = cut(shown, np.stack([at, at + 1], 1), "word")
         bonds, base = find_bonds(shown, pieces) if self.readable else Bonds.none(len(pieces)), len(self)
         self.edges += places[pieces.chars[1:]].tolist()
-        self.bound += pieces.bound.tolist()
+        # What a section begins with stands behind the lines before it, and not in the word that is left of the last section.
+        self.bound += [bool(base), *pieces.bound[1:].tolist()] if len(pieces) else []
         self.blank += pieces.blank.tolist()
         self.mark += bonds.marks.tolist()
         self.first_of_all += bonds.first_of_all.tolist()
