@@ -20,6 +20,7 @@ import numpy as np
 
 from tokforget.compression.fences import find_code_fences
 from tokforget.compression.pieces import Pieces
+from tokforget.compression.wholes import TAG
 from tokforget.compression.word_patterns import WordPattern, WordsOf, match_at
 from tokforget.text_units import STOP_WORDS, bare_word
 
@@ -118,7 +119,9 @@ _LIMITS = WordPattern(
 )
 # Of these, those that pick some out of many: "only with a valid ticket" is said of a ticket.
 _PICKS = frozenset(
-    "only nur solo sólo seulement solamente alleen только lediglich except außer sauf salvo excepto".split()
+    re.findall(
+        r"\w+", "only nur solo sólo seulement solamente alleen только lediglich except außer sauf salvo excepto"
+    )
 )
 # Of these, those that a clause follows: none of its words is left without what it hangs on.
 _CONDITIONS = WordPattern(
@@ -237,6 +240,18 @@ _CLOSED_BY = {
     "】": "【",
     "》": "《",
 }
+# Tags say nothing by themselves; those of lists, tables, headings and of what is no HTML come with what stands in them.
+_TAGS = re.compile(rf"\s*(?:{TAG.pattern})+\s*")
+_VOID = frozenset(re.findall(r"\w+", "area base br col embed hr img input link meta param source track wbr"))
+_LOOSE = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        html head body div span section article nav main header footer aside form label button select option a b i u s em strong small
+        big sup sub code kbd samp var cite q abbr mark font center p figure figcaption picture video audio iframe noscript template
+        """,
+    )
+)
 # Half of a pair says nothing, and a pair little.
 _EMPHASIS = re.compile(r"(?<![\w*])\*{1,3}(?=\w)|(?<=[\w.!?,:;)])\*{1,3}(?![\w*])")
 _ROW = re.compile(r"^[^|\n]*\|[^|\n]*\|.*$", re.MULTILINE)
@@ -462,7 +477,7 @@ class _Seen(NamedTuple):
 
 @lru_cache(maxsize=2**16)
 def _seen(word: str) -> _Seen:
-    bare = bare_word(word) if any(map(str.isalnum, word)) else ""
+    bare = bare_word(word) if any(map(str.isalnum, word)) and not _TAGS.fullmatch(word) else ""
     breaks_line = "\n" in word
     ends_clause = breaks_line or bool(_CLAUSE_END.search(word))
     return _Seen(bare, ends_clause, breaks_line, word[:1].isspace(), bare in _LEADING, bare in _SKIPPED)
@@ -636,9 +651,56 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
         first, last = made.touched(*match.span())
         made.marks[first:last] = [not any(c.isalnum() for c in made.word(at)) for at in range(first, last)]
     _tie_marks(made)
+    _tie_tags(made)
     _tie_pairs(made)
     _lead(made)
     return made.built()
+
+
+def _tie_tags(made: _Builder) -> None:
+    """A tag of HTML or XML is not left without the one that opens or closes it, a cell of a table not without the others of its row."""
+    text, open_ = made.text, []
+    elements: list[tuple[str, int, int]] = []  # a name, and the places of both tags
+    for tag in TAG.finditer(text) if "</" in text else ():
+        name = tag[2].lower()
+        if tag[3] or name in _VOID:
+            continue
+        if not tag[1]:
+            open_.append((name, tag.span()))
+            continue
+        place = next((n for n in range(len(open_) - 1, max(len(open_) - 32, -1), -1) if open_[n][0] == name), None)
+        if place is not None:
+            elements.append((name, open_[place][1], tag.span()))
+            del open_[place:]
+    rows = [(begin[1], end[0]) for name, begin, end in elements if name == "tr"]
+    starts = [begin for begin, _ in rows]
+    # Tags without a space between them may be one piece: what holds for one of them holds for the whole chain.
+    chain_of: dict[
+        int, list
+    ] = {}  # of a piece: the pieces of its chain, and from where to where there is what they come with
+    for name, begin, end in elements:
+        one, other = made.touched(*begin), made.touched(*end)
+        pieces = [*range(*one), *range(*other)]
+        if name in _LOOSE or not all(_TAGS.fullmatch(made.word(piece)) for piece in pieces):
+            made.rows += [(b, a, a + 1, -1) for a in pieces for b in pieces if a != b]
+            continue
+        first, last = one[1], other[0]
+        row = bisect_right(starts, begin[0]) - 1 if name in ("td", "th") else -1
+        if row >= 0 and end[1] <= rows[row][1]:
+            first, last = made.touched(*rows[row])
+        whole = [set(pieces), first, last]
+        for glued in {id(c): c for c in map(chain_of.get, pieces) if c is not None}.values():
+            small, large = sorted((whole[0], glued[0]), key=len)
+            whole = [
+                large | small if len(large) < 2 else (large.update(small) or large),
+                min(whole[1], glued[1]),
+                max(whole[2], glued[2]),
+            ]
+        for piece in whole[0]:
+            chain_of[piece] = whole
+    for piece, (_, first, last) in chain_of.items():
+        made.marks[piece] = True
+        made.rows.append((piece, first, last, -1))
 
 
 def _tie_pairs(made: _Builder) -> None:

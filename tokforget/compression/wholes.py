@@ -34,7 +34,7 @@ _UNITS = (
 )
 _UNIT = rf"(?:{_S}?(?:[%‰](?!\w)|[′″](?:{_S}?[NSEWO](?!\w))?|°{_S}?[CFK]?|[{_CURRENCY}](?!\d))|{_S}?(?:{_UNITS})(?!\w)(?:⁻[¹²³⁴⁵⁶])?)"
 _QUANTITY = (
-    rf"(?<!\w)(?:(?:(?<!^)[<>]=?|[≤≥≈±~∼]){_S}?)?(?:[+\-−](?![+\-−]))?"
+    rf"(?<!\w)(?:(?:(?<!^)(?<![\"'/])[<>]=?|[≤≥≈±~∼]){_S}?)?(?:[+\-−](?![+\-−]))?"
     rf"(?:(?:(?:US|CA|AU|NZ|HK|R)?[{_CURRENCY}]|(?:{_CODES}|Rs\.?)(?=[ \u00a0\d])){_S}?[+\-−]?)?"
     rf"(?:\d[\d.,]*{_S}[x×]{_S}(?=\d))*{_NUMBER}{_UNIT}{{0,2}}"
 )
@@ -88,6 +88,14 @@ _MORE = re.compile(
     # a comparison without spaces, a place for a value in a template, a variable of Windows, a package with its version
     r"|(?<![\w.])[A-Za-z_][\w.]*(?:[<>!]=|[<>])-?\d[\w.]*|\{\{[^{}\n]{1,60}\}\}|(?<!\w)%\w+%(?:\\[^\s\"<>|*?]*)?"
     r"|(?<![\w@])@?[\w./-]+@[\^~]?\d[\w.+-]*"
+)
+# A tag of HTML or XML with its attributes, a comment, a declaration, and scripts and styles with all that is in them.
+_ATTRIBUTES = r"(?:\s+[\w:@.-]+(?:\s*=\s*(?:\"[^\"<>]*\"|'[^'<>]*'|[^\s\"'<>=]+))?)*"
+TAG = re.compile(rf"<(/?)([A-Za-z][\w:-]*){_ATTRIBUTES}\s*(/?)>")
+_MARKUP = re.compile(
+    r"<(script|style)(?=[\s>])[^<>]*>(?:(?!</\1).){0,4000}</\1\s*>|<!--(?:(?!-->).){0,2000}-->|<![A-Za-z][^<>]*>|<\?[^<>]*\?>"
+    rf"|</?[A-Za-z][\w:-]*{_ATTRIBUTES}\s*/?>",
+    re.DOTALL | re.IGNORECASE,
 )
 # An ordinal in German, and letters that each end in a full stop.
 _DOTTED = re.compile(
@@ -146,3 +154,5 @@ def find_wholes(text: str) -> Iterator[tuple[int, int]]:
         yield from matches(_MORE, text)
     if "." in text:
         yield from matches(_DOTTED, text)
+    if "<" in text and ">" in text:
+        yield from matches(_MARKUP, text)
