@@ -364,3 +364,26 @@ def test_bonds_take_linear_time(unit):
         return time.process_time() - began
 
     assert seconds(10_000) < 40 * seconds(1_000) + 0.2
+
+
+@pytest.mark.parametrize(
+    "style",
+    ["[12/05/2026, 09:1{}:33] {}: ", "12.05.26, 09:1{} - {}: ", "09:1{} <{}> ", "[09:1{}:02] <@{}> ", "00:00:0{},100 {}: ", "(9:1{} AM) {}: "],
+)  # fmt: skip
+def test_who_said_what_stays_in_transcripts_of_many_styles(compressor, style):
+    said = [
+        "did you cancel the old card?",
+        "no, i have not. it ends in 7731",
+        "then please don't touch it",
+        "fine by me",
+    ]
+    lines = [style.format(n, name) + one for n, (name, one) in enumerate(zip(["Anna", "tom", "Anna", "tom"], said))]
+    assert len(list(find_roles("\n".join(lines)))) == 4
+    for chosen in (ANY_OPINION, compressor):
+        for rate in (0.5, 0.7, 0.9):
+            output = chosen.compress("\n".join(lines), rate=rate, unit="word").text
+            for line in output.splitlines():
+                if any(one.split()[-1] in line.split() for one in said):
+                    assert any(
+                        line.startswith(whole[: whole.index(one)].strip()) for whole, one in zip(lines, said)
+                    ), output

@@ -644,3 +644,33 @@ def test_lines_of_a_diff_stand_in_their_hunk_and_changes_go_together():
         assert ("-    total = order.total\n" in output) == ("+    total = order.total * rate" in output), output
         assert "raise" not in output or "@@ -40,3 +41,3 @@" in output, output
         assert "@@" not in output or "+++ b/app.py" in output, output
+
+
+def test_json_with_comments_and_last_commas_becomes_plain_json():
+    text = (
+        '{\n  // the port, not 80\n  "port": 8080, /* "old": 1 */\n  "url": "http://a.b//c,]", "hosts": ["a", "b",],\n  "note": "'
+        + NOTE
+        + '",\n}\n'
+    )
+    assert kind_of(text) == "json" and kind_of('["see // here", 1]') == "json" and kind_of("[see // here,]") is None
+    for rate in (0.4, 0.7, 0.9):
+        value = json.loads(ANY_OPINION.compress(text, rate=rate, unit="auto").text)
+        assert (value["port"], value["url"], value["hosts"]) == (8080, "http://a.b//c,]", ["a", "b"])
+    assert ANY_OPINION.compress(text, rate=1.0, unit="auto").text == text
+
+
+def test_records_with_words_behind_them_stay_records():
+    rows = "".join(json.dumps({"id": n, "note": NOTE}) + "\n" for n in range(4))
+    for text in (
+        f"{rows}And that is all that came, 12 rows are missing.\n",
+        f"Here they are.\n{rows}\nAnd that is all.",
+    ):
+        assert kind_of(text) == "json"
+        output = ANY_OPINION.compress(text, rate=0.7, unit="auto").text
+        assert [json.loads(line)["id"] for line in output.splitlines() if line.startswith("{")] == [*range(4)], output
+
+
+def test_what_stands_behind_a_table_is_not_joined_to_what_stands_before_it():
+    text = "# knows so dog\n\n| a | b |\n|---|---|\n| one | two |\n| three | four |\n\nnobody\n\n the, fox while.\n"
+    for target in range(1, 30):
+        assert "dognobody" not in ANY_OPINION.compress(text, target_tokens=target, unit="auto").text

@@ -106,7 +106,7 @@ _LIMITS = WordPattern(
     "|prima del|prima di|dopo|fino a|fino al|tranne|solo|soltanto|più di|meno di|almeno"
     "|alleen|tot|vóór|voor|na|tenzij|behalve|minstens|hoogstens|meer dan|minder dan"
     "|только|если|до|после|кроме|более|менее|не более|не менее|قبل|بعد|إلا|فقط|إذا"
-    "|all but|everything but|everyone but|anything but|nothing but|none but|apart from|as many as|as few as|as little as|as late as"
+    "|all but|everything but|everyone but|anything but|nothing but|none but|nobody but|no one but|anyone but|apart from|as many as|as few as|as little as|as late as"
     "|a maximum of|a minimum of|not exceeding|in excess of|short of|once|provided|providing|provided that|as long as|so long as"
     "|as soon as|in case|even if|only if|whether"
     "|lediglich|spätestens|frühestens|sofern|sobald|solange|ausgenommen|vorausgesetzt|maximal|minimal|statt|anstatt"
@@ -206,8 +206,15 @@ _ROLE_NAMES = (
     "speaker|interviewer|interviewee|moderator|teacher|student|doctor|patient|question|answer|q|a|me|you|"
     "nutzer|benutzer|kunde|kundin|assistent|utilisateur|usuario|usuária|usuário|cliente|asistente|assistente|utente|gebruiker"
 )
+# When something was said, as chats and transcripts write it before the name.
+_WHEN = (
+    r"(?:[\[(]?(?:\d{1,4}[/.-]\d{1,2}[/.-]\d{2,4},?[ \t])?\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?(?:[ \u202f]?[AaPp][Mm])?[\])]?"
+    r"[ \t]?(?:[-–|][ \t])?)"
+)
 _ROLE = re.compile(
-    rf"^[ \t]*(?:<\|[\w ]{{1,20}}\|>(?:(?:{_ROLE_NAMES})$)?|\[/?INST\]|"
+    rf"^[ \t]*{_WHEN}(?:<[@+~&%]?[\w\[\]`^|-]{{1,30}}>(?=\s|$)|\*[ \t](?=\w)|(?:[^\W\d_][\w.'’-]{{0,20}})(?:[ \t][^\W\d_][\w.'’-]{{0,20}}){{0,2}}[:：](?=\s|$))"
+    r"|^<(?!/)[@+~&%]?[A-Za-z][\w\[\]`^|-]{1,30}>(?=[ \t]+\S)(?!.*</)"
+    rf"|^[ \t]*(?:<\|[\w ]{{1,20}}\|>(?:(?:{_ROLE_NAMES})$)?|\[/?INST\]|"
     rf"[*_#>\[( \t]{{0,6}}(?:(?i:{_ROLE_NAMES})(?:[ \t]\d{{1,3}})?|(?:[^\W\d_a-zà-öø-ÿа-я][\w.'’-]{{0,20}})(?:[ \t][^\W\d_a-zà-öø-ÿа-я][\w.'’-]{{0,20}}){{0,2}})"
     r"(?:[ \t]?\([^()\n]{1,30}\))?[\])*_]{0,3}[ \t]?[:：](?!//)[*_]{0,2}(?=\s|$))",
     re.MULTILINE,

@@ -44,6 +44,9 @@ from tokforget.text_units import STOP_WORDS, bare_word
 # Words from which on a string of JSON is prose that can be shortened.
 _LONG = 8
 _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# A string or a comment; and a comma behind the last of several.
+_COMMENTED = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|/\*(?:(?!\*/).){0,4000}\*/', re.DOTALL)
+_LAST_COMMA = re.compile(r'"(?:[^"\\\n]|\\.)*"|,(?=\s*[\]}])')
 # A JSON behind its preface begins a line.
 _JSON_LINE = re.compile(r"(?<=\n)[ \t]*[\[{]")
 _JSON_TRIES, _PREFACE_LINES = 2, 3
@@ -244,6 +247,9 @@ def find_structure(text: str, offsets: np.ndarray, readable: bool = True) -> Str
     if _is_json(text):
         kind = "json"
         _add_json(parts)
+    elif (plain := _plain_json(text)) is not None:
+        kind, parts.text = "json", plain
+        _add_json(parts)
     elif within := _json_within(text):
         kind = "json"
         _add_around_json(parts, *within)
@@ -300,6 +306,8 @@ def _is_json(text: str) -> bool:
 
 def _json_within(text: str) -> tuple[int, int] | None:
     """Where a JSON stands that is most of a text, behind a line or two that say what it is."""
+    if (records := _records_within(text)) is not None:
+        return records
     for line in islice(_JSON_LINE.finditer(text), _JSON_TRIES):
         start = line.end() - 1
         if text.count("\n", 0, start) > _PREFACE_LINES:
@@ -311,6 +319,34 @@ def _json_within(text: str) -> tuple[int, int] | None:
         if 2 * (end - start) > len(text):
             return start, end
     return None
+
+
+def _records_within(text: str) -> tuple[int, int] | None:
+    """Where records on lines stand, two or more that are most of a text, with words before or behind them."""
+    if text.count("\n{") + text.startswith("{") < 2:
+        return None
+    place, start, end, found = 0, None, 0, 0
+    for line in text.splitlines(keepends=True):
+        bare, begin = line.strip(), place
+        place += len(line)
+        if not bare and start is not None:
+            continue
+        if bare.startswith("{") and bare.endswith("}") and _one_value(bare):
+            start = begin if start is None else start
+            end, found = begin + len(line.rstrip()), found + 1
+        elif start is not None:
+            break
+    return (start, end) if found > 1 and 2 * (end - start) > len(text) else None
+
+
+def _plain_json(text: str) -> str | None:
+    """A JSON with comments and commas before a closing bracket as one without, as long as it was; `None` if it is none."""
+    if text.lstrip()[0] not in "[{" or not ("//" in text or "/*" in text or re.search(r",\s*[\]}]", text)):
+        return None
+    blank = lambda found: found[0] if found[0][0] == '"' else re.sub(r"\S", " ", found[0])  # noqa: E731
+    plain = _COMMENTED.sub(blank, text)
+    plain = _LAST_COMMA.sub(blank, plain) if not _one_value(plain) else plain
+    return plain if _one_value(plain) else None
 
 
 def _add_around_json(parts: _Parts, start: int, end: int) -> None:
