@@ -354,7 +354,7 @@ def test_what_is_protected_by_name_is_kept_or_refused(compressor):
         compressor.compress("no, no, no, not never", target_tokens=2, unit="word", protect="negations")
 
 
-@pytest.mark.parametrize("unit", ["not ", "only ", "no\n", "| a | ", "| a | b |\n", "a. ", "**a** ", " ", "ne le pas ", "User: ", "1. ", ">"])  # fmt: skip
+@pytest.mark.parametrize("unit", ["not ", "only ", "no\n", "| a | ", "| a | b |\n", "a. ", "**a** ", " ", "ne le pas ", "User: ", "1. ", ">", "<b>x</b>", "(a) ", '"a" ', "<tr><td>a</td></tr>", "09:14 <anna> hi\n", "1 200 "])  # fmt: skip
 def test_bonds_take_linear_time(unit):
     def seconds(repeats: int) -> float:
         text = unit * repeats

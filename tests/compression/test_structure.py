@@ -636,6 +636,15 @@ def test_programs_of_many_languages_and_with_many_comments_are_programs(text):
         ), output
 
 
+def test_a_docker_file_goes_by_lines():
+    outputs = [ANY_OPINION.compress(DOCKERFILE, rate=rate, unit="auto").text for rate in (0.4, 0.6, 0.8)]
+    assert any(
+        ("FROM" not in output and "WORKDIR" in output) or ("FROM" in output and "WORKDIR" not in output)
+        for output in outputs
+    )
+    assert all(line in DOCKERFILE.splitlines() for output in outputs for line in output.splitlines())
+
+
 def test_lines_of_a_diff_stand_in_their_hunk_and_changes_go_together():
     assert kind_of(DIFF) == "diff" and kind_of(f"Look at this:\n\n{DIFF}") == "diff"
     for rate in OPINIONS[4:]:

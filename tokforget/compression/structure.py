@@ -81,6 +81,7 @@ _SQL = re.compile(r"\s*(?:SELECT|INSERT INTO|UPDATE|DELETE FROM|WITH)(?!\w)")
 _LIMITING = re.compile(
     r"\s*(?:FROM|SET|VALUES|(?:LEFT |RIGHT |INNER |FULL |CROSS )?(?:OUTER )?JOIN|WHERE|HAVING)(?!\w)"
 )
+_DEFINES = re.compile(r"\s*(?:CREATE|ALTER|DROP) TABLE(?!\w)")
 _CLAUSE = re.compile(
     rf"{_SQL.pattern}|{_LIMITING.pattern}|\s*(?:GROUP BY|ORDER BY|LIMIT|UNION|CREATE TABLE|ALTER TABLE|DROP TABLE)(?!\w)"
 )
@@ -446,7 +447,8 @@ def _block_end(lines: list[str], at: int) -> int | None:
         return at + 1
     if heredoc := _HEREDOC.search(line):
         return next((n + 1 for n in range(at + 1, most) if lines[n].strip() == heredoc[1]), None)
-    if _CLAUSE.match(line):
+    above = lines[max(at - _STATEMENT_LINES, 0) : at + 1]
+    if _CLAUSE.match(line) and any(_SQL.match(one) or _DEFINES.match(one) for one in above):  # a FROM may be Docker's
         if line.endswith(";"):
             return at + 1
         own = _indent(lines[at])
