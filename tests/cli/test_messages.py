@@ -3,12 +3,14 @@
 import io
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from tokforget import Compressor
 from tokforget.cli import main as cli
+from tokforget.packaged import base_model_path
 
 
 NOTE = (
@@ -86,6 +88,16 @@ def test_options_reach_the_messages(shell):
     row = json.loads(shell("--messages", "--target-tokens", 200, "--no-question", "--json", stdin=told).out)
     assert row["question"] is None and row["compressed_tokens"] <= row["target_tokens"] == 200
     assert [record["whole"] for record in row["records"]][:1] == ["system"]
+
+
+def test_a_budget_is_counted_in_the_vocabulary_that_is_named(shell):
+    folder = base_model_path()
+    done = shell("--messages", "--rate", 0.5, "--count-with", folder, "--json", stdin=json.dumps(CHAT))
+    row = json.loads(done.out)
+    assert row["vocabulary"] == Path(folder).name and f"tokens of {Path(folder).name} (" in done.err
+    assert row["compressed_tokens"] <= row["target_tokens"] == row["original_tokens"] // 2
+    wrong = shell("--messages", "--count-with", "./nowhere.json", stdin="[]")
+    assert wrong.code == 2 and "`--count-with`: nowhere.json: no such file" in wrong.err.replace("./", "")
 
 
 @pytest.mark.parametrize("words, stdin, message", [

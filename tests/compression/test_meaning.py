@@ -122,6 +122,68 @@ def test_a_statement_is_not_turned_round(compressor, text, protect):
     assert negation in output and word in output
 
 
+TURNED = """
+Not all students passed the exam in June.|students|Not all
+Not every passenger survived the crash.|passenger|Not every
+All but two of the passengers survived the crash.|passengers|All but two
+It is far from certain that the merger will succeed this year.|succeed|far from certain
+She failed to submit the form on time for the grant.|submit|failed
+The minister refused to sign the agreement on Friday.|sign|refused
+The witness denied seeing the car before the crash.|seeing|denied
+There is little evidence that the vaccine is unsafe for children.|evidence|little
+The motor seldom starts in cold weather here.|starts|seldom
+The service is unlikely to return before Christmas.|return|unlikely
+Instead of paying in cash, customers used the new card.|paying|Instead of
+The team almost won the final in Lisbon last year.|won|almost
+You may enter only with a valid ticket from the office.|ticket|only
+The key works only if the alarm is armed at night.|armed|only if
+Keep the door closed until the light turns green.|green|until
+The refund is paid provided that the goods are returned.|returned|provided
+Sales fell to 20 percent of the plan in the third quarter.|20 percent|to
+The price rose from 1,200 euros to $3,400 in a year.|$3,400|to
+He is not as tall as his brother Tom from Leeds.|tall|as brother
+The results are no better than chance in our test.|better|no than chance
+The company has yet to publish its figures for May.|publish|yet to
+He said “never again” and left the hall for good.|never|again
+Der Vertrag wurde weder gekündigt noch verlängert.|verlängert|noch
+Die Anlage darf ohne Aufsicht keinesfalls starten.|starten|keinesfalls
+Sofern die Ware fehlt, zahlen wir das Geld zurück.|fehlt|Sofern
+Le contrat n'a jamais été signé par le client.|signé|n'a jamais
+La banque ne remboursera pas les frais de dossier.|remboursera|ne pas
+La oferta vale solo para clientes nuevos de la tienda.|clientes|solo
+De brug draagt hooguit 12 ton aan last.|12 ton|hooguit
+Pankki ei maksa rahoja takaisin ennen maanantaita.|maksa|ei
+Bank nie zwróci pieniędzy przed poniedziałkiem.|zwróci|nie
+Banca nu va returna banii înainte de luni.|returna|nu
+Banki nem fizeti vissza a pénzt hétfő előtt.|fizeti|nem
+Bank tidak akan mengembalikan uang sebelum Senin.|mengembalikan|tidak
+Ngân hàng không hoàn lại tiền trước thứ hai.|hoàn|không
+은행은 월요일 전에 돈을 돌려주지 않습니다.|돌려주지|않습니다
+비밀번호를 절대 공유하지 마세요.|공유하지|마세요
+"""
+
+
+@pytest.mark.parametrize("case", TURNED.strip().splitlines())
+def test_no_opinion_turns_a_statement_round(compressor, case):
+    text, word, needed = case.split("|")
+    before = "The council met on Tuesday in the old hall, and the mayor spoke of the harbour and the weather. "
+    for chosen in (ANY_OPINION, compressor):
+        for rate in (0.4, 0.6, 0.8):
+            for result in chosen.compress([text, before + text], rate=rate, unit="word"):
+                assert word not in result.text or all(one in result.text for one in needed.split()), result.text
+
+
+@pytest.mark.parametrize("sign", ["()", "[]", "“”", "„“", "«»", "「」", '""'])
+def test_brackets_and_quotation_marks_stay_in_pairs(compressor, sign):
+    text = f"The bridge {sign[0]}built in 1874 by Louis Favre{sign[1]} is closed, and the ferry {sign[0]}red{sign[1]} runs. The {sign[0]}old town{sign[1]}. End"
+    for chosen in (ANY_OPINION, compressor):
+        for rate in np.linspace(0.1, 0.95, 18):
+            output = chosen.compress(text, rate=rate, unit="word").text
+            one, other = output.count(sign[0]), output.count(sign[1])
+            assert one == other and (sign != '""' or one % 2 == 0), output
+            assert not re.search(rf"\{sign[0]}\s*\{sign[1]}(?!\.)", output) or sign == '""', output
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(st.integers(0, 10_000), st.sampled_from([0.2, 0.35, 0.5, 0.65, 0.8]), st.booleans())
 def test_no_opinion_parts_a_negation_from_its_word(seed, rate, nested):
@@ -292,7 +354,7 @@ def test_what_is_protected_by_name_is_kept_or_refused(compressor):
         compressor.compress("no, no, no, not never", target_tokens=2, unit="word", protect="negations")
 
 
-@pytest.mark.parametrize("unit", ["not ", "only ", "no\n", "| a | ", "| a | b |\n", "a. ", "**a** ", " ", "ne le pas ", "User: ", "1. ", ">"])  # fmt: skip
+@pytest.mark.parametrize("unit", ["not ", "only ", "no\n", "| a | ", "| a | b |\n", "a. ", "**a** ", " ", "ne le pas ", "User: ", "1. ", ">", "<b>x</b>", "(a) ", '"a" ', "<tr><td>a</td></tr>", "09:14 <anna> hi\n", "1 200 "])  # fmt: skip
 def test_bonds_take_linear_time(unit):
     def seconds(repeats: int) -> float:
         text = unit * repeats
@@ -302,3 +364,26 @@ def test_bonds_take_linear_time(unit):
         return time.process_time() - began
 
     assert seconds(10_000) < 40 * seconds(1_000) + 0.2
+
+
+@pytest.mark.parametrize(
+    "style",
+    ["[12/05/2026, 09:1{}:33] {}: ", "12.05.26, 09:1{} - {}: ", "09:1{} <{}> ", "[09:1{}:02] <@{}> ", "00:00:0{},100 {}: ", "(9:1{} AM) {}: "],
+)  # fmt: skip
+def test_who_said_what_stays_in_transcripts_of_many_styles(compressor, style):
+    said = [
+        "did you cancel the old card?",
+        "no, i have not. it ends in 7731",
+        "then please don't touch it",
+        "fine by me",
+    ]
+    lines = [style.format(n, name) + one for n, (name, one) in enumerate(zip(["Anna", "tom", "Anna", "tom"], said))]
+    assert len(list(find_roles("\n".join(lines)))) == 4
+    for chosen in (ANY_OPINION, compressor):
+        for rate in (0.5, 0.7, 0.9):
+            output = chosen.compress("\n".join(lines), rate=rate, unit="word").text
+            for line in output.splitlines():
+                if any(one.split()[-1] in line.split() for one in said):
+                    assert any(
+                        line.startswith(whole[: whole.index(one)].strip()) for whole, one in zip(lines, said)
+                    ), output

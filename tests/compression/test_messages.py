@@ -439,3 +439,20 @@ def test_options_that_cannot_be_are_said_in_one_line(options, message):
     with pytest.raises((ValueError, TypeError), match=message) as error:
         ANY_OPINION.compress_messages(OPENAI, **options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("budget", [{"rate": 0.5}, {"target_tokens": 2000}, {"rate": 0.5, "stable": True}], ids=str)
+def test_messages_are_counted_in_the_tokens_of_the_reader(budget):
+    plain = ANY_OPINION.compress_messages(OPENAI, **budget)
+    result = ANY_OPINION.compress_messages(OPENAI, count_tokens=len, **budget)
+    said = [m["content"] for m in result.messages if isinstance(m["content"], str)]
+    records = {(r.message, p.place): p.compressed_tokens for r in result.records for p in r.parts}
+    assert all(
+        records[(n, ("content",))] == len(m["content"]) for n, m in enumerate(result.messages) if m["content"] in said
+    )
+    assert result.vocabulary == "len" == result.to_dict()["vocabulary"] and plain.vocabulary == ANY_OPINION.vocabulary
+    assert result.original_tokens > 2 * plain.original_tokens
+    assert result.target_tokens is None or result.compressed_tokens <= result.target_tokens
+    assert result.compressed_tokens < result.original_tokens
+    again = ANY_OPINION.compress_messages(result.messages, count_tokens=len, **budget)
+    assert again.messages == result.messages

@@ -487,3 +487,199 @@ def test_what_looks_at_parts_is_refused(options):
         ANY_OPINION.compress(PYTHON, unit="auto", **options)
     with pytest.raises(ValueError, match="a stream comes in blocks"):
         ANY_OPINION.compress_stream([PYTHON], rate=0.5, unit="auto")
+
+
+HTML = """<!DOCTYPE html>
+<html lang="en">
+<head>
+  <meta charset="utf-8">
+  <title>Harbour ferry timetable</title>
+  <script>window.layer = window.layer || []; if (a < b) { track("page"); }</script>
+</head>
+<body class="page">
+  <!-- navigation -->
+  <nav class="nav"><a href="/home">Home</a> | <a href="/tickets">Tickets</a></nav>
+  <p>The ferry to <b>Skagen</b> leaves at 12:45, but <strong>not</strong> on Sundays.<br>
+  Dogs travel for nothing.</p>
+  <ul>
+    <li>Adults: 12 euros</li>
+    <li>Children under 6: free &amp; welcome</li>
+  </ul>
+  <table>
+    <tr><th>Day</th><th>First</th><th>Last</th></tr>
+    <tr><td>Monday</td><td>06:15</td><td>21:10</td></tr>
+  </table>
+  <img src="/img/pier.png" alt="The pier"/>
+  <form action="/buy"><input type="hidden" name="csrf" value="9f8e7d6"><button disabled>Buy</button></form>
+</body>
+</html>
+"""
+XML = """<?xml version="1.0"?>
+<orders xmlns:x="http://example.org/x">
+  <order id="A-81924"><status>cancelled</status><total currency="EUR">84.50</total></order>
+  <order id="A-81930"><status>shipped</status><total currency="EUR">12.00</total></order>
+</orders>
+"""
+
+
+@pytest.mark.parametrize(
+    "text", [HTML, XML, "Read <document>the <b>old</b> letter of 1874</document> and <i>never</i> <T> a List<String>."]
+)
+@pytest.mark.parametrize("unit", ["word", "auto"])
+def test_tags_are_as_balanced_as_they_were(text, unit):
+    for chosen in (ANY_OPINION, Compressor.from_pretrained()):
+        for rate in (0.3, 0.5, 0.7, 0.9):
+            output = chosen.compress(text, rate=rate, unit=unit).text
+            open_ = []
+            for close, name in re.findall(
+                r"<(/?)(\w+)(?![^<>]*/>)[^<>]*>", re.sub(r"<(?:meta|br|input|script|T|String)\b.*?>", "", output)
+            ):
+                if close and name != "script":
+                    assert open_ and open_.pop() == name, output
+                elif not close:
+                    open_.append(name)
+            assert not open_, output
+            for row in re.findall(r"<tr>.*?</tr>", output):
+                assert len(re.findall(r"<t[hd]>", row)) == 3, output
+            assert "Sundays" not in output or "not" in output
+
+
+@pytest.mark.parametrize("target", [1, 2, 3, 5, 8, 12, 20, 30])
+def test_a_tiny_budget_keeps_names_of_columns_and_settings_that_parse(compressor, target):
+    for chosen in (ANY_OPINION, compressor):
+        result = chosen.compress(CSV, target_tokens=target, unit="auto")
+        left = re.findall(r"\w+", result.text.split("\n")[0])
+        assert result.shortfall >= 0 and left == [name for name in ("id", "name", "city", "amount") if name in left]
+        output = chosen.compress(YAML, target_tokens=target, unit="auto").text
+        assert target < 8 or isinstance(yaml.safe_load(output), dict), output
+
+
+COMMENTED = """/**
+ * Creates an array of elements split into groups the length of `size`. If `array` can't be split evenly, the
+ * final chunk will be the remaining elements.
+ *
+ * @param {Array} array The array to process.
+ * @param {number} [size=1] The length of each chunk
+ * @returns {Array} Returns the new array of chunks.
+ */
+function chunk(array, size) {
+  var length = array == null ? 0 : array.length;
+  if (!length || size < 1) {
+    return [];
+  }
+  return result;
+}
+"""
+SHELL = """#!/usr/bin/env bash
+# Deploys the site. Asks before it overwrites anything, but for the settings.
+set -euo pipefail
+cat > /etc/site.conf <<EOF
+server {
+  listen 80;
+}
+EOF
+if [ ! -f "$1" ]; then
+  echo "no such file: $1" >&2
+  exit 1
+fi
+for host in a b c; do
+  rsync -a ./site/ "$host:/srv/site/" || exit 1
+done
+"""
+SQL = """-- all customers with a ticket
+SELECT c.id, c.name,
+       count(*) AS tickets
+FROM customers c
+JOIN tickets t ON t.customer_id = c.id
+WHERE t.cancelled IS NULL
+  AND t.bought >= '2025-01-01'
+GROUP BY c.id, c.name
+ORDER BY tickets DESC;
+"""
+RUBY = "# A ferry.\nclass Ferry\n  attr_reader :name\n\n  def initialize(name)\n    @name = name\n  end\nend\n"
+DOCKERFILE = "# Builds the site\nFROM python:3.11-slim\nWORKDIR /app\nRUN pip install -r requirements.txt \\\n    && rm -rf /root/.cache\nEXPOSE 8080\n"
+DIFF = """diff --git a/app.py b/app.py
+index 9f8e7d6..1a2b3c4 100644
+--- a/app.py
++++ b/app.py
+@@ -10,7 +10,8 @@ def charge(order):
+     if order.paid:
+         return None
+-    total = order.total
++    total = order.total * rate
+     return send(total)
+@@ -40,3 +41,3 @@ def refund(order):
+-    if not order.paid:
++    if order.paid:
+         raise ValueError
+"""
+
+
+@pytest.mark.parametrize("text", [COMMENTED, SHELL, SQL, RUBY, DOCKERFILE])
+def test_programs_of_many_languages_and_with_many_comments_are_programs(text):
+    assert kind_of(text) == "code"
+    for rate in OPINIONS:
+        output = ANY_OPINION.compress(text, rate=rate, unit="auto").text
+        if any(line in text.splitlines() for line in output.splitlines() if line.strip()):
+            lines_left(text, output)
+        assert output.count("/**") == output.count("*/") and output.count("{") == output.count("}"), output
+        for begin, end in (
+            ("<<EOF", "\nEOF"),
+            ("; then", "\nfi"),
+            ("; do", "\ndone"),
+            ("\\\n", "&& rm"),
+            ("class Ferry", "\nend"),
+        ):
+            assert (begin in output) == (end in output), output
+        assert "SELECT" not in output or (
+            "WHERE t.cancelled IS NULL\n  AND t.bought" in output and "JOIN" in output
+        ), output
+
+
+def test_a_docker_file_goes_by_lines():
+    outputs = [ANY_OPINION.compress(DOCKERFILE, rate=rate, unit="auto").text for rate in (0.4, 0.6, 0.8)]
+    assert any(
+        ("FROM" not in output and "WORKDIR" in output) or ("FROM" in output and "WORKDIR" not in output)
+        for output in outputs
+    )
+    assert all(line in DOCKERFILE.splitlines() for output in outputs for line in output.splitlines())
+
+
+def test_lines_of_a_diff_stand_in_their_hunk_and_changes_go_together():
+    assert kind_of(DIFF) == "diff" and kind_of(f"Look at this:\n\n{DIFF}") == "diff"
+    for rate in OPINIONS[4:]:
+        output = ANY_OPINION.compress(DIFF, rate=rate, unit="auto").text
+        lines_left(DIFF, output)
+        assert ("-    total = order.total\n" in output) == ("+    total = order.total * rate" in output), output
+        assert "raise" not in output or "@@ -40,3 +41,3 @@" in output, output
+        assert "@@" not in output or "+++ b/app.py" in output, output
+
+
+def test_json_with_comments_and_last_commas_becomes_plain_json():
+    text = (
+        '{\n  // the port, not 80\n  "port": 8080, /* "old": 1 */\n  "url": "http://a.b//c,]", "hosts": ["a", "b",],\n  "note": "'
+        + NOTE
+        + '",\n}\n'
+    )
+    assert kind_of(text) == "json" and kind_of('["see // here", 1]') == "json" and kind_of("[see // here,]") is None
+    for rate in (0.4, 0.7, 0.9):
+        value = json.loads(ANY_OPINION.compress(text, rate=rate, unit="auto").text)
+        assert (value["port"], value["url"], value["hosts"]) == (8080, "http://a.b//c,]", ["a", "b"])
+    assert ANY_OPINION.compress(text, rate=1.0, unit="auto").text == text
+
+
+def test_records_with_words_behind_them_stay_records():
+    rows = "".join(json.dumps({"id": n, "note": NOTE}) + "\n" for n in range(4))
+    for text in (
+        f"{rows}And that is all that came, 12 rows are missing.\n",
+        f"Here they are.\n{rows}\nAnd that is all.",
+    ):
+        assert kind_of(text) == "json"
+        output = ANY_OPINION.compress(text, rate=0.7, unit="auto").text
+        assert [json.loads(line)["id"] for line in output.splitlines() if line.startswith("{")] == [*range(4)], output
+
+
+def test_what_stands_behind_a_table_is_not_joined_to_what_stands_before_it():
+    text = "# knows so dog\n\n| a | b |\n|---|---|\n| one | two |\n| three | four |\n\nnobody\n\n the, fox while.\n"
+    for target in range(1, 30):
+        assert "dognobody" not in ANY_OPINION.compress(text, target_tokens=target, unit="auto").text

@@ -35,6 +35,8 @@ def test_a_hook_is_what_the_compressor_does(compressor):
     shorten, before = MessageCompressor(compressor, rate=0.3), copy.deepcopy(CHAT)
     assert shorten(CHAT) == compressor.compress_messages(CHAT, rate=0.3).messages != CHAT == before
     assert "12:45" in shorten(CHAT)[3]["content"]
+    counted = MessageCompressor(compressor, rate=0.3, count_tokens=len).compress(CHAT)
+    assert counted.vocabulary == "len" and counted.compressed_tokens <= counted.target_tokens > 500
     asked = shorten(CHAT, question="Who rebuilt the harbour?", target_tokens=250)
     assert "Anna Lund" in asked[3]["content"]
     with pytest.warns(UserWarning, match="smallest feasible budget"):

@@ -4,13 +4,14 @@ Compress generated and real texts of every kind, and check what must hold for an
     python tests/support/fuzz_compressor.py --texts 100000                  # a policy with random opinions, packaged tokenizer
     python tests/support/fuzz_compressor.py --texts 2000 --model <folder>   # a trained model
 
-Texts: logs, tables, CSV, YAML, HTML, conversations, letters of all scripts, words of some, Python source, JSON, markdown, e-mails and URLs, emoji, broken bytes, control
+Texts: logs, tables, CSV, YAML, HTML, diffs, transcripts, conversations, letters of all scripts, words of some, Python source, JSON, markdown, e-mails and URLs, emoji, broken bytes, control
 characters, special-token strings, white space, one character many times. Each batch has its own arguments. Ends with exit
 code 1 and the seed of the batch at the first failure.
 """
 
 import argparse
 import csv
+import difflib
 import io
 import json
 import random
@@ -206,7 +207,30 @@ def chat(rng: random.Random) -> str:
     )
 
 
-KINDS = {"log": log, "table": table, "csv": comma_separated, "settings": settings, "html": html, "chat": chat, "letters": letters, "prose": prose, "source": real, "json": structured, "markdown": markdown, "broken bytes": broken,
+def diff(rng: random.Random) -> str:
+    before = [sentence(rng) for _ in range(rng.randint(3, 25))]
+    after = [line if rng.random() < 0.7 else sentence(rng) for line in before if rng.random() < 0.9]
+    return "\n".join(difflib.unified_diff(before, after, "a/notes.txt", "b/notes.txt", lineterm=""))
+
+
+def transcript(rng: random.Random) -> str:
+    style = rng.choice(
+        [
+            lambda n, who: f"[{9 + n // 60:02d}:{n % 60:02d}] {who}: ",
+            lambda n, who: f"12/05/2026, {9 + n // 60:02d}:{n % 60:02d} - {who}: ",
+            lambda n, who: f"{9 + n // 60:02d}:{n % 60:02d} <{who}> ",
+            lambda n, who: f"**{who}:** ",
+            lambda n, who: f"{who} ({9 + n // 60:02d}:{n % 60:02d}): ",
+            lambda n, who: f"\n{n + 1}\n00:00:{n % 60:02d},000 --> 00:00:{n % 60:02d},900\n{who}: ",
+        ]
+    )
+    return "".join(
+        f"{style(n, rng.choice(['Anna', 'Tom Petersen', 'bot', 'Agent 2']))}{sentence(rng)}{rng.choice('.?!')}\n"
+        for n in range(rng.randint(2, 30))
+    )
+
+
+KINDS = {"diff": diff, "transcript": transcript, "log": log, "table": table, "csv": comma_separated, "settings": settings, "html": html, "chat": chat, "letters": letters, "prose": prose, "source": real, "json": structured, "markdown": markdown, "broken bytes": broken,
          "repeated": repeated, "mixed": mixed}  # fmt: skip
 
 
@@ -223,6 +247,17 @@ def check_json(before, after) -> None:
             check_json(one, other)
     elif not isinstance(before, str) or len(before.split()) < 8:
         assert before == after, "a value was changed"
+
+
+def check_tags(output: str) -> None:
+    """Every tag that opens is closed, in order."""
+    open_ = []
+    for close, name in re.findall(r"<(/?)(\w+)[^<>]*>", output):
+        if close:
+            assert open_ and open_.pop() == name, f"</{name}> closes nothing"
+        else:
+            open_.append(name)
+    assert not open_, f"never closed: {open_}"
 
 
 def check_content(kind: str, text: str, result: CompressedText, options: dict) -> None:
@@ -244,6 +279,8 @@ def check_content(kind: str, text: str, result: CompressedText, options: dict) -
     if not auto or "protect" in options or "threshold" in options:
         return
     roomy = (result.target_tokens or 0) >= _ROOM and options.get("budget") != "corpus"
+    if kind == "html" and roomy:
+        check_tags(output)
     if kind == "json":
         check_json(json.loads(text), json.loads(output))
     found = (
@@ -272,7 +309,7 @@ def check_content(kind: str, text: str, result: CompressedText, options: dict) -
 
 # Tokens that hold any record of a text here with what it stands in; in less it may stand by itself.
 _ROOM = 120
-_PLAIN = ("log", "table", "csv", "settings", "html", "chat", "prose")
+_PLAIN = ("diff", "transcript", "log", "table", "csv", "settings", "html", "chat", "prose")
 
 
 def arguments(rng: random.Random) -> dict:

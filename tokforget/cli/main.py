@@ -307,7 +307,7 @@ def _compress_messages(args: argparse.Namespace, options: dict) -> int:
                     raise UserError(f"{chat.record.place}: {error}") from error
                 report.reject(chat.record.place, str(error))
                 continue
-            report.count(result, compressor.vocabulary)
+            report.count(result, result.vocabulary)
             data = json_line(result.to_dict()) if args.json else chat.rendered(result.messages)
             write(chat.record.source, data)
     return report.end()

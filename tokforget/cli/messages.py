@@ -16,7 +16,7 @@ from tokforget.cli.files import Record, UserError, json_line, open_input, unique
 _OF_TEXTS = {
     "threshold": None, "prefix_stable": False, "nested": False, "tags": False, "budget": "per_text", "stream": False, "column": None,
     "question_column": None, "output_column": None, "keep_first": None, "keep_last": None,
-    "count_with": None, "mark_omissions": False, "report": None,
+    "mark_omissions": False, "report": None,
 }  # fmt: skip
 _OF_MESSAGES = {"stable": False, "no_question": False, "min_message_tokens": None, "roles": None}
 
@@ -66,6 +66,7 @@ def message_options(args: argparse.Namespace, protect) -> dict:
     """The arguments of `Compressor.compress_messages`."""
     names = ("rate", "target_tokens", "quality", "stable", "min_tokens", "on_impossible")
     options = {name: getattr(args, name) for name in names} | {"protect": protect, "unit": args.unit or "auto"}
+    options["count_tokens"] = args.count_with
     options["question"] = None if args.no_question else args.question or True
     if args.roles is not None:
         options["roles"] = [role.strip() for role in args.roles.split(",")]

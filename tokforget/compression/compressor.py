@@ -341,6 +341,7 @@ class Compressor:
         min_rate: float = MIN_RATE,
         on_impossible: str = "raise",
         memory: MutableMapping[str, int] | None = None,
+        count_tokens=None,
     ) -> CompressedMessages:
         """
         Shorten the results of tools and the older turns of a chat, in OpenAI's or Anthropic's dictionaries.
@@ -378,6 +379,7 @@ class Compressor:
             on_impossible (`str`): `"raise"`, or `"warn"` and return the smallest feasible result.
             memory (`MutableMapping[str, int]`, *optional*): What was compressed, by hash, with the tokens before. Without it this
                 compressor's own, which holds the last 65,536 texts; pass a dictionary of yours to keep it longer than the process.
+            count_tokens (*optional*): Whose tokens budgets, floors and records count, as in `compress`; the model's own without it.
 
         Returns:
             [`CompressedMessages`]: `messages` and `system` of the shape that was given, tokens before and after, `records`, `omitted`.
@@ -389,7 +391,7 @@ class Compressor:
         return compress_messages(
             self, messages, system, memory, rate=rate, target_tokens=target_tokens, quality=quality, question=question, unit=unit,
             protect=protect, roles=roles, stable=stable, min_tokens=min_tokens, min_message_tokens=min_message_tokens,
-            min_rate=min_rate, on_impossible=on_impossible,
+            min_rate=min_rate, on_impossible=on_impossible, count_tokens=count_tokens,
         )  # fmt: skip
 
     @cached_property

@@ -20,6 +20,7 @@ import numpy as np
 
 from tokforget.compression.fences import find_code_fences
 from tokforget.compression.pieces import Pieces
+from tokforget.compression.wholes import TAG
 from tokforget.compression.word_patterns import WordPattern, WordsOf, match_at
 from tokforget.text_units import STOP_WORDS, bare_word
 
@@ -28,22 +29,34 @@ from tokforget.text_units import STOP_WORDS, bare_word
 _NEGATIONS = WordPattern(
     # English; "No. 5" is a number
     r"not|no(?!\.\s?\d)|never|nor|none|nothing|nobody|nowhere|neither|cannot|without|unless|except|hardly|barely"
+    "|scarcely|rarely|seldom"
     "|nicht|nichts|nie|niemals|niemand|niemandem|niemanden|nirgends|kein|keine|keinem|keinen|keiner|keines|ohne|außer|weder"
+    "|keinesfalls|keineswegs|keinerlei|nirgendwo|kaum"
     "|nunca|jamás|nadie|ningún|ninguno|ninguna|tampoco"
     "|não|ninguém|nenhum|nenhuma|tampouco"
     "|nessun|nessuno|nessuna|niente|senza|neanche|nemmeno"
     "|niet|niets|nooit|niemand|geen|zonder|nergens"
     r"|не|нет|ни|нельзя|никогда|никто|никого|никому|ничего|ничто|никак|нигде|никакой|никакая|никакое|никакие|никаких|без|ні|немає"
-    "|nigdy|nikt|inte|ikke|aldrig|aldri|ingen|inget|değil|yok|hayır|δεν|μην|όχι|χωρίς"
-    "|لا|لم|لن|ليس|ليست|ليسوا|بدون|دون|לא|אין|בלי|नहीं|मत"
+    "|ніколи|ніхто|нічого|няма|никой|нищо|nigdy|nikt|żaden|żadna|żadne|nikdy|nikdo|není|nije|nisu|nema"
+    "|inte|ikke|aldrig|aldri|ingen|inget|inga|utan|uden|uten|değil|yok|hayır|asla|δεν|μην|όχι|χωρίς|ποτέ|κανείς"
+    "|tidak|bukan|jangan|belum|tanpa|không|chưa|đừng|chẳng"
+    "|لا|لم|لن|ليس|ليست|ليسوا|بدون|دون|نیست|هیچ|نہیں|بغیر|לא|אין|בלי|नहीं|मत|बिना|না|নয়|নেই"
 )
 # Words that negate in a text of that language only: "sin" and "non" are English too, "Mai" is a German month.
 _OF_LANGUAGE = (
     (r"los|las|una|que|por|está|están|para|usted", "sin|ni|nada"),
     (r"il|che|della|del|gli|è|sono|una|per", "non|mai|nulla|né"),
     (r"que|uma|os|para|está|você|em", "sem|nem|nada"),
-    (r"les|des|une|est|que|du|et|vous|nous|pour", "sans|ni|rien|jamais|pas|aucun|aucune|personne|guère"),
-    (r"het|een|niet|van", "noch"),
+    (
+        r"les|des|une|est|que|du|et|vous|nous|pour|par|avec|dans|été|cette|elle|aux|pas",
+        "sans|ni|rien|jamais|pas|aucun|aucune|personne|guère",
+    ),
+    (r"het|een|niet|van|weder", "noch"),
+    (r"że|się|jest|są|przed|przez|oraz", "nie|bez|nic|ani|brak"),
+    (r"že|jsou|při|před|nebo", "ne|bez|nic|ani"),
+    (r"și|este|sunt|pentru|înainte|să|va", "nu|fără|nici|nimeni|nimic|niciodată"),
+    (r"és|hogy|egy|az|van|volt|előtt", "nem|ne|nincs|nincsenek|sem|soha|senki|semmi"),
+    (r"että|myös|ovat|ennen|mutta|hän|takaisin", "ei|en|emme|ette|eivät|älä|ilman"),
     (
         r"the|you|my|please|and|is",
         "dont|doesnt|didnt|isnt|arent|wasnt|werent|wont|cant|couldnt|wouldnt|shouldnt|havent|hasnt|hadnt|aint",
@@ -54,14 +67,32 @@ _FRENCH = 3
 _PORTUGUESE = re.compile(r"não|(?<!\w)uma(?!\w)|(?:ção|ções)(?!\w)", re.IGNORECASE)
 _CONTRACTED = re.compile(r"(?<![\w'’])[^\W\d_]+n['’]t(?!\w)", re.IGNORECASE)
 _CONTRACTION = re.compile("n['’]t", re.IGNORECASE)
+_FRENCH_NE = re.compile(r"(?<!\w)(?:ne\s|n['’])", re.IGNORECASE)
 _LANGUAGES = [(WordPattern(signs), WordPattern(words)) for signs, words in _OF_LANGUAGE]
 # "ne" and what closes it: "plus" and "point" negate only there.
 _NE = re.compile(
-    r"(?<!\w)(?:(ne)\s+(?!\s)|(n['’]\w+)\s)(?:[\w'’-]+\s+){0,3}?(pas|plus|point|jamais|rien|aucune?|personne|guère|que)(?!\w)",
+    r"(?<!\w)(?:(ne)\s+(?!\s)|(n['’]\w+)\s)(?:[\w'’-]+\s+){0,3}?(pas|plus|point|jamais|rien|aucune?|personne|guère|que|qu['’]\w+)(?!\w)",
     re.IGNORECASE,
 )
 # Chinese and Japanese, where a character is a word.
-_SPACELESS_NEGATIONS = re.compile("[不没沒未無无]|ません|なかった|ない")
+_SPACELESS_NEGATIONS = re.compile("[不没沒未無无勿]|禁止|(?<![特区性类个差分])别|ません|なかった|ない|ไม่|อย่า|ห้าม|ບໍ່|មិន")
+# Korean negates before a verb by a word, and behind it by an ending.
+_KOREAN = re.compile(
+    r"(?<!\w)[안못](?=\s)|(?<!\w)[가-힣]*(?:않|없|아니|마세요|마십시오|말아|말라|못하|못한|못했)[가-힣]*"
+)
+_HANGUL = re.compile("[가-힣]")
+# What negates the word before it.
+_BEHIND_ITS_WORD = re.compile(r"değil|yok|[가-힣]{2,}", re.IGNORECASE)
+# Of these a negation denies that there are so many: "not all passed" is not "not passed".
+_QUANTIFIERS = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        all every everyone everybody everything everywhere always both each any anyone anybody anything enough necessarily
+        alle alles jeder jede jedes immer tous toutes tout toujours todos todas siempre sempre tutti tutte alle altijd все всегда
+        """,
+    )
+)
 
 # What makes a statement hold for some cases only; kept with what follows it.
 _LIMITS = WordPattern(
@@ -75,6 +106,57 @@ _LIMITS = WordPattern(
     "|prima del|prima di|dopo|fino a|fino al|tranne|solo|soltanto|più di|meno di|almeno"
     "|alleen|tot|vóór|voor|na|tenzij|behalve|minstens|hoogstens|meer dan|minder dan"
     "|только|если|до|после|кроме|более|менее|не более|не менее|قبل|بعد|إلا|فقط|إذا"
+    "|all but|everything but|everyone but|anything but|nothing but|none but|nobody but|no one but|anyone but|apart from|as many as|as few as|as little as|as late as"
+    "|a maximum of|a minimum of|not exceeding|in excess of|short of|once|provided|providing|provided that|as long as|so long as"
+    "|as soon as|in case|even if|only if|whether"
+    "|lediglich|spätestens|frühestens|sofern|sobald|solange|ausgenommen|vorausgesetzt|maximal|minimal|statt|anstatt"
+    "|uniquement|hormis|tant que|dès que|à condition que|à moins que|lorsque|au minimum|au maximum"
+    "|solamente|únicamente|a menos que|siempre que|a partir de|como mínimo|somente|desde que|solamente|purché|a meno che|al massimo"
+    "|hooguit|maximaal|minimaal|uiterlijk|slechts|indien|zodra|zolang|mits"
+    "|endast|kun|innan|før|efter|tills|indtil|hvis|högst|højst|minst|mer än|mindre än|mere end|mindre end|mer enn|mindre enn"
+    "|tylko|jeśli|jeżeli|dopóki|przed|najwyżej|mniej niż|więcej niż|co najmniej|oprócz|pouze|pokud|před|kromě|méně než|více než"
+    "|hanya|sebelum|setelah|jika|kecuali|kurang dari|lebih dari|chỉ|trước|nếu|trừ"
+)
+# Of these, those that pick some out of many: "only with a valid ticket" is said of a ticket.
+_PICKS = frozenset(
+    re.findall(
+        r"\w+", "only nur solo sólo seulement solamente alleen только lediglich except außer sauf salvo excepto"
+    )
+)
+# Of these, those that a clause follows: none of its words is left without what it hangs on.
+_CONDITIONS = WordPattern(
+    "if|only if|even if|unless|until|till|once|provided|providing|provided that|as long as|so long as|as soon as|in case|whether"
+    "|falls|wenn|sofern|sobald|solange|tant que|dès que|à condition que|à moins que|lorsque|si|a menos que|siempre que|desde que"
+    "|purché|a meno che|tenzij|indien|zodra|zolang|mits|если|إذا|jeśli|jeżeli|pokud|hvis|jika|nếu"
+)
+# Words of weight that turn round what follows them: "failed to pay", "almost won", "denied", "little evidence".
+_TURNS = [
+    WordPattern(
+        "failed|fails|fail|failing|refused|refuses|refuse|declined|declines|ceased|ceases|unable|unlikely|reluctant|limited|restricted"
+        "|confined|supposed",
+        behind=r"(?=\s+to(?!\w))",
+    ),
+    WordPattern(
+        "yet to|far from|free from|free of|exempt from|excluded from|instead of|lack of|absence of|devoid of|incapable of|denied|denies|deny|denying|avoid|avoids|avoided|avoiding|forbid|forbids|forbidden|prohibited|prohibits|stopped|almost|nearly"
+        "|allegedly|reportedly|supposedly|purportedly|might|would have|could have|might have|should have"
+        "|beinahe|fast|angeblich|presque|casi|quase|quasi|bijna|почти"
+    ),
+    WordPattern("few|little", before=r"(?<!\ba )(?<!\bA )"),
+]
+# A comparison says nothing of its second half without its first.
+_COMPARED = re.compile(r"(?<![\w'’-])(?:as\s+[\w-]+\s+as|[\w-]+\s+than)(?!\w)", re.IGNORECASE)
+# Before a number a word of place says what it does: "fell to 20" is not "fell 20".
+_TO_NUMBER = WordPattern(
+    "exceeds|exceed|exceeding|exceeded|to|from|by|under|over|above|below|beyond|within|since|between|per|every|minus|plus|um|auf|von|unter|über|seit|ab|zu|gegen|"
+    "à|dès|depuis|sous|desde|hacia|bajo|da|dal|sotto|met|naar|sinds|onder|от|с|на|свыше",
+    behind=r"(?=[ \u00a0\u202f][-+−]?(?:[$€£¥₹]\s?)?\d)",
+)
+_NUMBER_WORDS = "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty|hundred|thousand|one|half|most|some|many|few"
+# A share of things is not the things.
+_SHARE = re.compile(
+    rf"(?<![\w.,:/-])(?:(?:{_NUMBER_WORDS})|\d+(?:[.,]\d+)*(?:\s?%|\spercent|\sper\scent)?)\sof\s"
+    r"(?:the|these|those|our|its|my|his|her|their|your|all)(?=\s[^\W\d_]{3})",
+    re.IGNORECASE,
 )
 # Function words of the other languages, which a negation reaches over.
 _FOREIGN = frozenset(
@@ -83,11 +165,11 @@ _FOREIGN = frozenset(
         """
     der die das den dem des ein eine einen einem von vom zu zum zur im in am an ist war wird wurde werden worden sich le la les un
     une de du à au aux en est sont été el los las una del al ha han lo gli il di da do dos das em no na foi è sono stato het een van
-    te op is zijn быть был была в на с yet even really longer
+    te op is zijn быть был была в на с yet even really longer zal werd har är er blir ble va vor sera seront será serán são ont avait
+    était hanno będzie akan
     """,
     )
 )
-_SKIPPED = STOP_WORDS | _FOREIGN
 # Of them, those that say nothing without the word they lead to.
 _LEADING = _FOREIGN | frozenset(
     re.findall(
@@ -100,6 +182,7 @@ _LEADING = _FOREIGN | frozenset(
     """,
     )
 )
+_SKIPPED = STOP_WORDS | _FOREIGN | _LEADING
 # Farther than any two scores are apart.
 _FAR = 1e6
 # A negation reaches over this many pieces, and a limit too.
@@ -111,7 +194,8 @@ _CLAUSE_END = re.compile(r"[.!?;:…。！？；：؟۔।]")
 _CLOSING = "\"'”’»)\\]*_"
 _SENTENCE_END = re.compile(
     # not after an initial or an abbreviation, nor where the sentence goes on in lower case, nor behind the number of an item
-    rf"(?<![.!?…])(?<!\b[A-ZÄÖÜ])(?<!\b(?:Dr|Mr|Ms|St|vs|ca))(?!(?<=\bN[or])\.\s?\d)(?<!\bMrs)(?<!\betc)(?<!^\d)(?<!^\d\d)"
+    rf"(?<![.!?…])(?<!\b[A-ZÄÖÜ])(?<!\b(?:Dr|Mr|Ms|St|vs|ca|Nr|pp|Jr|Sr))(?!(?<=\bN[or])\.\s?\d)(?<!\b(?:Mrs|Art|Abs|Fig|fig|Sec|Vol|ref|ext|Inc|Ltd|Gen|Sen|Rep|bzw|Abb|Mme|Sra))(?<!\bProf)(?<!\b[ia]m \d)(?<!\b[ia]m \d\d)"
+    rf"(?<!\b(?:vom|zum|der|dem|den|des|die|das) \d)(?<!\b(?:vom|zum|der|dem|den|des|die|das) \d\d)(?<!\betc)(?<!^\d)(?<!^\d\d)"
     rf"(?:\.{{1,3}}|[!?…]+|[؟۔।])[{_CLOSING}]*(?=\s+[^a-zà-öø-ÿа-я\s]|\s*\Z|\s*\n)|[。！？]+[」』）”]*",
     re.MULTILINE,
 )
@@ -122,8 +206,15 @@ _ROLE_NAMES = (
     "speaker|interviewer|interviewee|moderator|teacher|student|doctor|patient|question|answer|q|a|me|you|"
     "nutzer|benutzer|kunde|kundin|assistent|utilisateur|usuario|usuária|usuário|cliente|asistente|assistente|utente|gebruiker"
 )
+# When something was said, as chats and transcripts write it before the name.
+_WHEN = (
+    r"(?:[\[(]?(?:\d{1,4}[/.-]\d{1,2}[/.-]\d{2,4},?[ \t])?\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?(?:[ \u202f]?[AaPp][Mm])?[\])]?"
+    r"[ \t]?(?:[-–|][ \t])?)"
+)
 _ROLE = re.compile(
-    rf"^[ \t]*(?:<\|[\w ]{{1,20}}\|>(?:(?:{_ROLE_NAMES})$)?|\[/?INST\]|"
+    rf"^[ \t]*{_WHEN}(?:<[@+~&%]?[\w\[\]`^|-]{{1,30}}>(?=\s|$)|\*[ \t](?=\w)|(?:[^\W\d_][\w.'’-]{{0,20}})(?:[ \t][^\W\d_][\w.'’-]{{0,20}}){{0,2}}[:：](?=\s|$))"
+    r"|^<(?!/)[@+~&%]?[A-Za-z][\w\[\]`^|-]{1,30}>(?=[ \t]+\S)(?!.*</)"
+    rf"|^[ \t]*(?:<\|[\w ]{{1,20}}\|>(?:(?:{_ROLE_NAMES})$)?|\[/?INST\]|"
     rf"[*_#>\[( \t]{{0,6}}(?:(?i:{_ROLE_NAMES})(?:[ \t]\d{{1,3}})?|(?:[^\W\d_a-zà-öø-ÿа-я][\w.'’-]{{0,20}})(?:[ \t][^\W\d_a-zà-öø-ÿа-я][\w.'’-]{{0,20}}){{0,2}})"
     r"(?:[ \t]?\([^()\n]{1,30}\))?[\])*_]{0,3}[ \t]?[:：](?!//)[*_]{0,2}(?=\s|$))",
     re.MULTILINE,
@@ -140,6 +231,33 @@ _COUNT = WordPattern(
     "seis|siete|ocho|nueve|diez|due|tre|quattro|cinque|sei|sette|otto|nove|dieci|twee|drie|vijf|zes|zeven|negen|tien",
     before=r"(?<![\w.,:/-])",
     behind=_COUNTED,
+)
+# What opens and closes, and by which signs each of the latter may have been opened.
+_PAIRED = re.compile('[()\\[\\]{}“”„«»‹›「」『』（）【】《》"]')
+_CLOSED_BY = {
+    ")": "(",
+    "]": "[",
+    "}": "{",
+    "”": "“„",
+    "»": "«",
+    "›": "‹",
+    "」": "「",
+    "』": "『",
+    "）": "（",
+    "】": "【",
+    "》": "《",
+}
+# Tags say nothing by themselves; those of lists, tables, headings and of what is no HTML come with what stands in them.
+_TAGS = re.compile(rf"\s*(?:{TAG.pattern})+\s*")
+_VOID = frozenset(re.findall(r"\w+", "area base br col embed hr img input link meta param source track wbr"))
+_LOOSE = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        html head body div span section article nav main header footer aside form label button select option a b i u s em strong small
+        big sup sub code kbd samp var cite q abbr mark font center p figure figcaption picture video audio iframe noscript template
+        """,
+    )
 )
 # Half of a pair says nothing, and a pair little.
 _EMPHASIS = re.compile(r"(?<![\w*])\*{1,3}(?=\w)|(?<=[\w.!?,:;)])\*{1,3}(?![\w*])")
@@ -179,6 +297,8 @@ def _find_negations(words: WordsOf) -> Iterator[tuple[int, int]]:
                         yield match.span(3)
     if not text.isascii():
         yield from (match.span() for match in _SPACELESS_NEGATIONS.finditer(text))
+        if _HANGUL.search(text):
+            yield from (match.span() for match in _KOREAN.finditer(text))
 
 
 def find_sentence_ends(text: str) -> Iterator[tuple[int, int]]:
@@ -249,6 +369,7 @@ class Bonds:
             of a comma the one before it, of most pieces themselves.
         clause_marks (`np.ndarray` of shape `(num_pieces,)`, *optional*): Commas, semicolons, colons and dashes that stand apart; bool.
         stops (`np.ndarray` of shape `(num_pieces,)`, *optional*): Ends of sentences; bool.
+        pairs (`np.ndarray` of shape `(num_pairs, 2)`, *optional*): Brackets and quotation marks that open, and those that close them.
     """
 
     pieces: np.ndarray
@@ -260,16 +381,28 @@ class Bonds:
     leads_to: np.ndarray
     clause_marks: np.ndarray | None = None
     stops: np.ndarray | None = None
+    pairs: np.ndarray | None = None
 
     def __post_init__(self):
+        if self.pairs is None:
+            self.pairs = np.zeros((0, 2), dtype=np.int64)
         if self.clause_marks is None or self.stops is None:
             self.clause_marks, self.stops = np.zeros((2, len(self.marks)), dtype=bool)
 
     def dangling(self, keep: np.ndarray) -> np.ndarray:
-        """Kept commas and the like with a kept end of a sentence next, and what stood between the two gone; bool."""
-        kept, found = np.flatnonzero(keep), np.zeros(len(keep), dtype=bool)
+        """
+        Kept commas and the like with a kept end of a sentence next, and what stood between the two gone, or without the word that they
+        stood at; and brackets of which nothing is left inside; bool.
+        """
+        kept = np.flatnonzero(keep)
+        found = keep & self.clause_marks & ~keep[self.leads_to]
         one, two = kept[:-1], kept[1:]
         found[one[self.clause_marks[one] & self.stops[two] & (two - one > 1)]] = True
+        if len(self.pairs):
+            opened, closed = self.pairs.T
+            total = np.concatenate([[0], np.cumsum(keep)])
+            empty = keep[opened] & (total[closed] == total[opened + 1]) & (closed > opened + 1) & ~self.marks[closed]
+            found[self.pairs[empty]] = True
         return found
 
     def rank(self, ranks: np.ndarray) -> np.ndarray:
@@ -316,6 +449,7 @@ class Bonds:
             np.concatenate([part.leads_to + start for part, start in zip(parts, starts)]),
             np.concatenate([part.clause_marks for part in parts]),
             np.concatenate([part.stops for part in parts]),
+            np.concatenate([part.pairs + start for part, start in zip(parts, starts)]),
         )
 
     def __getitem__(self, part: slice) -> "Bonds":
@@ -333,6 +467,7 @@ class Bonds:
             np.arange(part.stop - part.start),  # the ranks know of it already
             self.clause_marks[part],
             self.stops[part],
+            self.pairs[((self.pairs >= part.start) & (self.pairs < part.stop)).all(1)] - part.start,
         )
 
 
@@ -349,10 +484,15 @@ class _Seen(NamedTuple):
 
 @lru_cache(maxsize=2**16)
 def _seen(word: str) -> _Seen:
-    bare = bare_word(word) if any(map(str.isalnum, word)) else ""
+    bare = bare_word(word) if any(map(str.isalnum, word)) and not _TAGS.fullmatch(word) else ""
     breaks_line = "\n" in word
     ends_clause = breaks_line or bool(_CLAUSE_END.search(word))
     return _Seen(bare, ends_clause, breaks_line, word[:1].isspace(), bare in _LEADING, bare in _SKIPPED)
+
+
+def _closes(word: str) -> bool:
+    """Whether a piece without a word closes a bracket or what was said: nothing reaches over it."""
+    return any(sign in _CLOSED_BY for sign in word) or ('"' in word and not word[:1].isspace())
 
 
 @dataclass
@@ -367,6 +507,7 @@ class _Builder:
         self.first_of_all = np.zeros(len(self.pieces), dtype=bool)
         self.leads_to = np.arange(len(self.pieces))
         self.stops = np.zeros(len(self.pieces), dtype=bool)
+        self.pairs: list[tuple[int, int]] = []
 
     def touched(self, start: int, end: int) -> tuple[int, int]:
         """The pieces that share a character with a span, the last one not included."""
@@ -399,7 +540,7 @@ class _Builder:
                 break
             word = _seen(self.word(at))
             if not word.bare:
-                if word.ends_clause:
+                if word.ends_clause or (step > 0 and _closes(self.word(at))):
                     break
                 continue
             if self.first_of_all[at]:
@@ -409,15 +550,38 @@ class _Builder:
             spare = at if spare is None else spare
         return spare
 
+    def clause(self, start: int) -> int:
+        """Where the clause of some pieces ends, or what is said of it."""
+        for at in range(start, min(start + _REACH, len(self.pieces))):
+            word = self.word(at)
+            if _seen(word).ends_clause or _CLAUSE_MARK.fullmatch(word):
+                return at
+        return min(start + _REACH, len(self.pieces))
+
+    def named(self, at: int) -> int:
+        """Where the words of weight end that begin at a piece: "valid ticket" in "a valid ticket from the office"."""
+        end = at + 1
+        while end < len(self.pieces) and (word := _seen(self.word(end))).bare and not word.is_skipped:
+            if self.first_of_all[end]:
+                break
+            end += 1
+        return end
+
     def tie(self, first: int, last: int, at: int) -> None:
         self.rows += [(index, at, at + 1, -1) for index in range(first, last)]
+
+    def tie_clause(self, at: int) -> None:
+        """What is said of a clause comes with any word of it: "certain" with what is far from certain."""
+        if at + 1 < len(self.pieces) and _seen(self.word(at + 1)).bare == "that":
+            self.rows.append((at, at + 2, self.clause(at + 2), -1))
 
     def built(self) -> Bonds:
         rows = np.array(self.rows, dtype=np.int64).reshape(-1, 4).T
         clause_marks = [_CLAUSE_MARK.fullmatch(self.word(at)) is not None for at in range(len(self.pieces))]
         return Bonds(
-            *rows, self.marks, self.first_of_all, self.leads_to, np.array(clause_marks, dtype=bool), self.stops
-        )
+            *rows, self.marks, self.first_of_all, self.leads_to, np.array(clause_marks, dtype=bool), self.stops,
+            np.array(self.pairs, dtype=np.int64).reshape(-1, 2),
+        )  # fmt: skip
 
 
 def find_bonds(text: str, pieces: Pieces) -> Bonds:
@@ -428,16 +592,56 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
     for first, last in negations:
         made.first_of_all[first:last] = True
     for first, last in negations:
-        at = made.content(last, 1)
-        at = made.content(first - 1, -1) if at is None else at
+        counted = last if last < len(pieces) and _seen(made.word(last)).bare in _QUANTIFIERS else None
+        at = made.content(last if counted is None else last + 1, 1)
+        if at is None or _BEHIND_ITS_WORD.fullmatch(made.text[made.chars[first] : made.chars[last]].strip()):
+            at = next((n for n in (made.content(first - 1, -1), at) if n is not None), None)
         if at is not None:
             made.tie(first, last, at)
             made.rows += [(at, first, last, -1)]
+            made.tie_clause(at)
+            if counted is not None and counted != at:
+                made.tie(counted, counted + 1, at)
+    for match in _NE.finditer(text) if _FRENCH_NE.search(text) else ():  # the two halves of one negation
+        one, other = made.touched(*match.span(1 if match[1] else 2)), made.touched(*match.span(3))
+        made.rows += [(other[0], *one, -1), (one[0], *other, -1)]
+    for match in chain.from_iterable(words.finditer(found) for words in _TURNS):
+        first, last = made.touched(*match.span())
+        at = made.content(last, 1)
+        if at is not None:
+            made.tie(first, last, at)
+            made.tie_clause(at)
+    denied = {last for _, last in negations}
+    for match in _COMPARED.finditer(text):
+        first, last = made.touched(*match.span())
+        at = made.content(last, 1)
+        if at is not None:
+            made.tie(first, last, at)
+            if first in denied:  # "not as tall as Tom" is not "not tall"
+                made.rows += [(index, first, last, -1) for index in (*range(first, last), at)]
+    for match in _TO_NUMBER.finditer(found):
+        first, last = made.touched(*match.span())
+        if last < len(pieces):
+            made.tie(first, last, last)
+    for match in _SHARE.finditer(text):
+        first, last = made.touched(*match.span())
+        at = made.content(last, 1)
+        if at is not None:
+            made.tie(first, first + 1, at)
+            made.rows.append((at, first, first + 1, -1))
+    for match in _CONDITIONS.finditer(found):
+        first, last = made.touched(*match.span())
+        at = made.content(last, 1)
+        if at is not None:
+            end = made.clause(last)
+            made.rows += [(index, last, end, -1) for index in (*range(first, last), at)]
     for match in _LIMITS.finditer(found):
         first, last = made.touched(*match.span())
         at = made.content(last, 1)
         if at is not None:
             made.tie(first, last, at)
+            if made.text[made.chars[first] : made.chars[last]].strip().lower() in _PICKS:
+                made.rows += [(index, at + 1, made.named(at), -1) for index in (*range(first, last), at)]
             made.marks[first:last] = ~made.first_of_all[first:last]  # "before" is misread where its date is gone
             for negation in (
                 np.flatnonzero(made.first_of_all[first:last]) + first
@@ -454,8 +658,97 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
         first, last = made.touched(*match.span())
         made.marks[first:last] = [not any(c.isalnum() for c in made.word(at)) for at in range(first, last)]
     _tie_marks(made)
+    _tie_tags(made)
+    _tie_pairs(made)
     _lead(made)
     return made.built()
+
+
+def _tie_tags(made: _Builder) -> None:
+    """A tag of HTML or XML is not left without the one that opens or closes it, a cell of a table not without the others of its row."""
+    text, open_ = made.text, []
+    elements: list[tuple[str, int, int]] = []  # a name, and the places of both tags
+    for tag in TAG.finditer(text) if "</" in text else ():
+        name = tag[2].lower()
+        if tag[3] or name in _VOID:
+            continue
+        if not tag[1]:
+            open_.append((name, tag.span()))
+            continue
+        place = next((n for n in range(len(open_) - 1, max(len(open_) - 32, -1), -1) if open_[n][0] == name), None)
+        if place is not None:
+            elements.append((name, open_[place][1], tag.span()))
+            del open_[place:]
+    rows = [(begin[1], end[0]) for name, begin, end in elements if name == "tr"]
+    starts = [begin for begin, _ in rows]
+    # Tags without a space between them may be one piece: what holds for one of them holds for the whole chain.
+    chain_of: dict[
+        int, list
+    ] = {}  # of a piece: the pieces of its chain, and from where to where there is what they come with
+    for name, begin, end in elements:
+        one, other = made.touched(*begin), made.touched(*end)
+        pieces = [*range(*one), *range(*other)]
+        if name in _LOOSE or not all(_TAGS.fullmatch(made.word(piece)) for piece in pieces):
+            made.rows += [(b, a, a + 1, -1) for a in pieces for b in pieces if a != b]
+            continue
+        first, last = one[1], other[0]
+        row = bisect_right(starts, begin[0]) - 1 if name in ("td", "th") else -1
+        if row >= 0 and end[1] <= rows[row][1]:
+            first, last = made.touched(*rows[row])
+        whole = [set(pieces), first, last]
+        for glued in {id(c): c for c in map(chain_of.get, pieces) if c is not None}.values():
+            small, large = sorted((whole[0], glued[0]), key=len)
+            whole = [
+                large | small if len(large) < 2 else (large.update(small) or large),
+                min(whole[1], glued[1]),
+                max(whole[2], glued[2]),
+            ]
+        for piece in whole[0]:
+            chain_of[piece] = whole
+    for piece, (_, first, last) in chain_of.items():
+        made.marks[piece] = True
+        made.rows.append((piece, first, last, -1))
+
+
+def _tie_pairs(made: _Builder) -> None:
+    """A bracket or quotation mark is not left without the one that it opens or closes."""
+    pairs, open_, end = [], [], 0
+    for match in _PAIRED.finditer(made.text):
+        sign, at = match[0], match.start()
+        if "\n\n" in made.text[end:at]:  # no pair reaches over an empty line
+            open_ = []
+        end = at
+        if sign == '"':
+            before, behind = made.text[at - 1 : at], made.text[at + 1 : at + 2]
+            closes = bool(open_) and open_[-1][0] == '"' and not before.isspace()
+            if not closes and (not behind.strip() or (before and before not in " \t\n([{*_")):
+                continue
+        else:
+            closes = sign in _CLOSED_BY or (sign == "“" and bool(open_) and open_[-1][0] == "„")
+        if not closes:
+            open_.append((sign, at))
+            continue
+        wanted = "„" if sign == "“" else _CLOSED_BY.get(sign, sign)
+        place = next((n for n in range(len(open_) - 1, max(len(open_) - 8, -1), -1) if open_[n][0] in wanted), None)
+        if place is not None:
+            pairs.append((open_[place][1], at))
+            del open_[place:]
+    if not pairs:
+        return
+    of_mark: dict[int, list] = {}
+    for row in made.rows:
+        if made.marks[row[0]]:
+            of_mark.setdefault(row[0], []).append(row[1:])
+    for opened, closed in pairs:
+        one, other = made.touched(opened, opened + 1)[0], made.touched(closed, closed + 1)[0]
+        # One that closes two of them stays, whatever is left within the inner one.
+        if len(_PAIRED.findall(made.word(one))) == 1 == len(_PAIRED.findall(made.word(other))) and not any(
+            map(str.isalnum, made.word(one) + made.word(other))
+        ):
+            made.pairs.append((one, other))
+        for a, b in ((one, other), (other, one)) if one != other else ():
+            # What is a mark brings nothing along: its own reasons to be kept are the other's, too.
+            made.rows += [(b, *row) for row in of_mark.get(a, ())] if made.marks[a] else [(b, a, a + 1, -1)]
 
 
 def _tie_fences(made: _Builder) -> None:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tokforget.compression.counting import TokenCounter
 from tokforget.compression.protection import PRESET
 from tokforget.compression.request import Request
 from tokforget.compression.results import CompressedText
@@ -123,6 +124,7 @@ class CompressedMessages:
         target_tokens (`int`, *optional*): The budget, if there was one for all.
         question (`str`, *optional*): What was taken for the question.
         returned_whole (`str`, *optional*): Why nothing was tried: `"min_tokens"`, or `"fits"` where all is within the budget.
+        vocabulary (`str`): Whose tokens are told.
     """
 
     messages: list[dict]
@@ -131,6 +133,7 @@ class CompressedMessages:
     target_tokens: int | None = None
     question: str | None = None
     returned_whole: str | None = None
+    vocabulary: str = ""
 
     @property
     def original_tokens(self) -> int:
@@ -170,7 +173,7 @@ class CompressedMessages:
             | {"parts": [{k: v for k, v in vars(part).items() if k != "text"} for part in record.parts]}
             for record in self.records
         ]  # fmt: skip
-        own = {name: getattr(self, name) for name in ("target_tokens", "question", "returned_whole")}
+        own = {name: getattr(self, name) for name in ("target_tokens", "question", "returned_whole", "vocabulary")}
         counts = {name: getattr(self, name) for name in ("original_tokens", "compressed_tokens", "shortfall")}
         return {"messages": self.messages, "system": self.system} | counts | own | {"records": records}
 
@@ -370,8 +373,10 @@ class _Setting:
     min_message_tokens: int
     min_rate: float
     on_impossible: str
+    count_tokens: Any = None
 
     def __post_init__(self):
+        self.count_tokens = TokenCounter.of(self.count_tokens)
         request = self.request()  # checks what it shares with `compress`
         self.rate = request.rate
         self.on_impossible = self.on_impossible or "raise"
@@ -413,7 +418,7 @@ class _Setting:
             "rate": self.rate, "target_tokens": self.target_tokens, "quality": self.quality
         }  # fmt: skip
         unit = "word" if self.unit == "auto" and self.quality is not None else self.unit
-        request = Request(**budget, unit=unit, protect=self.protect)
+        request = Request(**budget, unit=unit, protect=self.protect, count_tokens=self.count_tokens)
         if request.protection.spans:
             raise ValueError("Protected spans belong to one text. For messages pass a function from a text to spans.")
         request.on_impossible = "return"
@@ -422,7 +427,8 @@ class _Setting:
     def key(self, fingerprint: str) -> str:
         """What two calls must have in common for a text of one to be done in the other."""
         least = "" if self.target_tokens is None else "least"
-        return repr((fingerprint, self.rate, self.quality, least, self.unit, self.protect, self.min_rate, self.stable))
+        found = (fingerprint, self.rate, self.quality, least, self.unit, self.protect, self.min_rate, self.stable)
+        return repr(found if self.count_tokens is None else (*found, self.count_tokens.name))
 
 
 def compress_messages(
@@ -442,7 +448,7 @@ def compress_messages(
     above = list(_content_texts(system, -1, (), "system"))
     for text in above:
         text.why = "system"
-    _count(compressor, [*above, *texts])
+    _count(compressor, [*above, *texts], setting.count_tokens)
     run = _Run(compressor, setting, key, memory, [*above, *texts])
     if compressor.takes_question and setting.question is True:
         asked = [t.text for t in texts if t.message == last_user and t.role == "user"]
@@ -460,7 +466,8 @@ def compress_messages(
     for text in [*above, *texts]:
         own[text.message].append(_part_record(text))
     records = [MessageRecord(number, roles[number], own[number]) for number in numbers]
-    return CompressedMessages(new, _copied(system), records, run.target, run.question, run.returned_whole)
+    vocabulary = compressor.vocabulary if setting.count_tokens is None else setting.count_tokens.name
+    return CompressedMessages(new, _copied(system), records, run.target, run.question, run.returned_whole, vocabulary)
 
 
 def _why_verbatim(message: dict, text: _Text, last_user: int, setting: _Setting) -> str | None:
@@ -476,9 +483,11 @@ def _why_verbatim(message: dict, text: _Text, last_user: int, setting: _Setting)
     return None if text.text.strip() else "empty"
 
 
-def _count(compressor, texts: list[_Text]) -> None:
-    for text, encoded in zip(texts, compressor._reencode([text.text for text in texts])):
-        text.tokens = text.counted = len(encoded)
+def _count(compressor, texts: list[_Text], counter: TokenCounter | None) -> None:
+    given = [text.text for text in texts]
+    counts = map(len, compressor._reencode(given)) if counter is None else counter(given)
+    for text, count in zip(texts, counts):
+        text.tokens = text.counted = count
 
 
 def _part_record(text: _Text) -> PartRecord:

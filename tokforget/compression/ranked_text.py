@@ -41,6 +41,8 @@ class RankedText:
         logits (`np.ndarray` of shape `(num_tokens,)`), pieces (`Pieces`), ranks (`np.ndarray` of shape `(num_pieces,)`),
         target (`int`, *optional*), bonds (`Bonds`, *optional*): What is found on the way; ranks are lower for what is kept first.
         kind (`str`, *optional*): What the text is made of, if of more than words; see [`tokforget.compression.structure`].
+        alone (`np.ndarray` of shape `(num_pieces,)`, *optional*): As of [`tokforget.compression.structure.Structure`]; bool.
+        ends (`int`, *optional*): The character behind which nothing is kept.
         asked (`bool`): Whether a question came with it: what answers it is looked for among lines that are alike, too.
         total (`int`, *optional*): Tokens of the text in the vocabulary that the budget counts; its own where nothing is said.
         returned_whole_because (`str`, *optional*): Why the text is returned whole.
@@ -60,6 +62,8 @@ class RankedText:
     target: int | None = None
     bonds: Bonds | None = None
     kind: str | None = None
+    alone: np.ndarray | None = None
+    ends: int | None = None
     asked: bool = False
     total: int | None = None
     returned_whole_because: str | None = None
@@ -79,6 +83,7 @@ class RankedText:
         if unit == "auto":
             unit, structure = "word", self._find_structure(request)
         if structure is not None:
+            self.alone, self.ends = structure.alone, None
             self.kind, self.pieces, self.bonds, needed = (
                 structure.kind,
                 structure.pieces,
@@ -109,6 +114,8 @@ class RankedText:
             forced |= needed
         forced |= (pieces.starts[:-1] < protection.first) | (pieces.starts[1:] > num_tokens - protection.last)
         excluded = _inside(pieces, [(s.start, s.end) for s in self.segments if s.rate == 0.0]) & ~forced
+        if self.ends is not None:
+            excluded |= (pieces.chars[:-1] >= self.ends) & ~forced
         if request.budget == "per_text" and request.target_tokens is not None:
             self.target = min(request.target_tokens, self.num_counted)
         elif request.budget == "per_text" and request.rate is not None:
@@ -139,7 +146,10 @@ class RankedText:
             return structure
         target = request.target_tokens or _count(self.num_counted, request.rate)
         target = target * len(self.ids) // max(self.num_counted, 1)
-        return structure if structure.pieces.sizes[~structure.bonds.marks].min(initial=target + 1) <= target else None
+        if structure.kind == "csv":  # where not even the names of the columns fit, as many of them as do
+            self.ends = int(structure.pieces.chars[1])
+        counts = ~structure.bonds.marks if structure.alone is None else ~structure.bonds.marks | structure.alone
+        return structure if structure.pieces.sizes[counts].min(initial=target + 1) <= target else None
 
     def _cut(self, unit: str) -> Pieces:
         """Of the whole text; by words each chunk by itself, so that no word grows over a chunk's end when text is appended."""
@@ -254,6 +264,7 @@ def search(items: list[RankedText], request: Request) -> Search:
     ranked = Ranked(
         [i.text for i in items], [i.pieces for i in items], np.concatenate([i.ranks for i in items]), bonds, scale
     )
+    ranked.alone = items[0].alone if len(items) == 1 else None
     if request.threshold is not None:
         return search_threshold(ranked, _SCORE_SCALE * float(np.log((1 - request.threshold) / request.threshold)))
     if request.quality is not None:
@@ -293,10 +304,17 @@ def _search_budget(ranked: Ranked, target: int) -> Search:
         for pieces in ranked.pieces:  # marks are kept as far as they fit
             pieces.lines = None
         choice = yield from search_budget(ranked, target)
+    if ranked.alone is not None and not choice.keep.any():
+        ranks = np.where(ranked.alone, np.where(np.isposinf(ranked.ranks), 0.0, ranked.ranks), np.inf)
+        choice = yield from search_budget(Ranked(ranked.texts, ranked.pieces, ranks, scale=ranked.scale), target)
     if ranked.bonds is not None and not choice.keep.any():
-        choice = yield from search_budget(
-            Ranked(ranked.texts, ranked.pieces, ranked.ranks, scale=ranked.scale), target
-        )
+        # Without what comes along: first what says no other thing by itself.
+        bound = ranked.bonds.first[
+            (ranked.bonds.last - ranked.bonds.first == 1) & ~ranked.bonds.marks[ranked.bonds.pieces]
+        ]
+        ranks = ranked.ranks.copy()
+        ranks[bound] = np.where(np.isinf(ranks[bound]), ranks[bound], np.maximum(ranks[bound], 0) + _FAR)
+        choice = yield from search_budget(Ranked(ranked.texts, ranked.pieces, ranks, scale=ranked.scale), target)
     return choice
 
 

@@ -41,6 +41,8 @@ class Ranked:
             those that must go only marks do.
         scale (`float`, *optional*): Of these tokens, how many come on one that is counted, where the budget is in tokens of
             another vocabulary. It leads to the first guess; what is kept is decided by counts.
+        alone (`np.ndarray` of shape `(num_pieces,)`, *optional*): What may be kept without what comes along, where nothing else fits;
+            bool.
     """
 
     texts: list[str]
@@ -48,6 +50,7 @@ class Ranked:
     ranks: np.ndarray
     bonds: Bonds | None = None
     scale: float | None = None
+    alone: np.ndarray | None = None
     order: np.ndarray = field(init=False)
     sizes: np.ndarray = field(init=False)
     totals: np.ndarray = field(init=False)

@@ -9,6 +9,7 @@ What a text is made of, where that is more than words: JSON, program code, logs.
 * YAML and TOML go by whole entries, with the keys and sections they stand in; CSV by records, with the names of the columns.
 * Rows of a table and of what a command printed go whole, a header with its rows and a line with the line it is indented under:
   a number that moves to another column is a false statement.
+* A diff goes by lines with the hunk and the file they stand in, what changed before what did not.
 * In other texts only what stands in code fences is taken by lines, and tables of Markdown by rows.
 
 The structure says what a piece is and what comes along with it; which pieces are kept is left to the scores.
@@ -29,6 +30,7 @@ from tokforget.compression.records import (
     PLAIN,
     SIMILAR,
     TROUBLE,
+    WARNING,
     Settings,
     csv_rows,
     find_settings,
@@ -42,6 +44,9 @@ from tokforget.text_units import STOP_WORDS, bare_word
 # Words from which on a string of JSON is prose that can be shortened.
 _LONG = 8
 _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# A string or a comment; and a comma behind the last of several.
+_COMMENTED = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|/\*(?:(?!\*/).){0,4000}\*/', re.DOTALL)
+_LAST_COMMA = re.compile(r'"(?:[^"\\\n]|\\.)*"|,(?=\s*[\]}])')
 # A JSON behind its preface begins a line.
 _JSON_LINE = re.compile(r"(?<=\n)[ \t]*[\[{]")
 _JSON_TRIES, _PREFACE_LINES = 2, 3
@@ -53,16 +58,34 @@ _CODE_LINE = re.compile(
     r"private|protected|static|void|int|using|namespace|package|func|fn|impl|struct|enum|export|switch|case|throw|new|module|end|"
     r"SELECT|INSERT|UPDATE|CREATE|FROM|WHERE)\b.*[:({\[;,=)\]}\\]\s*$|(?:import|from|return|export|package|use|using)\s[\w.{*]+.*$"
     r"|(?:else|try|finally|do|then|fi|done|end|pass|break|continue|return)\b\s*[:{;]?\s*$|@[\w.]+(?:\(.*\))?\s*$|#include\b|#!|//|/\*|\*/|#\s"
-    r"|[\w.$*&\[\]\"']+(?:\s*,\s*[\w.]+)*(?:\s*:\s*[\w.\[\], |]+)?\s*(?:[-+*/|&%]|:)?=(?!=)\s*\S|[\w.$]+\(.*\)\s*[;,{:]?\s*$|[\])}]+[;,:]?\s*$"
+    r"|.*;\s*(?:then|do)\s*$|(?:esac|then|do)\s*$|\w+\(\)\s*\{?\s*$|set -[a-z]|exit \d|echo [\"'$]|export \w+=|\S+ .*(?:<<-?\s*['\"]?\w+['\"]?|\s\\)\s*$"
+    r"|(?:SELECT|INSERT INTO|VALUES|UPDATE|SET|DELETE FROM|CREATE|ALTER|DROP|FROM|(?:LEFT |RIGHT |INNER |FULL |CROSS )?(?:OUTER )?JOIN|WHERE"
+    r"|AND|OR|ON|GROUP BY|HAVING|ORDER BY|LIMIT|UNION|WITH)\s\S|(?:RUN|COPY|ADD|WORKDIR|ENV|EXPOSE|CMD|ENTRYPOINT|USER|ARG|LABEL|VOLUME)\s\S"
+    r"|(?:class|module|def)\s[\w.:?!]+(?:\s*<\s*[\w:]+)?\s*$|attr_\w+ :|[\w']+(?:\s+[\w'()\[\]:,]+){0,6}\s+(?:::|<-|->|=)\s+\S|.*\s->\s\S"
+    r"|[\w.$*&\[\]\"'@]+(?:\s*,\s*[\w.]+)*(?:\s*:\s*[\w.\[\], |]+)?\s*(?:[-+*/|&%]|:)?=(?!=)\s*\S|[\w.$]+\(.*\)\s*[;,{:]?\s*$|[\])}]+[;,:]?\s*$"
     r"|.*[;{}]\s*$)"
 )
 _CODE_SHARE, _CODE_LINES = 0.6, 3
 # Without one of these, lines with signs at their ends are a list or a letter.
 _SURELY_CODE = re.compile(
     r"^\s*(?:def \w+\(|class \w+|import \w+|from [\w.]+ import |#include|function\b|const |let |var |public |private |func |fn |return\b.*[;)]?$"
+    r"|(?:if|for|while|until) .*;\s*(?:then|do)\s*$|(?:fi|done|esac)\s*$|(?:SELECT|INSERT INTO|DELETE FROM|CREATE TABLE|FROM|WHERE) |(?:RUN|COPY|WORKDIR) "
+    r"|def \w+[?!]?\s*$|[\w']+ :: \S|module [A-Z][\w.]* where"
     r"|(?:if|for|while)\b.*[:{]\s*$|[\w.]+ = .+|\w+\(.*\);?$|.*[;{]\s*$)",
     re.MULTILINE,
 )
+_COMMENT = re.compile(r"//|--\s|#\s|#$|\*|;;")
+_HEREDOC = re.compile(r"(?<!<)<<[-~]?\s*['\"]?([A-Za-z_]\w*)['\"]?(?=\s|$|[);|>])")
+# Statements of SQL begin with the first of these; without those in the middle they say something else.
+_SQL = re.compile(r"\s*(?:SELECT|INSERT INTO|UPDATE|DELETE FROM|WITH)(?!\w)")
+_LIMITING = re.compile(
+    r"\s*(?:FROM|SET|VALUES|(?:LEFT |RIGHT |INNER |FULL |CROSS )?(?:OUTER )?JOIN|WHERE|HAVING)(?!\w)"
+)
+_DEFINES = re.compile(r"\s*(?:CREATE|ALTER|DROP) TABLE(?!\w)")
+_CLAUSE = re.compile(
+    rf"{_SQL.pattern}|{_LIMITING.pattern}|\s*(?:GROUP BY|ORDER BY|LIMIT|UNION|CREATE TABLE|ALTER TABLE|DROP TABLE)(?!\w)"
+)
+_HUNK = re.compile(r"^@@ -\d+(?:,\d+)? \+\d+(?:,\d+)? @@", re.MULTILINE)
 _CONTINUES = re.compile(r"\s*(?:(?:elif|else|except|finally|catch|rescue|ensure|end|fi|done)\b|[\])}])")
 _CLOSES = re.compile(r"\s*(?:(?:end|fi|done)\b|[\])}])")
 _FLOW = re.compile(
@@ -121,12 +144,14 @@ class Structure:
     A text in pieces that are more than words.
 
     Args:
-        kind (`str`): `"json"`, `"code"`, `"log"`, `"csv"`, `"settings"` (YAML or TOML), `"rows"`, `"fences"` or `"tables"`.
+        kind (`str`): `"json"`, `"code"`, `"log"`, `"diff"`, `"csv"`, `"settings"` (YAML or TOML), `"rows"`, `"fences"` or `"tables"`.
         pieces (`TextPieces`), bonds (`Bonds`): The pieces, and what comes along with what.
         needed (`np.ndarray` of shape `(num_pieces,)`): Without which it is no such structure any more; bool.
         groups (`list[tuple[int, int]]`): Pieces in a row of which one should be left.
         severity (`np.ndarray` of shape `(num_pieces,)`): What is kept before anything of a lower number, whatever the scores say,
             where nothing was asked; 0 for most.
+        alone (`np.ndarray` of shape `(num_pieces,)`, *optional*): What a budget may keep that holds nothing together with what comes
+            along: the names of a CSV's columns, an entry of settings that stands in no other; bool.
     """
 
     kind: str
@@ -135,6 +160,7 @@ class Structure:
     needed: np.ndarray
     groups: list[tuple[int, int]]
     severity: np.ndarray
+    alone: np.ndarray | None = None
 
 
 class _Parts:
@@ -149,6 +175,7 @@ class _Parts:
         self.severity: dict[int, int] = {}
         self.similar: dict[str, list[int]] = {}
         self.same: dict[str, list[int]] = {}
+        self.alone: list[int] | None = None
 
     def __len__(self) -> int:
         return len(self.bound)
@@ -176,7 +203,8 @@ class _Parts:
         pieces = cut(shown, np.stack([at, at + 1], 1), "word")
         bonds, base = find_bonds(shown, pieces) if self.readable else Bonds.none(len(pieces)), len(self)
         self.edges += places[pieces.chars[1:]].tolist()
-        self.bound += pieces.bound.tolist()
+        # What a section begins with stands behind the lines before it, and not in the word that is left of the last section.
+        self.bound += [bool(base), *pieces.bound[1:].tolist()] if len(pieces) else []
         self.blank += pieces.blank.tolist()
         self.mark += bonds.marks.tolist()
         self.first_of_all += bonds.first_of_all.tolist()
@@ -201,7 +229,8 @@ class _Parts:
         severity[list(self.severity)] = list(self.severity.values())
         rows = np.array(self.rows, dtype=np.int64).reshape(-1, 4).T
         bonds = Bonds(*rows, np.array(self.mark), np.array(self.first_of_all), np.array(self.leads_to))
-        return Structure(kind, pieces, bonds, np.array(self.needed), self.groups, severity)
+        alone = None if self.alone is None else np.isin(np.arange(len(self)), self.alone)
+        return Structure(kind, pieces, bonds, np.array(self.needed), self.groups, severity, alone)
 
 
 def find_structure(text: str, offsets: np.ndarray, readable: bool = True) -> Structure | None:
@@ -219,6 +248,9 @@ def find_structure(text: str, offsets: np.ndarray, readable: bool = True) -> Str
     if _is_json(text):
         kind = "json"
         _add_json(parts)
+    elif (plain := _plain_json(text)) is not None:
+        kind, parts.text = "json", plain
+        _add_json(parts)
     elif within := _json_within(text):
         kind = "json"
         _add_around_json(parts, *within)
@@ -226,7 +258,10 @@ def find_structure(text: str, offsets: np.ndarray, readable: bool = True) -> Str
         lines = text.splitlines(keepends=True)
         fences, tables = _fences(text), find_tables(text) if "|" in text else []
         tables = [(a, b) for a, b in tables if not any(a < end and start < b for start, end in fences)]
-        if _is_log(lines):
+        if _HUNK.search(text) and not fences:
+            kind = "diff"
+            _add_diff(parts, lines)
+        elif _is_log(lines):
             kind = "log"
             _add_log(parts, lines)
         elif not fences and (settings := find_settings(text, lines, _statements(lines, "[{", "]}"))):
@@ -272,6 +307,8 @@ def _is_json(text: str) -> bool:
 
 def _json_within(text: str) -> tuple[int, int] | None:
     """Where a JSON stands that is most of a text, behind a line or two that say what it is."""
+    if (records := _records_within(text)) is not None:
+        return records
     for line in islice(_JSON_LINE.finditer(text), _JSON_TRIES):
         start = line.end() - 1
         if text.count("\n", 0, start) > _PREFACE_LINES:
@@ -283,6 +320,34 @@ def _json_within(text: str) -> tuple[int, int] | None:
         if 2 * (end - start) > len(text):
             return start, end
     return None
+
+
+def _records_within(text: str) -> tuple[int, int] | None:
+    """Where records on lines stand, two or more that are most of a text, with words before or behind them."""
+    if text.count("\n{") + text.startswith("{") < 2:
+        return None
+    place, start, end, found = 0, None, 0, 0
+    for line in text.splitlines(keepends=True):
+        bare, begin = line.strip(), place
+        place += len(line)
+        if not bare and start is not None:
+            continue
+        if bare.startswith("{") and bare.endswith("}") and _one_value(bare):
+            start = begin if start is None else start
+            end, found = begin + len(line.rstrip()), found + 1
+        elif start is not None:
+            break
+    return (start, end) if found > 1 and 2 * (end - start) > len(text) else None
+
+
+def _plain_json(text: str) -> str | None:
+    """A JSON with comments and commas before a closing bracket as one without, as long as it was; `None` if it is none."""
+    if text.lstrip()[0] not in "[{" or not ("//" in text or "/*" in text or re.search(r",\s*[\]}]", text)):
+        return None
+    blank = lambda found: found[0] if found[0][0] == '"' else re.sub(r"\S", " ", found[0])  # noqa: E731
+    plain = _COMMENTED.sub(blank, text)
+    plain = _LAST_COMMA.sub(blank, plain) if not _one_value(plain) else plain
+    return plain if _one_value(plain) else None
 
 
 def _add_around_json(parts: _Parts, start: int, end: int) -> None:
@@ -344,7 +409,7 @@ def _read(inner: str) -> tuple[str, np.ndarray]:
 # -- code --------------------------------------------------------------------------------------------------------------
 def is_code(lines: list[str]) -> bool:
     """Whether lines are those of a program."""
-    shown = [line for line in _outside_docstrings(lines) if line.strip()]
+    shown = [line for line in _outside_comments(_outside_docstrings(lines)) if line.strip()]
     found = sum(bool(_CODE_LINE.match(line)) for line in shown)
     return (
         len(shown) >= _CODE_LINES
@@ -363,6 +428,38 @@ def _outside_docstrings(lines: list[str]) -> list[str]:
     return found
 
 
+def _outside_comments(lines: list[str]) -> list[str]:
+    """Lines that are more than a comment: a program may be commented for longer than it is."""
+    found, within = [], False
+    for line in lines:
+        bare = line.strip()
+        if within or bare.startswith("/*"):
+            within = "*/" not in bare
+        elif not _COMMENT.match(bare):
+            found.append(line)
+    return found
+
+
+def _block_end(lines: list[str], at: int) -> int | None:
+    """The line behind a line of a comment, a text behind `<<EOF`, a clause of SQL or a line that goes on; `None` for another."""
+    line, most = lines[at].strip(), min(len(lines), at + 3 * _STATEMENT_LINES)
+    if line.startswith(("/*", "*")):  # line by line, whatever brackets are in it
+        return at + 1
+    if heredoc := _HEREDOC.search(line):
+        return next((n + 1 for n in range(at + 1, most) if lines[n].strip() == heredoc[1]), None)
+    above = lines[max(at - _STATEMENT_LINES, 0) : at + 1]
+    if _CLAUSE.match(line) and any(_SQL.match(one) or _DEFINES.match(one) for one in above):  # a FROM may be Docker's
+        if line.endswith(";"):
+            return at + 1
+        own = _indent(lines[at])
+        starts = lambda n: _CLAUSE.match(lines[n].lstrip()) and _indent(lines[n]) <= own  # noqa: E731
+        found = next((n for n in range(at + 1, most) if starts(n) or lines[n - 1].rstrip().endswith(";")), None)
+        return found if found is not None else len(lines) if most == len(lines) else None
+    if line.endswith("\\"):
+        return next((n + 1 for n in range(at, most) if not lines[n].rstrip().endswith("\\")), None)
+    return None
+
+
 def _indent(line: str) -> int:
     shown = line.expandtabs(4)
     return len(shown) - len(shown.lstrip())
@@ -372,6 +469,11 @@ def _statements(lines: list[str], opening: str = "([", closing: str = ")]") -> l
     """Lines of each statement: from an open bracket to its closing one they are one, and so is a text in triple quotes."""
     sizes, at = [], 0
     while at < len(lines):
+        end = _block_end(lines, at) if opening == "([" else None
+        if end is not None:
+            sizes.append(end - at)
+            at = end
+            continue
         depth, quotes, size = 0, 0, 0
         for line in lines[at : at + _STATEMENT_LINES]:
             size += 1
@@ -416,6 +518,8 @@ def _add_code(parts: _Parts, lines: Iterable[str]) -> None:
                 parts.mark[base + chain[0]] = True  # an "if" without what it leads to says nothing
         else:
             open_.append([number])
+    _tie_comments(parts, statements, base)
+    _tie_clauses(parts, statements, base)
     for one, after in pairwise(full):
         if statements[one].lstrip().startswith("@") and indents[one] == indents[after]:
             rows.append((one, after, after + 1))
@@ -424,6 +528,46 @@ def _add_code(parts: _Parts, lines: Iterable[str]) -> None:
             if not indents[after]:  # what stands outermost stays apart
                 rows.append((blank, after, after + 1))
     parts.rows += [(a + base, b + base, c + base, base if not statements[a].strip() else -1) for a, b, c in rows]
+
+
+def _tie_comments(parts: _Parts, statements: list[str], base: int) -> None:
+    """Of a comment over several lines the first and the last come with those between them."""
+    opened = None
+    for number, statement in enumerate(statements):
+        if opened is None and statement.lstrip().startswith("/*") and "*/" not in statement:
+            opened = number
+        elif opened is not None and "*/" in statement:
+            for inside in range(opened, number + 1):  # what a program does comes before what is said of it
+                parts.severity[base + inside] = SIMILAR
+                if not statements[inside].strip(" \t\r\n*"):
+                    parts.mark[base + inside] = True
+            for edge in (opened, number) if number > opened + 1 else ():
+                parts.mark[base + edge] = True
+                parts.rows.append((base + edge, base + opened + 1, base + number, -1))
+            if number == opened + 1:
+                parts.rows += [
+                    (base + opened, base + number, base + number + 1, -1),
+                    (base + number, base + opened, base + number, -1),
+                ]
+            opened = None
+
+
+def _tie_clauses(parts: _Parts, statements: list[str], base: int) -> None:
+    """Of a statement of SQL the first clause and what limits it come with any of it."""
+    number = 0
+    while number < len(statements):
+        end = number + 1
+        if _SQL.match(statements[number]):
+            while (
+                end < len(statements)
+                and not statements[end - 1].rstrip().endswith(";")
+                and _CLAUSE.match(statements[end])
+            ):
+                end += 1
+            for at in range(number, end) if end > number + 1 else ():
+                if at == number or _LIMITING.match(statements[at]):
+                    parts.rows.append((base + at, base + number, base + end, -1))
+        number = end
 
 
 def _chained(statements: list[str], chain: list[int], end: int) -> list[tuple[int, int, int]]:
@@ -436,6 +580,43 @@ def _chained(statements: list[str], chain: list[int], end: int) -> list[tuple[in
         else:
             rows.append((member, member + 1, after))
     return rows
+
+
+# -- diffs -------------------------------------------------------------------------------------------------------------
+def _add_diff(parts: _Parts, lines: list[str]) -> None:
+    """Lines with the hunk and the file they stand in; what was taken out goes with what took its place, and before what stayed."""
+    first = next(n for n, line in enumerate(lines) if line.startswith(("diff ", "--- ", "Index: ", "@@ ")))
+    _add_prose(parts, 0, len("".join(lines[:first])))
+    place, at, file, hunk, within = parts.edges[-1], first, None, None, False
+    while at < len(lines):
+        size, line = 1, lines[at]
+        if _HUNK.match(line):
+            within, hunk = True, len(parts)
+        elif line.startswith("--- ") and _heads(lines, at):
+            within, hunk, file, size = False, None, len(parts), 2
+        elif not within or line.startswith(("diff ", "Index: ")):
+            within, hunk = False, None
+            if line.startswith(("diff ", "index ", "====")):  # said again by the names of the file
+                parts.severity[len(parts)] = SIMILAR
+        elif line[:1] in "+-":
+            while at + size < len(lines) and lines[at + size][:1] in ("+", "-", "\\") and not _heads(lines, at + size):
+                size += 1
+            parts.severity[len(parts)] = WARNING
+        place += sum(map(len, lines[at : at + size]))
+        head = len(parts) in (file, hunk)
+        parts.rows += [(one, len(parts), len(parts) + 1, -1) for one in (file, hunk) if one is not None and not head]
+        parts.add(place, mark=head or not line.strip())
+        at += size
+
+
+def _heads(lines: list[str], at: int) -> bool:
+    """Whether a file begins there: its two names, and a hunk."""
+    return (
+        lines[at].startswith("--- ")
+        and at + 2 < len(lines)
+        and lines[at + 1].startswith("+++ ")
+        and bool(_HUNK.match(lines[at + 2]))
+    )
 
 
 # -- logs --------------------------------------------------------------------------------------------------------------
@@ -465,6 +646,7 @@ def _add_log(parts: _Parts, lines: list[str]) -> None:
 # -- tables and settings -----------------------------------------------------------------------------------------------
 def _add_csv(parts: _Parts, lines: list[str], sizes: list[int]) -> None:
     _add_rows(parts, lines, sizes, 1)
+    parts.alone = [0]
 
 
 def _add_rows(parts: _Parts, lines: list[str], sizes: list[int], heads: int) -> None:
@@ -486,6 +668,13 @@ def _add_settings(parts: _Parts, lines: list[str], settings: Settings) -> None:
         if lines[at - size].lstrip().startswith("#"):
             parts.severity[base + number] = SIMILAR  # what sets something comes before what speaks of it
     parts.rows += [(base + one, base + first, base + last, -1) for one, first, last in settings.spans]
+    inner = {number for one, first, last in settings.spans for number in range(first, last) if number != one}
+    parts.alone = [
+        base + number
+        for number in range(len(settings.sizes))
+        if number not in inner and parts.text[parts.edges[base + number] : parts.edges[base + number + 1]].strip()
+        and parts.severity.get(base + number) != SIMILAR
+    ]  # fmt: skip
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------

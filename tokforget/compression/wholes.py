@@ -30,13 +30,13 @@ _UNITS = (
     "Uhr|am|pm|a\\.m\\.|p\\.m\\.|AM|PM|"
     "Hz|kHz|MHz|GHz|kB|KB|MB|GB|TB|KiB|MiB|GiB|TiB|bits?|bytes?|px|dpi|fps|W|kW|MW|GW|kWh|MWh|GWh|TWh|V|kV|mA|mV|Ah|mAh|"
     "km/h|mph|m/s|rpm|mmHg|mmol|mol|kcal|kJ|J|N|Pa|hPa|kPa|bar|dB|"
-    f"euros?|dollars?|pounds?|Euro|francs?|yen|rupees?|{_CODES}"
+    f"euros?|dollars?|pounds?|Euro|francs?|yen|rupees?|kr|Kč|zł|Ft|lei|руб\\.?|грн\\.?|{_CODES}"
 )
-_UNIT = rf"(?:{_S}?(?:[%‰′″]|°{_S}?[CFK]?|[{_CURRENCY}](?!\d))|{_S}?(?:{_UNITS})(?!\w))"
+_UNIT = rf"(?:{_S}?(?:[%‰](?!\w)|[′″](?:{_S}?[NSEWO](?!\w))?|°{_S}?[CFK]?|[{_CURRENCY}](?!\d))|{_S}?(?:{_UNITS})(?!\w)(?:⁻[¹²³⁴⁵⁶])?)"
 _QUANTITY = (
-    rf"(?<!\w)(?:(?:(?<!^)[<>]=?|[≤≥≈±~∼]){_S}?)?(?:[+\-−](?![+\-−]))?"
+    rf"(?<!\w)(?:(?:(?<!^)(?<![\"'/])[<>]=?|[≤≥≈±~∼]){_S}?)?(?:[+\-−](?![+\-−]))?"
     rf"(?:(?:(?:US|CA|AU|NZ|HK|R)?[{_CURRENCY}]|(?:{_CODES}|Rs\.?)(?=[ \u00a0\d])){_S}?[+\-−]?)?"
-    rf"{_NUMBER}{_UNIT}{{0,2}}"
+    rf"(?:\d[\d.,]*{_S}[x×]{_S}(?=\d))*{_NUMBER}{_UNIT}{{0,2}}"
 )
 _MONTHS = (
     "January|February|March|April|May|June|July|August|September|October|November|December|Jan\\.?|Feb\\.?|Mar\\.?|Apr\\.?|Jun\\.?|"
@@ -48,18 +48,28 @@ _DATE = (
     rf"(?<!\w)\d{{1,2}}(?:st|nd|rd|th|er|\.)?{_S}(?:of |de )?(?:{_MONTHS})(?!\w)(?:,?(?: de)?{_S}\d{{4}}(?!\w))?"
     rf"|(?<!\w)(?:{_MONTHS}){_S}\d{{1,2}}(?:st|nd|rd|th)?(?!\w)(?:,{_S}\d{{4}}(?!\w))?"
 )
-_IPV6 = r"(?<![\w:])(?:[0-9A-Fa-f]{1,4})?::[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{1,4})*(?!\w)"
+_HEX = "[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{1,4})*"
+_IPV6 = rf"(?<![\w:])(?:{_HEX})?::{_HEX}(?:/\d{{1,3}})?(?!\w)"
+# Digits in groups with a plain space between them, which are one number: thousands, telephones, cards, accounts.
+_GROUPED = (
+    rf"(?<![\w.,])[+\-−]?\d{{1,3}}(?: \d{{3}})+(?!\d)(?:[.,]\d+)?{_UNIT}{{0,2}}"
+    r"|(?<![\w+])\+\d{1,3}(?:[ ./-]?(?:\(\d{1,5}\)|\d{1,12})){1,7}(?!\w)"
+    r"|(?<!\w)\(\d{2,5}\)[ -]?\d{2,9}(?:[ -]\d{2,6}){0,4}(?!\w)"
+    r"|(?<!\w)\d{2,5}[/ ]\d{2,4}(?: \d{2,4}){1,5}(?!\w)|(?<!\w)[A-Z]{2}\d{2}(?: [A-Z0-9]{4}){2,7}(?: [A-Z0-9]{1,3})?(?!\w)"
+    rf"|(?<!\w)\d{{1,3}}°{_S}?\d{{1,2}}[′'](?:{_S}?\d{{1,2}}(?:[.,]\d+)?[″\"])?(?:{_S}?[NSEWO](?!\w))?"
+    r"|(?<!\w)\d'\d{1,2}[\"″]|(?<!\w)\d+[a-z]?(?:\(\w{1,4}\))+"
+)
 _NAME = r"[\w.@%+~-]"
 # One word of a folder's name with spaces in it: C:\Program Files\x
 _FOLDER = r"[^\s\\/:*?\"<>|,;]+"
 
 PATTERNS = {
     # 7, -$35, <3, .5 mg, 1,000, 12:30, 2024-05-01, 30 May 2024, $9.99, 50 %, 1.2 billion, 1e-5, 10–20, and words with a digit in them
-    "numbers": f"{_DATE}|{_IPV6}|{_QUANTITY}",
+    "numbers": f"{_DATE}|{_IPV6}|{_GROUPED}|{_QUANTITY}",
     "urls": r"(?<!\w)(?:[A-Za-z][A-Za-z0-9+.-]{1,15}://|www\.|mailto:)[^\s<>\"`\u3000-\u303f\uff01-\uff20]+",
     "emails": r"(?<![\w.+%'’-])[\w.+%'’-]+@(?:[\w-]+(?:\.[\w-]+)+|[\w-]+(?=:[\w~/]))(?::[\w.~/-]+)?",
     "paths": (
-        rf"(?<![\w.~/:%@+-])(?:(?:~|\.\.?)?/(?:{_NAME}+/)*{_NAME}+/?|(?:{_NAME}+/){{2,}}{_NAME}*|(?:{_NAME}+/)+{_NAME}*\.\w+)"
+        rf"(?<![\w.~/:%@+-])(?:(?:~|\.\.?)?/(?:{_NAME}+/)*{_NAME}+(?:/|(?: [A-Z]{_NAME}*/{_NAME}*(?:/{_NAME}+)*))?|(?:{_NAME}+/){{2,}}{_NAME}*|(?:{_NAME}+/)+{_NAME}*\.\w+)"
         rf"|(?<!\w)(?:[A-Za-z]:\\|\\\\)(?:{_FOLDER}(?: {_FOLDER}){{0,3}}\\)*[^\s\"<>|*?]*|(?<!\w)[A-Za-z]:/[^\s\"<>|*?]*"
     ),
     # snake_case, camelCase, CamelCase, ACRONYM, dotted.name, call(), --flag, $VARIABLE, @name, #tag, 0xFF, X-Request-Id, UUIDs
@@ -73,7 +83,24 @@ PATTERNS = {
 }  # fmt: skip
 COMPILED = {name: re.compile(pattern, re.MULTILINE) for name, pattern in PATTERNS.items()}
 # Names that end in signs, a setting with its value, and a word of code.
-_MORE = re.compile(r"(?<!`)`[^`\s]+`(?!`)|(?<!\w)(?:[A-Za-z]\+\+|[A-Z]#)(?!\w)|(?<![\w-])--[A-Za-z][\w-]*=[^\s\"']+")
+_MORE = re.compile(
+    r"(?<!`)`[^`\s]+`(?!`)|(?<!\w)(?:[A-Za-z]\+\+|[A-Z]#)(?!\w)|(?<![\w-])--[A-Za-z][\w-]*=[^\s\"']+"
+    # a comparison without spaces, a place for a value in a template, a variable of Windows, a package with its version
+    r"|(?<![\w.])[A-Za-z_][\w.]*(?:[<>!]=|[<>])-?\d[\w.]*|\{\{[^{}\n]{1,60}\}\}|(?<!\w)%\w+%(?:\\[^\s\"<>|*?]*)?"
+    r"|(?<![\w@])@?[\w./-]+@[\^~]?\d[\w.+-]*"
+)
+# A tag of HTML or XML with its attributes, a comment, a declaration, and scripts and styles with all that is in them.
+_ATTRIBUTES = r"(?:\s+[\w:@.-]+(?:\s*=\s*(?:\"[^\"<>]*\"|'[^'<>]*'|[^\s\"'<>=]+))?)*"
+TAG = re.compile(rf"<(/?)([A-Za-z][\w:-]*){_ATTRIBUTES}\s*(/?)>")
+_MARKUP = re.compile(
+    r"<(script|style)(?=[\s>])[^<>]*>(?:(?!</\1).){0,4000}</\1\s*>|<!--(?:(?!-->).){0,2000}-->|<![A-Za-z][^<>]*>|<\?[^<>]*\?>"
+    rf"|</?[A-Za-z][\w:-]*{_ATTRIBUTES}\s*/?>",
+    re.DOTALL | re.IGNORECASE,
+)
+# An ordinal in German, and letters that each end in a full stop.
+_DOTTED = re.compile(
+    r"(?<!\w)(?:[A-Za-z]\.){2,}(?!\w)|(?:(?<=\b[ia]m )|(?<=\bvom )|(?<=\bzum )|(?<=\bde[rmns] )|(?<=\bdie )|(?<=\bdas ))\d{1,2}\.(?= [^\W\d_])"
+)
 # Without one of these signs a text holds nothing of the kind.
 _SIGNS = {"urls": ("://", "www.", "mailto:"), "emails": ("@",), "paths": ("/", "\\")}
 _HAS_NUMBER = re.compile(r"\d|::")
@@ -123,5 +150,9 @@ def find_wholes(text: str) -> Iterator[tuple[int, int]]:
     """Spans within which a text may not be cut by words."""
     for name in PATTERNS:
         yield from find(name, text)
-    if any(sign in text for sign in ("`", "++", "#", "--")):
+    if any(sign in text for sign in "`+#-<>=%{@"):
         yield from matches(_MORE, text)
+    if "." in text:
+        yield from matches(_DOTTED, text)
+    if "<" in text and ">" in text:
+        yield from matches(_MARKUP, text)
