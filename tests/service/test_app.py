@@ -208,7 +208,7 @@ def test_what_is_no_http_is_answered_400(served):
                  b"GET /health/live HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"):  # fmt: skip
         with socket.create_connection(("127.0.0.1", served.port), timeout=30) as client:
             client.sendall(sent + b"\n" * 4)
-            answer = b"".join(iter(lambda: client.recv(65_536), b""))  # noqa: B023
+            answer = b"".join(iter(lambda: client.recv(65_536), b""))
         assert answer.startswith(b"HTTP/1.1 400 ") and b"This is no request of HTTP" in answer, sent
 
 

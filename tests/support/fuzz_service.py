@@ -201,7 +201,7 @@ def request(rng: random.Random, saved: dict) -> tuple[str, bytes, set[int]]:
         return (
             kind,
             head(rng, b"POST", path, None, TOKEN, transfer_encoding="chunked", **json_kind) + sent,
-            {200, 400, 413, 422, 503, 0},
+            {200, 400, 408, 413, 422, 503},
         )
     if kind == "length":
         given = rng.choice([b"-1", b"1e3", b"99999999999999999999999", b"0x10", b"5, 6", b"\xb2"])
@@ -210,19 +210,18 @@ def request(rng: random.Random, saved: dict) -> tuple[str, bytes, set[int]]:
         data = b'{"texts": "' + b"x" * (MAX_BODY + rng.randint(0, MAX_BODY)) + b'"}'
         return kind, head(rng, b"POST", path, str(len(data)).encode(), TOKEN, **json_kind) + data, {413}
     junk = rng.choice([rng.randbytes(rng.randint(1, 300)) + b"\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"GET /\x00 HTTP/1.1\r\nHost: a\r\n\r\n",
-                       b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: " + b"a" * 80_000 + b"\r\n\r\n",
+                       b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: " + b"a" * 400_000 + b"\r\n\r\n",
                        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\nabc"])  # fmt: skip
-    return kind, junk, {400, 405, 0}
+    return kind, junk, {400, 405, 408, 0}  # of headers without an end the rest is not read, and the answer may be lost
 
 
 def send(port: int, data: bytes, rng: random.Random) -> bytes:
-    """The whole answer; some requests come in two pieces. Nothing more is sent afterwards, so a cut one ends there."""
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+    """The whole answer; some requests come in two pieces."""
+    with socket.create_connection(("127.0.0.1", port), timeout=600) as client:
         cut = rng.randint(0, len(data)) if rng.random() < 0.1 else len(data)
         try:
             client.sendall(data[:cut])
             client.sendall(data[cut:])
-            client.shutdown(socket.SHUT_WR)
         except OSError:  # it was refused before it was sent
             pass
         found = []
@@ -261,8 +260,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "token")
         file.write_text(TOKEN, encoding="ascii")
-        words = ("--model", "embedded", "--base-model", "embedded", "--token-file", str(file), "--max-body-mb", "0.25", "--timeout", "20",
-                 "--read-timeout", "5")  # fmt: skip
+        words = ("--model", "embedded", "--base-model", "embedded", "--token-file", str(file), "--max-body-mb", "0.25", "--timeout", "600",
+                 "--read-timeout", "1")  # fmt: skip
         with Served(*words) as served:
             right = {"Authorization": f"Bearer {TOKEN}"}
             saved = served.ask(

@@ -175,7 +175,7 @@ class _Visit:
             async with asyncio.timeout(_DRAIN_SECONDS):
                 while not self.body_done and self.bytes_in < _DRAIN_BYTES:
                     if (await self.receive())["type"] == "http.disconnect":
-                        raise ClientGone
+                        return
         except TimeoutError:
             pass
 
@@ -197,4 +197,5 @@ def _digest(token: bytes) -> bytes:
 def _host_name(header: bytes) -> str:
     """The name in a `Host`, without its port."""
     name = header.decode("latin-1").strip().lower()
-    return name.partition("]")[0] + "]" if name.startswith("[") else name.rpartition(":")[0] or name
+    bracket = name.find("]")
+    return name[: bracket + 1] if name.startswith("[") else name.partition(":")[0]

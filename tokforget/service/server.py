@@ -72,7 +72,7 @@ class _Protocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         # As uvicorn's, in the words of all other errors; what h11 says of the request may hold a part of it.
-        if self.conn.our_state is h11.IDLE:
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             self._say(Refused(400, "This is no request of HTTP that can be read."))
         self.transport.close()
 
