@@ -9,7 +9,9 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
-playwright = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("playwright")
+
+from playwright.sync_api import sync_playwright
 
 from tests.service.conftest import TOKEN
 from tests.support.served import Served
@@ -34,7 +36,7 @@ def service():
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as started:
+    with sync_playwright() as started:
         opened = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"] if os.geteuid() == 0 else [])
         yield opened
         opened.close()

@@ -153,7 +153,7 @@ def head(
 
 def request(rng: random.Random, saved: dict) -> tuple[str, bytes, set[int]]:
     """What kind it is, its bytes, and the statuses that it may be answered with (0: none at all)."""
-    route = rng.choice(ROUTES)
+    route = rng.choices(ROUTES, [8, 6, 3, 1])[0]  # restoring takes ten times as long
     data = json.dumps(body_for(rng, route, saved), ensure_ascii=rng.random() < 0.5).encode("utf-8", "surrogatepass")
     path, json_kind = route.encode(), {"content_type": "application/json"}
     kind = rng.choices(["arguments", "spoiled", "stranger", "host", "kind", "method", "path", "chunks", "length", "large", "http"],
@@ -283,6 +283,8 @@ def main() -> int:
                         ), "a right request"
                         counts["right", 200] += 1
                     assert served.process.poll() is None, "the service has ended"
+                    if number % 500 == 499:
+                        print(f"{number + 1:,} requests, {time.monotonic() - began:.0f} s", flush=True)
                 except (AssertionError, ValueError, OSError) as error:
                     print(
                         f"request {number} of seed {args.seed}, {kind}: {type(error).__name__}: {error}\n{data[:2000]!r}"
