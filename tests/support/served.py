@@ -64,7 +64,7 @@ class Served:
         )  # fmt: skip
         self.port = self._wait_for_port()
 
-    def _wait_for_port(self, seconds: float = 120.0) -> int:
+    def _wait_for_port(self, seconds: float = 300.0) -> int:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             if found := re.search(r" at http://\S+:(\d+),", self.log):
@@ -89,7 +89,7 @@ class Served:
     def ask(self, path: str, body=None, **options) -> Answer:
         return ask(self.port, path, body, **options)
 
-    def stop(self, number: int = signal.SIGTERM, seconds: float = 60.0) -> int:
+    def stop(self, number: int = signal.SIGTERM, seconds: float = 300.0) -> int:
         """Send a signal and wait for the end; the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
