@@ -142,6 +142,23 @@ def test_a_stop_waits_no_longer_than_it_may():
         wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers))
 
 
+def test_a_stop_while_a_process_is_started_again_leaves_none():
+    with Served("--timeout", "600", "--stop-timeout", "1") as service:
+        os.kill(service.workers[0], signal.SIGKILL)
+        asking = threading.Thread(target=lambda: post_and_forget(service.port), daemon=True)
+        asking.start()
+        wait_until(lambda: len(service.workers) == 1)
+        workers = service.workers
+        assert service.stop() == 0
+        wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers))
+
+
+def post_and_forget(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=300) as client:
+        client.sendall(post("/v1/compress", json.dumps({"texts": TEXT}).encode()))
+        receive(client)
+
+
 def test_what_never_ends_is_ended_and_its_neighbours_are_answered(expected):
     with Served("--timeout", "3") as service:
         began = time.monotonic()

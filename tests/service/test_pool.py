@@ -37,7 +37,7 @@ class Stage:
 
 class Process:
     def __init__(self, stage: Stage):
-        self.stage, self.process, self.alive = stage, self, True
+        self.stage, self.process, self.alive, self.killed = stage, self, True, threading.Event()
         self.connection, self.child = Pipe()
         threading.Thread(target=self._serve, daemon=True).start()
 
@@ -63,7 +63,12 @@ class Process:
     def wait_until_ready(self):
         return {"vocabulary": "none"}
 
+    def kill(self):
+        self.alive = False
+        self.killed.set()
+
     def end(self):
+        self.kill()
         self.stage.ended += 1
         self.alive = False
         self.connection.close()
@@ -226,6 +231,28 @@ def test_a_model_that_cannot_be_loaded_is_said_at_the_start_and_waited_for_later
     pool.submit(answers.job("a"))
     answers.wait_for("a")
     assert answers["a"].status == 200 and pool.metrics.restarts._value.get() == 2
+
+
+def test_a_process_that_is_still_loading_when_all_stops_is_ended(started, stage, monkeypatch):
+    """It ignores the signals that end a process, and Python waits for its children."""
+    pool, answers = started(), Answers()
+    loading = []
+
+    def loads(self):
+        loading.append(self)
+        self.killed.wait(30)
+        raise CannotStart("killed")
+
+    monkeypatch.setattr(Process, "wait_until_ready", loads)
+    pool._processes[0].alive = False
+    pool.submit(answers.job("a"))
+    until = time.monotonic() + 10
+    while not loading and time.monotonic() < until:
+        time.sleep(0.01)
+    began = time.monotonic()
+    pool.stop()
+    assert time.monotonic() - began < 5 and loading[0].killed.is_set()
+    assert pool._begun == set() and stage.ended == 2 and len(loading) == 1
 
 
 def fails_once(method):

@@ -115,6 +115,7 @@ class Pool:
         self._changed = threading.Condition()
         self._stopping = False
         self._processes: list[_Process | None] = [None] * settings.workers
+        self._begun: set[_Process] = set()  # those that have not been ended, also one that is still loading the model
         self._threads: list[threading.Thread] = []
         names = ("model", "backend", "device", "base_model", "vocabularies")
         self._model = {name: getattr(settings, name) for name in names}
@@ -148,13 +149,13 @@ class Pool:
     # -- begin and end -------------------------------------------------------------------------------------------------
     def start(self) -> None:
         """Start all processes and wait until they have loaded the model; [`CannotStart`] if one cannot."""
-        started = [_Process(self._model, self._cores) for _ in self._processes]
+        started = [self._begin() for _ in self._processes]
         try:
             for process in started:
                 self.facts = process.wait_until_ready()
         except BaseException:
             for process in started:
-                process.end()
+                self._end(process)
             raise
         self._processes = list(started)
         self._threads = [
@@ -171,11 +172,26 @@ class Pool:
                 job.abandoned = True
             self._waiting.clear()
             self._changed.notify_all()
+        # A process ignores the signals that end one, and this one would wait for it for ever: none may be left.
+        for process in list(self._begun):
+            process.process.kill()
         for thread in self._threads:
             thread.join(5)
-        for process in self._processes:
-            if process is not None:
-                process.end()
+        for process in list(self._begun):
+            self._end(process)
+
+    def _begin(self) -> _Process:
+        """A new process; [`Busy`] if the pool is being stopped."""
+        with self._changed:
+            if self._stopping:
+                raise Busy
+            process = _Process(self._model, self._cores)
+            self._begun.add(process)
+            return process
+
+    def _end(self, process: _Process) -> None:
+        process.end()
+        self._begun.discard(process)
 
     # -- one thread for each process -----------------------------------------------------------------------------------
     def _work(self, place: int) -> None:
@@ -223,7 +239,7 @@ class Pool:
             for job, outcome in zip(batch, outcomes):
                 job.done(outcome)
             return
-        process.end()
+        self._end(process)
         self._processes[place] = None
         if self._stopping:
             return
@@ -255,16 +271,21 @@ class Pool:
     def _restarted(self, place: int) -> _Process | None:
         """A new process in this place; tried until the pool is stopped, for what is missing may come back."""
         if self._processes[place] is not None:
-            self._processes[place].end()
+            self._end(self._processes[place])
             self._processes[place] = None
         pause = 0.5
         while not self._stopping:
+            try:
+                process = self._begin()
+            except Busy:
+                return None
             self.metrics.restarts.inc()
-            process = _Process(self._model, self._cores)
             try:
                 process.wait_until_ready()
             except CannotStart as error:
-                process.end()
+                self._end(process)
+                if self._stopping:
+                    return None
                 log.error("no process could be started: %s", error)
                 with self._changed:
                     self._changed.wait(pause)
