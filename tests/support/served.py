@@ -82,7 +82,7 @@ class Served:
     def workers(self) -> list[int]:
         """Process ids of the processes that compress (Linux)."""
         found = subprocess.run(
-            ["ps", "-o", "pid=,args=", "--ppid", str(self.process.pid)], capture_output=True, text=True
+            ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(self.process.pid)], capture_output=True, text=True
         ).stdout
         return [int(line.split()[0]) for line in found.splitlines() if "spawn_main" in line]
 
