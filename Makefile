@@ -1,12 +1,14 @@
 # install: a virtual environment in .venv; quickstart: train, compare, compress and restore a sample; test: the suite;
-# test-slow: launches, killed runs, a Hub on this machine, the wheel; smollm2: a real language model for readers; docs: the site.
+# test-slow: launches, killed runs, a Hub on this machine, the wheel; smollm2: a real language model for readers; docs: the site;
+# wheels: what the Dockerfile installs, in dist/, for its Python on this kind of machine.
 PYTHON ?= python3
 BIN := .venv/bin
+DOCKER_PYTHON ?= 3.12
 # Threads on purpose: what the machine has, unless the caller says otherwise.
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: install smollm2 quickstart test test-slow docs quality style
+.PHONY: install smollm2 quickstart test test-slow docs wheels quality style
 
 install: .venv/.installed
 
@@ -29,12 +31,16 @@ test: install
 	$(OFFLINE) $(BIN)/pytest -q tests
 
 test-slow: install
-	$(BIN)/pip install -q -c constraints-cpu.txt -e ".[deepspeed]"
+	$(BIN)/pip install -q -c constraints-cpu.txt -e ".[deepspeed,browser]"
 	$(OFFLINE) $(BIN)/pytest -q tests -m slow
 
 docs: install
 	$(BIN)/pip install -q -c constraints-cpu.txt -e ".[docs]"
 	$(BIN)/mkdocs build --strict -q && echo outputs/site/index.html
+
+wheels: install
+	$(BIN)/pip wheel -q --no-deps --wheel-dir dist .
+	$(BIN)/pip download -q --dest dist --only-binary :all: --python-version $(DOCKER_PYTHON) -r requirements-serve.txt
 
 quality: install
 	$(BIN)/ruff check .

@@ -32,6 +32,11 @@ LANGCHAIN, LLAMA_INDEX = ["langchain-core>=1.0,<2"], ["llama-index-core>=0.14,<0
 # 1.110: the version that the hook was run with.
 LITELLM = ["litellm>=1.110,<2"]
 
+# `tokforget serve`; uvicorn 0.32: the last change to what tokforget/service/server.py builds on.
+SERVE = ["fastapi>=0.115", "uvicorn>=0.32", "prometheus-client>=0.20"]
+# A browser's driver, for tests of the service's page; the browser is the machine's own.
+BROWSER = ["playwright>=1.45"]
+
 # Vocabularies of models that are not on the Hub, for `count_tokens`.
 TIKTOKEN = ["tiktoken>=0.7"]
 
@@ -63,6 +68,7 @@ setup(
             "assets/forget_model/adapter/*",
         ],
         "tokforget.evaluation": ["templates/*"],
+        "tokforget.service.pages": ["*.html"],
         "tokforget.hub_cards": ["*.md"],
         "tokforget.recipes": ["*.yaml"],
         "tokforget.accelerate_configs": ["*.yaml"],
@@ -77,6 +83,8 @@ setup(
         "langchain": LANGCHAIN,
         "llama-index": LLAMA_INDEX,
         "litellm": LITELLM,
+        "serve": SERVE,
+        "browser": BROWSER,
         "tiktoken": TIKTOKEN,
         "docs": DOCS,
         "test": [
@@ -89,6 +97,7 @@ setup(
             *LANGCHAIN,
             *LLAMA_INDEX,
             *TIKTOKEN,
+            *SERVE,
         ],
         "quality": ["ruff"],
     },

@@ -2,7 +2,7 @@
 What the policy costs, as ratios measured in one run: medians over alternating repetitions, after warm-up.
 
     python recipes/benchmark.py                                    # all ratios, one thread
-    python recipes/benchmark.py --only compress                    # those of the compressor alone; or train, policy or backends
+    python recipes/benchmark.py --only compress                    # those of the compressor alone; or train, policy, backends or service
     python recipes/benchmark.py --reconstructor_name_or_path <folder> --max_length 128 --batch_size 8
 
 1. joint step / reconstructor step: one optimiser step of the joint loop against forward, backward and optimiser step of
@@ -24,21 +24,31 @@ What the policy costs, as ratios measured in one run: medians over alternating r
    file of 10 kB in a process of its own, and texts whose masks are torch's. Below, on the same texts, language models with random
    weights: token classifiers of the shapes that LLMLingua-2 uses (BERT-base, XLM-RoBERTa-large) and GPT-2 124M.
 
-Text of 3 to 7: the standard library's documentation; the packaged tokenizer, a policy of the default shape with random
+8. service, a table of its own (`--only service`): `tokforget serve` in a process of its own, one process that compresses, and clients
+   that ask one after the other over connections that stay open: requests per second, the service's processor seconds per request,
+   percentiles of the milliseconds until an answer is read, requests compressed in one call, and what was not answered 200. Each line
+   sends `--num_requests` texts of some 250 tokens. The clients run on the same machine, and the load of its last minute is in the title.
+
+Text of 3 to 8: the standard library's documentation; the packaged tokenizer, a policy of the default shape with random
 weights (speed does not depend on them), or a trained model's with `--model`.
 
 Absolute times depend on the machine and on its neighbours; the ratios less so.
 """
 
 import argparse
+import http.client
+import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import tracemalloc
+import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,6 +57,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one thread for all that is compared
 
+import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -435,6 +446,88 @@ def backend_rows(model: str | None, num_tokens: int, repeats: int) -> Iterator[t
         yield (name, f"{1 / each:,.0f}", f"{1e6 * each:.1f}", f"{each * num / seconds['tokenizer']:.0f}x", "", "", "")
 
 
+# -- the service -------------------------------------------------------------------------------------------------------
+CONCURRENCY = (1, 4, 16, 64)
+
+
+def service_rows(model: str | None, num_requests: int) -> Iterator[tuple[str, ...]]:
+    """The table of the service under load: a line for each number of clients at once."""
+    corpus = "\n\n".join(embedded_documents().values())
+    step = len(corpus) // num_requests
+    texts = [corpus[i * step : i * step + 1000] for i in range(num_requests)]
+    # More may wait than ask at once: how long an answer takes under load is asked here, and not how soon it is refused.
+    words = ["serve", "--port", "0", "--timeout", "3600", "--queue", "256", *(["--model", model] if model else [])]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen([sys.executable, "-m", "tokforget", *words], stderr=log, stdin=subprocess.DEVNULL)
+        try:
+            port = _port_of(process, log)
+            ask_all(port, texts[:16], 4)
+            for clients in CONCURRENCY:
+                before = _service_numbers(port, process.pid)
+                times, others, seconds = ask_all(port, texts, clients)
+                spent, batches, requests = (b - a for a, b in zip(before, _service_numbers(port, process.pid)))
+                cuts = statistics.quantiles(times, n=100, method="inclusive")
+                yield (str(clients), f"{len(texts) / seconds:.1f}", f"{1000 * spent / len(texts):.1f}",
+                       *(f"{1000 * cuts[p - 1]:.0f}" for p in (50, 95, 99)), f"{1000 * max(times):.0f}", f"{requests / batches:.1f}",
+                       str(others))  # fmt: skip
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def _port_of(process: subprocess.Popen, log) -> int:
+    while process.poll() is None:
+        log.seek(0)
+        if found := re.search(rb" at http://\S+:(\d+),", log.read()):
+            return int(found[1])
+        time.sleep(0.05)
+    log.seek(0)
+    raise RuntimeError(f"the service did not start: {log.read().decode()}")
+
+
+def ask_all(port: int, texts: list[str], clients: int) -> tuple[list[float], int, float]:
+    """Seconds of each request, how many were not answered 200, and seconds of all, from so many clients at once."""
+    waiting, times, others = deque(texts), [], []
+    headers = {"Content-Type": "application/json"}
+
+    def ask() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        while True:
+            try:
+                body = json.dumps({"texts": waiting.popleft(), "rate": 0.5})
+            except IndexError:
+                return connection.close()
+            start = time.perf_counter()
+            connection.request("POST", "/v1/compress", body, headers)
+            answer = connection.getresponse()
+            answer.read()
+            times.append(time.perf_counter() - start)
+            if answer.status != 200:
+                others.append(answer.status)
+
+    threads = [threading.Thread(target=ask) for _ in range(clients)]
+    start = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return times, len(others), time.perf_counter() - start
+
+
+def _service_numbers(port: int, pid: int) -> tuple[float, float, float]:
+    """Processor seconds of the service and what it has started, calls of the compressor, and requests in them, so far."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        page = answer.read().decode()
+    number = lambda name: float(re.search(rf"^{name} (\S+)$", page, re.MULTILINE)[1])  # noqa: E731
+    family = psutil.Process(pid)
+    times = [one.cpu_times() for one in (family, *family.children(recursive=True))]
+    return (
+        sum(t.user + t.system for t in times),
+        number("tokforget_batch_requests_count"),
+        number("tokforget_batch_requests_sum"),
+    )
+
+
 def _seconds(function: Callable[[], object]) -> float:
     """Seconds of the processor, since a long run meets more of its neighbours than a short one."""
     start = time.process_time()
@@ -456,7 +549,10 @@ def main() -> None:
     parser.add_argument(
         "--device", choices=["cpu", "cuda"], default="cpu", help="of the joint step; the rest is for CPUs"
     )
-    parser.add_argument("--only", choices=["train", "policy", "compress", "backends"], help="one part of the table")
+    parser.add_argument(
+        "--only", choices=["train", "policy", "compress", "backends", "service"], help="one part of the table"
+    )
+    parser.add_argument("--num_requests", type=int, default=500, help="of each line of the table of the service")
     args = parser.parse_args()
     torch.set_num_threads(args.num_threads)
     torch.manual_seed(0)
@@ -494,6 +590,17 @@ def main() -> None:
         for row in backend_rows(args.model, args.num_tokens, args.repeats):
             backends.add_row(*row)
         Console(width=130).print(backends)  # also where the output is a file
+    if args.only in (None, "service"):
+        rows = list(service_rows(args.model, args.num_requests))
+        service = Table(
+            title=f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {args.num_requests} requests a line"
+        )
+        for column in ("clients at once", "requests/s", "CPU ms per request", "p50, ms", "p95, ms", "p99, ms", "slowest, ms",
+                       "requests per call", "not 200"):  # fmt: skip
+            service.add_column(column, justify="right")
+        for row in rows:
+            service.add_row(*row)
+        Console(width=130).print(service)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ ROOMS = (
     "hub",
     "data",
     "compression",
+    "service",
     "readers",
     "evaluation",
     "training",

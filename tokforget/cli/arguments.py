@@ -5,6 +5,7 @@ import difflib
 import sys
 
 from tokforget import __version__
+from tokforget.cli import serve
 from tokforget.cli.files import STDIN, UserError
 from tokforget.cli.recipes import RECIPES
 
@@ -84,7 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
                             epilog=_RECIPES_HELP, allow_abbrev=False,
                             formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--version", action="version", version=f"tokforget {__version__}")
-    names = " | ".join(("compress", "restore", "inspect", "diff", "env", *RECIPES))
+    names = " | ".join(("compress", "restore", "inspect", "diff", "serve", "env", *RECIPES))
     commands = parser.add_subparsers(metavar=names, dest="command", required=True)
 
     def add(name: str, summary: str, details: str = "") -> argparse.ArgumentParser:
@@ -129,6 +130,8 @@ def make_parser() -> argparse.ArgumentParser:
     for command in (inspect, diff):
         command.add_argument("--html", metavar="OUT.html", help="write a page instead of showing it here")
         command.add_argument("--quiet", action="store_true", help="no summary on standard error")
+
+    serve.add_arguments(add("serve", "Compress over HTTP, with a page that shows what is kept.", serve.HELP))
 
     env = add("env", "Print versions and devices, for a bug report.")
     env.add_argument("--json", action="store_true", help="as one JSON object")

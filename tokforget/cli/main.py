@@ -1,5 +1,5 @@
 """
-The shell command: `tokforget compress | restore | inspect | diff | env`, and the recipes by name, such as `tokforget train`.
+The shell command: `tokforget compress | restore | inspect | diff | serve | env`, and the recipes by name, such as `tokforget train`.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 done; 1 failed for no fault of the user;
 2 the user asked for something that cannot be done, or some lines could not be read; 130 interrupted.
@@ -36,6 +36,7 @@ from tokforget.cli.files import (
 )
 from tokforget.cli.messages import check_options, message_options, read_conversations
 from tokforget.cli.recipes import RECIPES, run_recipe
+from tokforget.cli.serve import serve
 from tokforget.optional import MissingPackage, needed
 
 
@@ -548,4 +549,6 @@ def _env(args: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"compress": _compress, "restore": _restore, "inspect": _inspect, "diff": _diff, "env": _env}
+COMMANDS = {
+    "compress": _compress, "restore": _restore, "inspect": _inspect, "diff": _diff, "serve": serve, "env": _env,
+}  # fmt: skip

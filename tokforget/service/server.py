@@ -1,0 +1,185 @@
+"""The server: uvicorn with time limits for slow clients, one line of log for each request, and a stop that loses nothing."""
+
+import asyncio
+import logging
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from tokforget.service.app import Service
+from tokforget.service.guard import Refused
+from tokforget.service.pool import CannotStart
+from tokforget.service.settings import Settings, url_host
+
+
+log = logging.getLogger("tokforget.service")
+# Connections at once, each a descriptor and some kilobytes; more are told 503.
+_MAX_CONNECTIONS = 512
+
+
+class _Protocol(H11Protocol):
+    """A connection that is closed when its client sends its headers, or reads its answer, too slowly."""
+
+    read_timeout = 10.0
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self._reading: asyncio.TimerHandle | None = None
+        self._writing: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport) -> None:
+        super().connection_made(transport)
+        self._watch_headers()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch_headers()
+
+    def _watch_headers(self) -> None:
+        """One limit from the first byte of a request, or from the connection, to the end of its headers."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._reading = _stopped(self._reading)
+        elif self._reading is None and not self.transport.is_closing():
+            self._reading = self.loop.call_later(self.read_timeout, self._too_slow)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle is None or self.cycle.response_complete:
+            self._reading = _stopped(self._reading)  # from here on the limit of an idle connection counts
+
+    def _too_slow(self) -> None:
+        self._reading = None
+        if not self.transport.is_closing() and self.conn.our_state is h11.IDLE:
+            self._say(Refused(408, f"The headers did not arrive within {self.read_timeout:g} seconds."))
+        self.transport.close()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._writing = self._writing or self.loop.call_later(self.read_timeout, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._writing = _stopped(self._writing)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._reading, self._writing = _stopped(self._reading), _stopped(self._writing)
+
+    def send_400_response(self, msg: str) -> None:
+        # As uvicorn's, in the words of all other errors; what h11 says of the request may hold a part of it.
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self._say(Refused(400, "This is no request of HTTP that can be read."))
+        self.transport.close()
+
+    def _say(self, refused: Refused) -> None:
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(refused.body)).encode()),
+            (b"connection", b"close"),
+        ]
+        response = h11.Response(status_code=refused.status, headers=headers, reason=b"")
+        for event in (response, h11.Data(data=refused.body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event))
+
+
+def _stopped(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
+
+
+class _Server(uvicorn.Server):
+    """A server for which to be told to stop, and to stop in order, is no failure."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        with super().capture_signals():
+            yield
+            self._captured_signals.clear()  # it would send them to this process once more
+
+
+def bind(settings: Settings) -> socket.socket:
+    """
+    The socket that it listens on.
+
+    Raises:
+        `ValueError`: If the address is not one of this machine's, or is taken.
+    """
+    address = f"{url_host(settings.host)}:{settings.port}"
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        return socket.create_server(found[0][4][:2], family=found[0][0], backlog=1024)
+    except OSError as error:
+        raise ValueError(
+            f"It cannot listen on {address}: {error.strerror or error}. Choose another `host` or `port`."
+        ) from error
+
+
+def run(
+    settings: Settings, say: Callable[[str], None], listening: Callable[[_Server, Service], None] | None = None
+) -> None:
+    """
+    Serve until a signal says stop: then nothing is accepted any more, what runs is finished, and this returns.
+
+    Args:
+        settings ([`Settings`])
+        say (`Callable`): Gets the lines for whoever started it.
+        listening (`Callable`, *optional*): Called when requests are taken, with the server and the service.
+
+    Raises:
+        `ValueError`: If the address cannot be had, or the model cannot be loaded.
+    """
+    with bind(settings) as listener, _logging():
+        service = Service(settings)
+        try:
+            service.pool.start()
+        except CannotStart as error:
+            raise ValueError(str(error)) from error
+        try:
+            protocol = type("_Protocol", (_Protocol,), {"read_timeout": settings.read_timeout})
+            config = uvicorn.Config(
+                service.app, http=protocol, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
+                proxy_headers=False, timeout_keep_alive=5, timeout_graceful_shutdown=settings.stop_timeout,
+                limit_concurrency=_MAX_CONNECTIONS, backlog=1024,
+            )  # fmt: skip
+            server = _Server(config)
+            address = f"http://{url_host(settings.host)}:{listener.getsockname()[1]}"
+            say(
+                f"serving {settings.model or 'the packaged model'} at {address}, reference at {address}/docs; Ctrl-C stops it"
+            )
+            if listening is not None:
+                listening(server, service)
+            server.run(sockets=[listener])
+            say("stopped")
+        finally:
+            service.pool.stop()
+
+
+@contextmanager
+def _logging() -> Iterator[None]:
+    """Lines of requests and faults to standard error, with the time; none of another library's below an error, and no error's text."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Line("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
+    host = logging.getLogger("uvicorn.error")
+    before = [(one, one.level, one.propagate) for one in (log, host)]
+    for logger, level in ((log, logging.INFO), (host, logging.ERROR)):
+        logger.setLevel(level)
+        logger.propagate = False
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger, level, propagate in before:
+            logger.setLevel(level)
+            logger.propagate = propagate
+            logger.removeHandler(handler)
+
+
+class _Line(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        record.exc_info = record.exc_text = None  # an error's text may hold what was sent
+        return super().format(record)
