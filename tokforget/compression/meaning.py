@@ -187,6 +187,8 @@ _SKIPPED = STOP_WORDS | _FOREIGN | _LEADING
 _FAR = 1e6
 # A negation reaches over this many pieces, and a limit too.
 _REACH = 6
+# A clause is looked for so many pieces to both sides.
+_CLAUSE = 40
 _CLAUSE_MARK = re.compile(r"\s*(?:[,;:，；：、]|[-–—]{1,2})\s*")
 _CLAUSE_END = re.compile(r"[.!?;:…。！？；：؟۔।]")
 
@@ -370,6 +372,7 @@ class Bonds:
         clause_marks (`np.ndarray` of shape `(num_pieces,)`, *optional*): Commas, semicolons, colons and dashes that stand apart; bool.
         stops (`np.ndarray` of shape `(num_pieces,)`, *optional*): Ends of sentences; bool.
         pairs (`np.ndarray` of shape `(num_pairs, 2)`, *optional*): Brackets and quotation marks that open, and those that close them.
+        denies (`np.ndarray` of shape `(num_pieces,)`, *optional*): Negations; bool.
     """
 
     pieces: np.ndarray
@@ -382,8 +385,11 @@ class Bonds:
     clause_marks: np.ndarray | None = None
     stops: np.ndarray | None = None
     pairs: np.ndarray | None = None
+    denies: np.ndarray | None = None
 
     def __post_init__(self):
+        if self.denies is None:
+            self.denies = np.zeros(len(self.marks), dtype=bool)
         if self.pairs is None:
             self.pairs = np.zeros((0, 2), dtype=np.int64)
         if self.clause_marks is None or self.stops is None:
@@ -403,7 +409,7 @@ class Bonds:
             total = np.concatenate([[0], np.cumsum(keep)])
             empty = keep[opened] & (total[closed] == total[opened + 1]) & (closed > opened + 1) & ~self.marks[closed]
             found[self.pairs[empty]] = True
-        return found
+        return found & keep
 
     def rank(self, ranks: np.ndarray) -> np.ndarray:
         """Ranks `(num_pieces,)`, lower is kept first, as the bonds would have them."""
@@ -428,6 +434,16 @@ class Bonds:
                 return keep
             keep = new
 
+    def misleading(self) -> np.ndarray:
+        """Pieces that say another thing without what comes along with them, as the words of a clause without its "not"; bool."""
+        found = np.zeros(len(self.marks), dtype=bool)
+        found[self.first[(self.last - self.first == 1) & ~self.marks[self.pieces]]] = True
+        denied = self.denies[self.pieces]
+        steps = np.zeros(len(self.marks) + 1, dtype=np.int64)
+        np.add.at(steps, self.first[denied], 1)
+        np.add.at(steps, self.last[denied], -1)
+        return found | (np.cumsum(steps)[:-1] > 0)
+
     @classmethod
     def none(cls, num_pieces: int) -> "Bonds":
         """Pieces that come alone."""
@@ -450,6 +466,7 @@ class Bonds:
             np.concatenate([part.clause_marks for part in parts]),
             np.concatenate([part.stops for part in parts]),
             np.concatenate([part.pairs + start for part, start in zip(parts, starts)]),
+            np.concatenate([part.denies for part in parts]),
         )
 
     def __getitem__(self, part: slice) -> "Bonds":
@@ -468,6 +485,7 @@ class Bonds:
             self.clause_marks[part],
             self.stops[part],
             self.pairs[((self.pairs >= part.start) & (self.pairs < part.stop)).all(1)] - part.start,
+            self.denies[part],
         )
 
 
@@ -505,6 +523,7 @@ class _Builder:
         self.chars = self.pieces.chars.tolist()
         self.marks = np.zeros(len(self.pieces), dtype=bool)
         self.first_of_all = np.zeros(len(self.pieces), dtype=bool)
+        self.denies = np.zeros(len(self.pieces), dtype=bool)
         self.leads_to = np.arange(len(self.pieces))
         self.stops = np.zeros(len(self.pieces), dtype=bool)
         self.pairs: list[tuple[int, int]] = []
@@ -543,7 +562,7 @@ class _Builder:
                 if word.ends_clause or (step > 0 and _closes(self.word(at))):
                     break
                 continue
-            if self.first_of_all[at]:
+            if self.denies[at]:
                 continue
             if not word.is_skipped:
                 return at
@@ -558,11 +577,25 @@ class _Builder:
                 return at
         return min(start + _REACH, len(self.pieces))
 
+    def around(self, first: int, last: int) -> tuple[int, int]:
+        """The clause in which some pieces stand, up to its marks on both sides."""
+
+        def is_edge(at: int) -> bool:
+            word = self.word(at)
+            return _seen(word).ends_clause or _CLAUSE_MARK.fullmatch(word) is not None
+
+        start, end = first, last
+        while start > max(first - _CLAUSE, 0) and not is_edge(start - 1):
+            start -= 1
+        while end < min(last + _CLAUSE, len(self.pieces)) and not is_edge(end):
+            end += 1
+        return start, end
+
     def named(self, at: int) -> int:
         """Where the words of weight end that begin at a piece: "valid ticket" in "a valid ticket from the office"."""
         end = at + 1
         while end < len(self.pieces) and (word := _seen(self.word(end))).bare and not word.is_skipped:
-            if self.first_of_all[end]:
+            if self.denies[end]:
                 break
             end += 1
         return end
@@ -580,7 +613,7 @@ class _Builder:
         clause_marks = [_CLAUSE_MARK.fullmatch(self.word(at)) is not None for at in range(len(self.pieces))]
         return Bonds(
             *rows, self.marks, self.first_of_all, self.leads_to, np.array(clause_marks, dtype=bool), self.stops,
-            np.array(self.pairs, dtype=np.int64).reshape(-1, 2),
+            np.array(self.pairs, dtype=np.int64).reshape(-1, 2), self.denies,
         )  # fmt: skip
 
 
@@ -590,15 +623,19 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
     found = WordsOf(text)
     negations = [made.touched(*span) for span in sorted(_find_negations(found))]
     for first, last in negations:
-        made.first_of_all[first:last] = True
+        made.denies[first:last] = True
     for first, last in negations:
         counted = last if last < len(pieces) and _seen(made.word(last)).bare in _QUANTIFIERS else None
         at = made.content(last if counted is None else last + 1, 1)
         if at is None or _BEHIND_ITS_WORD.fullmatch(made.text[made.chars[first] : made.chars[last]].strip()):
             at = next((n for n in (made.content(first - 1, -1), at) if n is not None), None)
-        if at is not None:
-            made.tie(first, last, at)
-            made.rows += [(at, first, last, -1)]
+        if at is None:  # "No." is all that is said
+            made.first_of_all[first:last] = True
+        else:
+            # Of a clause that goes whole nothing is turned round, and its "not" would say something of what stands beside it.
+            start, end = made.around(first, last)
+            made.rows += [(index, min(start, at), max(end, at + 1), -1) for index in (*range(first, last), at)]
+            made.marks[first:last] = True
             made.tie_clause(at)
             if counted is not None and counted != at:
                 made.tie(counted, counted + 1, at)
@@ -618,7 +655,7 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
         if at is not None:
             made.tie(first, last, at)
             if first in denied:  # "not as tall as Tom" is not "not tall"
-                made.rows += [(index, first, last, -1) for index in (*range(first, last), at)]
+                made.rows += [(index, *made.around(first, last), -1) for index in (*range(first, last), at)]
     for match in _TO_NUMBER.finditer(found):
         first, last = made.touched(*match.span())
         if last < len(pieces):
@@ -642,13 +679,9 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
             made.tie(first, last, at)
             if made.text[made.chars[first] : made.chars[last]].strip().lower() in _PICKS:
                 made.rows += [(index, at + 1, made.named(at), -1) for index in (*range(first, last), at)]
-            made.marks[first:last] = ~made.first_of_all[first:last]  # "before" is misread where its date is gone
-            for negation in (
-                np.flatnonzero(made.first_of_all[first:last]) + first
-            ):  # "no later" says nothing without its "than noon"
-                made.rows += [
-                    (index, negation, negation + 1, -1) for index in (*range(first, last), at) if index != negation
-                ]
+            made.marks[first:last] = True  # "before" is misread where its date is gone
+            if made.denies[first:last].any():  # "no later" says nothing without its "than noon"
+                made.rows += [(index, *made.around(first, last), -1) for index in (*range(first, last), at)]
     for match in chain(match_at(_DIGITS, _DIGIT, text), _COUNT.finditer(found)):
         first, last = made.touched(*match.span())
         at = made.content(last, 1) if last < len(pieces) else None
@@ -803,9 +836,7 @@ def _lead(made: _Builder) -> None:
     """Function words lead to the next word of weight in their clause, signs to the word at which they stand."""
     num_pieces = len(made.pieces)
     words = [_seen(made.text[a:b]) for a, b in pairwise(made.chars)]
-    # What a negation brings is kept with it in any case.
-    brought = {row[0] for row in made.rows if row[1] < num_pieces and made.first_of_all[row[1]]}
-    marks, first_of_all, leads_to = made.marks.tolist(), made.first_of_all.tolist(), list(range(num_pieces))
+    marks, denies, leads_to = made.marks.tolist(), made.denies.tolist(), list(range(num_pieces))
     ahead = following = None
     for at in range(num_pieces - 1, -1, -1):
         bare, ends_clause, _, is_apart, is_leading, is_skipped = words[at]
@@ -817,9 +848,9 @@ def _lead(made: _Builder) -> None:
             continue
         following = at
         if is_leading:
-            if ahead is not None and ahead not in brought and not first_of_all[at]:
+            if ahead is not None and not denies[at]:
                 leads_to[at] = ahead
-        elif not is_skipped and not marks[at] and not first_of_all[at]:
+        elif not is_skipped and not marks[at] and not denies[at]:
             ahead = at
     behind = None
     for at, word in enumerate(words):

@@ -308,12 +308,23 @@ def _search_budget(ranked: Ranked, target: int) -> Search:
         ranks = np.where(ranked.alone, np.where(np.isposinf(ranked.ranks), 0.0, ranked.ranks), np.inf)
         choice = yield from search_budget(Ranked(ranked.texts, ranked.pieces, ranks, scale=ranked.scale), target)
     if ranked.bonds is not None and not choice.keep.any():
+        # First what comes along in any case: the best word may bring more than there is room for.
+        ranks, along = ranked.ranks.copy(), np.unique(ranked.bonds.pieces)
+        ranks[along] -= _FAR
+        choice = yield from search_budget(
+            Ranked(ranked.texts, ranked.pieces, ranks, ranked.bonds, ranked.scale, ranked.alone), target
+        )
+    if ranked.bonds is not None and not choice.keep.any():
         # Without what comes along: first what says no other thing by itself.
-        bound = ranked.bonds.first[
-            (ranked.bonds.last - ranked.bonds.first == 1) & ~ranked.bonds.marks[ranked.bonds.pieces]
-        ]
+        bound = ranked.bonds.misleading()
         ranks = ranked.ranks.copy()
         ranks[bound] = np.where(np.isinf(ranks[bound]), ranks[bound], np.maximum(ranks[bound], 0) + _FAR)
+        # Of what misleads the negations first, then what would come along.
+        ranks[along] -= np.where(bound[along], _FAR / 2, 0)
+        ranks[ranked.bonds.denies & ranked.bonds.marks] = _FAR / 4
+        single = ranked.bonds.last - ranked.bonds.first == 1
+        single &= np.isfinite(ranks[ranked.bonds.pieces])
+        np.minimum.at(ranks, ranked.bonds.pieces[single], ranks[ranked.bonds.first[single]] - 1e-3)
         choice = yield from search_budget(Ranked(ranked.texts, ranked.pieces, ranks, scale=ranked.scale), target)
     return choice
 
