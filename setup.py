@@ -64,6 +64,7 @@ setup(
             "py.typed",
             "assets/base_model/*",
             "assets/reader_model/*",
+            "assets/reader_model/adapter/*",
             "assets/forget_model/*",
             "assets/forget_model/adapter/*",
         ],

@@ -18,7 +18,7 @@ def base_model_path() -> str:
 def reader_model_path() -> Path:
     """
     Folder of the compressor for real text, what [`Compressor`] loads by default: trained by words, with and without a question,
-    from what SmolLM2-135M-Instruct loses. It has no reconstructor.
+    from what SmolLM2-135M-Instruct loses. Its adapter restores on that model, which is not in the package.
 
     Raises:
         `FileNotFoundError`: If this installation carries none.

@@ -325,6 +325,12 @@ def _search_budget(ranked: Ranked, target: int) -> Search:
         single = ranked.bonds.last - ranked.bonds.first == 1
         single &= np.isfinite(ranks[ranked.bonds.pieces])
         np.minimum.at(ranks, ranked.bonds.pieces[single], ranks[ranked.bonds.first[single]] - 1e-3)
+        wordless = [
+            not any(one.isalnum() for one in text[start:end])
+            for text, pieces in zip(ranked.texts, ranked.pieces)
+            for start, end in pairwise(pieces.chars.tolist())
+        ]
+        ranks[wordless] += 2 * _FAR
         choice = yield from search_budget(Ranked(ranked.texts, ranked.pieces, ranks, scale=ranked.scale), target)
     return choice
 

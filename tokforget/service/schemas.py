@@ -110,6 +110,9 @@ class MessagesBody(_Body):
     min_message_tokens: int = Field(MIN_MESSAGE_TOKENS, description="Shorter texts of messages stay whole.")
     min_rate: float = Field(MIN_RATE, description="No text is asked to become shorter than this, in (0, 1].")
     on_impossible: str = Field("raise", description=_ON_IMPOSSIBLE)
+    count_tokens: str | None = Field(
+        None, description="Whose tokens are counted: one of the vocabularies that the service was started with."
+    )
     memory: Annotated[dict[str, int], _FailFast()] | None = Field(
         None,
         description="What earlier answers returned as `memory`, {} for the first: what was compressed before then stays as it is. The "
