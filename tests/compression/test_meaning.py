@@ -188,6 +188,16 @@ def test_a_clause_goes_whole_and_takes_its_negation_along(compressor):
     assert "not cover" not in packaged.compress(text, rate=0.3).text
 
 
+def test_words_in_a_tag_limit_and_deny_nothing(compressor):
+    text = '<td class="before"><b class="not until">It knows the rains of the north.</b> The ferry runs <i class="no">daily</i>.</td>'
+    for rate in np.linspace(0.2, 0.95, 16):
+        for chosen in (ANY_OPINION, compressor):
+            for nested in (False, True):
+                output = chosen.compress(text, rate=rate, unit="word", nested=nested, on_impossible="warn").text
+                for name in ("td", "b", "i"):
+                    assert output.count(f"<{name} ") == output.count(f"</{name}>"), output
+
+
 def test_what_dangles_is_among_what_is_kept():
     """Or the search for what stays would never end: of what must stay nothing goes."""
     text = "The bridge (built in 1874, [rebuilt] in 1902) is “closed”, and the (old) ferry runs."

@@ -285,7 +285,7 @@ def memory(pid: int) -> float:
         (("--host", "0.0.0.0"), "`--host` 0.0.0.0 can be reached from other machines, and there is no token"),
         (("--host", "192.0.2.1", "--without-token"), "It cannot listen on 192.0.2.1:0:"),
         (("--model", "/nowhere"), "/nowhere"),
-        (("--base-model", "/nowhere"), "was trained by a reader alone: it compresses"),
+        (("--base-model", "/nowhere"), "The base model '/nowhere' is a local folder that is not there."),
         (("--count-with", "/nowhere.json"), "/nowhere.json: no such file or folder."),
         (("--token-file", "/nowhere"), "/nowhere: No such file or directory."),
         (("--backend", "numpy", "--device", "cuda"), "`--backend` numpy runs on the CPU"),

@@ -132,7 +132,7 @@ def spoiled(rng: random.Random, data: bytes) -> bytes:
     place = rng.randint(0, len(data))
     return rng.choice([
         lambda: data[:place], lambda: data[:place] + rng.randbytes(3) + data[place:], lambda: data[:place] + data[place + 1 :],
-        lambda: b"\xef\xbb\xbf" + data, lambda: data.decode().encode("utf-16"), lambda: data + data, lambda: b"[" * 50_000,
+        lambda: b"\xef\xbb\xbf" + data, lambda: data.decode(errors="replace").encode("utf-16"), lambda: data + data, lambda: b"[" * 50_000,
         lambda: b'{"a":' * 20_000, lambda: b"", lambda: b"9" * 5000, lambda: b'{"texts": "a", "texts": "b"}', lambda: b"NaN",
     ])()  # fmt: skip
 

@@ -620,6 +620,8 @@ class _Builder:
 def find_bonds(text: str, pieces: Pieces) -> Bonds:
     """What comes along with what, in a text by words."""
     made = _Builder(text, pieces)
+    # Of a tag's attributes nothing is said: class="before" is no limit.
+    text = TAG.sub(lambda tag: "<" + "\x00" * (len(tag[0]) - 2) + ">", text) if "</" in text else text
     found = WordsOf(text)
     negations = [made.touched(*span) for span in sorted(_find_negations(found))]
     for first, last in negations:

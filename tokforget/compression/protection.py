@@ -92,7 +92,7 @@ class Protection:
             self.finders.append(item)
         elif not isinstance(item, str):
             raise TypeError(
-                f"`protect` takes names, regular expressions, spans and functions, got a {type(item).__name__}: {item!r}."
+                f"`protect` takes names, regular expressions, spans and functions, got a {type(item).__name__}: {item!r:.80}."
             )
         elif item in BUILT_IN:
             self.finders.append(BUILT_IN[item])
@@ -105,7 +105,7 @@ class Protection:
             setattr(self, match[1], max(getattr(self, match[1]), int(match[2])))
         else:
             raise ValueError(
-                f"`protect` knows no {item!r}. It takes {', '.join(sorted(BUILT_IN))}, 'readable' or 'none', 'first:20', "
+                f"`protect` knows no {item!r:.80}. It takes {', '.join(sorted(BUILT_IN))}, 'readable' or 'none', 'first:20', "
                 "'last:5' (tokens), 're:<pattern>', a compiled regular expression, a span (start, end) or a function."
             )
 
