@@ -409,6 +409,7 @@ def test_odd_messages_have_a_defined_result():
     ([{"role": "user", "content": {"type": "text"}}], "`content` of message 0 must be a string, a list"),
     ([{"role": "user", "content": [7]}], "`content` of message 0, part 0, must be a dictionary or a string"),
     ([{"role": "user", "content": [{"type": "text"}]}], "part 0: `text` must be a string, got None"),
+    ([{"role": "assistant", "content": "", "tool_calls": -1}], "`tool_calls` of message 0 must be a list of calls or None, got a int, -1"),
     ([{"role": "user", "content": [{"type": "tool_result", "content": 7}]}], "part 0: its `content` must be a string"),
 ])  # fmt: skip
 def test_what_is_no_message_is_said_in_one_line(messages, message):

@@ -246,6 +246,10 @@ def check_messages(messages: object, system: object = None) -> None:
                 "user, assistant and tool."
             )
         _check_content(message.get("content"), f"`content` of message {place}")
+        if not isinstance(message.get("tool_calls"), (list, tuple, type(None))):
+            raise TypeError(
+                f"`tool_calls` of message {place} must be a list of calls or None, got {_shown(message['tool_calls'])}."
+            )
     _check_content(system, "`system`")
 
 
