@@ -178,7 +178,9 @@ def test_a_reader_without_a_pad_token_pads_with_what_it_has(reader):
 
 
 # -- budgets -----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", sorted(set(TEXT_COMPRESSORS) - {"policy_tokens", "policy_words", "policy_question"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(TEXT_COMPRESSORS) - {"policy_auto", "policy_tokens", "policy_words", "policy_question"})
+)
 def test_no_budget_is_exceeded(name, context):
     pytest.importorskip("bm25s") if name == "bm25_sentences" else None
     (compressor,) = text_compressors([name], context)

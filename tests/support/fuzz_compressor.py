@@ -349,6 +349,9 @@ def check(text: str, result: CompressedText, compressor: Compressor, options: di
         assert all(a in edges and b in edges for a, b in spans), "a character was split"
     for (_, end), (start, _), apart in zip(result.kept_spans, result.kept_spans[1:], result.separated[1:]):
         fuses = all(unicodedata.category(text[i])[0] in "LN" for i in (start, start - 1, end - 1)) and not apart
+        fuses = (
+            fuses and re.search(r"\\[nrtbf]$", text[max(end - 2, 0) : end]) is None
+        )  # a line break, as JSON writes it
         assert not fuses or unicodedata.name(text[start], "")[:4] in SPACELESS, f"{text[end - 1]}{text[start]} fused"
     again = compressor._reencode([result.text])[0].ids
     assert result.compressed_input_ids.tolist() == again, "the output's tokens are not those of the output"

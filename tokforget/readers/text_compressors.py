@@ -512,6 +512,7 @@ TEXT_COMPRESSORS: dict[str, Callable[[CompressorContext], TextCompressor]] = {
     "phrases": _ranked("phrases", _phrases),
     "policy_tokens": lambda c: PolicyCompressor("policy_tokens", c, {"unit": "token"}),
     "policy_words": lambda c: PolicyCompressor("policy_words", c, {"unit": "word"}),
+    "policy_auto": lambda c: PolicyCompressor("policy_auto", c, {"unit": "auto"}),
     "policy_question": lambda c: PolicyCompressor("policy_question", c, {"unit": "word"}, asks=True),
     "overlap_sentences": _ranked("overlap_sentences", overlap_ranks, asks=True),
     "bm25_sentences": _ranked("bm25_sentences", _bm25_sentences, asks=True),
