@@ -288,7 +288,7 @@ def check_content(kind: str, text: str, result: CompressedText, options: dict) -
     )
     by_lines = result.kept_spans.tolist() and found is not None and found.kind in ("log", "csv", "settings")
     lines = text.splitlines()  # the last line of an output may lack its break
-    if by_lines and all(a == 0 or text[a - 1] == "\n" for a, _ in result.kept_spans.tolist()):
+    if by_lines and roomy and all(a == 0 or text[a - 1] == "\n" for a, _ in result.kept_spans.tolist()):
         place = 0
         for line in output.splitlines():
             place = lines.index(line, place) + 1
