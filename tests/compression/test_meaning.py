@@ -13,7 +13,7 @@ from tests.support import fuzz_compressor as fuzz
 from tokforget import Compressor
 from tokforget.compression.meaning import find_bonds, find_line_breaks, find_negations, find_roles, find_sentence_ends
 from tokforget.compression.pieces import cut
-from tokforget.compression.search import Ranked
+from tokforget.compression.search import Ranked, join
 
 
 ANY_OPINION = fuzz.make_compressor()
@@ -196,6 +196,16 @@ def test_words_in_a_tag_limit_and_deny_nothing(compressor):
                 output = chosen.compress(text, rate=rate, unit="word", nested=nested, on_impossible="warn").text
                 for name in ("td", "b", "i"):
                     assert output.count(f"<{name} ") == output.count(f"</{name}>"), output
+
+
+def test_numbers_do_not_join_at_the_comma_of_a_word_that_is_gone():
+    text = "0.187,should,0.047\n5,about,7.5\n12:unknown:30 and 3.of.4, 1,435 of 9"
+    offsets = np.array([match.span() for match in re.finditer(r"\s?\d+(?:[.,:]\d+)*|\s?\w+|\s?[^\w\s]", text)])
+    pieces, generator = cut(text, offsets, "word"), np.random.default_rng(0)
+    numbers = set(re.findall(r"\d+(?:[.,:]\d+)*", text))
+    for _ in range(2000):
+        output = join(text, pieces, generator.random(len(pieces)) < 0.6)
+        assert set(re.findall(r"\d+(?:[.,:]\d+)*", output)) <= numbers, output
 
 
 def test_what_dangles_is_among_what_is_kept():

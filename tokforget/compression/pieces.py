@@ -186,6 +186,9 @@ def cut(text: str, offsets: np.ndarray, unit: str) -> Pieces:
         outer = classes[place] & (SPACE | SPACELESS) == 0
         words = np.logical_or.reduceat(classes & WORD > 0, np.concatenate([[0], place]))[1:]
         bound |= outer & ((classes[place - 1] & SPACE > 0) | words | (classes[place] & STICKY > 0))
+        # A comma with a digit right behind it would join that to a number before it.
+        after = np.append(classes, 0)[place + 1]
+        bound |= (classes[place] & SEPARATOR > 0) & (after & DIGIT > 0)
     chars = np.concatenate([[0], place, [len(text)]])
     return Pieces(
         np.concatenate([[0], first, [num_tokens]]),
