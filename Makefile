@@ -20,7 +20,7 @@ install: .venv/.installed
 quickstart: install
 	$(OFFLINE) $(BIN)/accelerate launch --quiet --config_file accelerate_configs/cpu.yaml recipes/train.py --config recipes/quick_test.yaml --overwrite_output_dir true
 	$(OFFLINE) $(BIN)/python recipes/show_sample.py --model outputs/quick_test
-	$(OFFLINE) $(BIN)/python recipes/show_sample.py --rate 0.4 $(if $(wildcard outputs/smollm2/config.json),--base-model outputs/smollm2)
+	$(OFFLINE) $(BIN)/python recipes/show_sample.py --rate 0.4
 
 # A real language model as reader or base, without a Hub: outputs/smollm2.
 smollm2: install
