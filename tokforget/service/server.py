@@ -112,7 +112,10 @@ def bind(settings: Settings) -> socket.socket:
     address = f"{url_host(settings.host)}:{settings.port}"
     try:
         found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        return socket.create_server(found[0][4][:2], family=found[0][0], backlog=1024)
+        listener = socket.create_server(found[0][4][:2], family=found[0][0], backlog=1024)
+        # What it accepts takes this over. Without it an answer's body waits 40 ms for the client's word that its head has come.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except OSError as error:
         raise ValueError(
             f"It cannot listen on {address}: {error.strerror or error}. Choose another `host` or `port`."
