@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from tokforget.compression.search import join
+from tokforget.compression.search import Ranked, join
 from tokforget.files import write_json
 from tokforget.models.word_features import FORM, PLACE, TEXT
+from tokforget.readers.benchmark import retention
 from tokforget.readers.language_model import Reader
 from tokforget.training.reader_texts import ReaderText
 
@@ -182,23 +183,20 @@ def _retention(reader: Reader, texts: Sequence[ReaderText], bits: Sequence[np.nd
     """What each candidate keeps at each rate `(C, R)`."""
     pairs = [[(one.suffix, one.target) for one in text.asked] for text in texts]
 
-    def read(outputs: Sequence[str]) -> float:
-        return float(np.concatenate(reader.span_bits(list(zip(outputs, pairs)))).sum())
+    def read(outputs: Sequence[str]) -> np.ndarray:
+        return np.concatenate(reader.span_bits(list(zip(outputs, pairs))))
 
     none, full = read([""] * len(texts)), read([text.text for text in texts])
     scores = [target_scores(text, of_text, CANDIDATES) for text, of_text in zip(texts, bits)]
     found = np.zeros((len(CANDIDATES), len(RATES)))
     for c in range(len(CANDIDATES)):
         for r, rate in enumerate(RATES):
-            outputs = [join(t.text, t.pieces, _filled(row[c], t.pieces.sizes, rate)) for t, row in zip(texts, scores)]
-            found[c, r] = (none - read(outputs)) / max(none - full, 1e-6)
-    return found
+            outputs = [_shortened(text, row[c], rate) for text, row in zip(texts, scores)]
+            found[c, r] = retention(read(outputs), full, none)
+    return np.nan_to_num(found)  # texts that tell nothing choose nothing
 
 
-def _filled(scores: np.ndarray, sizes: np.ndarray, rate: float) -> np.ndarray:
-    """The best units that fit in the budget `(U,)`."""
-    left, keep = max(1, int(rate * sizes.sum())), np.zeros(len(scores), bool)
-    for unit in np.argsort(-scores, kind="stable"):
-        if sizes[unit] <= left:
-            keep[unit], left = True, left - sizes[unit]
-    return keep
+def _shortened(text: ReaderText, scores: np.ndarray, rate: float) -> str:
+    """The units of the highest scores that fit in the budget, as one string."""
+    ranked = Ranked([text.text], [text.pieces], -scores)
+    return join(text.text, text.pieces, ranked.fill(max(1, int(rate * len(text.input_ids)))))
