@@ -11,8 +11,55 @@ _PART = re.compile(rf"\s*(?:[{_UNSPACED}]|[^{_UNSPACED}{_DIVIDES}]+[{_DIVIDES}]*
 _HAS_UNSPACED = re.compile(f"[{_UNSPACED}]")
 _LONG_WORD = 24
 _DIVIDED = re.compile(rf"[{_UNSPACED}]|\S{{{_LONG_WORD + 1}}}")
-# A sentence ends at its mark or with its line, and takes the white space behind it.
-_SENTENCE = re.compile(r"[^\n]*?(?:[.!?…][\"')\]”’]*(?=\s|$)|\n|$)\s*", re.DOTALL)
+# Before a name; without it they say nothing.
+TITLES = ["Mr", "Ms", "Dr", "Mrs", "Mme", "Sra", "Sgt", "Prof", "Capt", "Messrs"]
+_ABBREVIATIONS = [
+    *TITLES,
+    *[
+        "St",
+        "Sr",
+        "Jr",
+        "Gen",
+        "Sen",
+        "Rep",
+        "Rev",
+        "Hon",
+        "Gov",
+        "Col",
+        "vs",
+        "ca",
+        "Nr",
+        "pp",
+        "Art",
+        "Abs",
+        "Fig",
+        "fig",
+        "Sec",
+        "Vol",
+        "ref",
+        "ext",
+        "Inc",
+        "Ltd",
+        "bzw",
+        "Abb",
+        "etc",
+    ],
+]
+# Behind a dot: not after an abbreviation, an initial, a day of the month in German, the number of an item. By length, since a
+# pattern looks back over a known number of characters.
+ENDS_SENTENCE = (
+    "".join(
+        rf"(?<!\b(?:{'|'.join(word for word in _ABBREVIATIONS if len(word) == length)})\.)"
+        for length in sorted({len(word) for word in _ABBREVIATIONS})
+    )
+    + r"(?<!\b[A-ZÄÖÜ]\.)(?<!\b[iaIA]m \d\.)(?<!\b[iaIA]m \d\d\.)(?<!\b(?:vom|zum|der|dem|den|des|die|das) \d\.)"
+    r"(?<!\b(?:vom|zum|der|dem|den|des|die|das) \d\d\.)(?<!^\d\.)(?<!^\d\d\.)(?!(?<=\bN[or]\.)\s?\d)"
+)
+# A sentence ends at its mark or with its line, and takes the white space behind it. Where it goes on in lower case it has not
+# ended: "e.g. at 5 p.m. on Main St.", "Who?" he asked.
+_CLOSERS, _LOWER = "\"')\\]”’", r"(?![^\S\n]+[a-zà-öø-ÿа-я])"
+_MARK = rf"(?:\.{ENDS_SENTENCE}[{_CLOSERS}]*+(?=\s|\Z){_LOWER}|[!?…](?:(?=\s|\Z)|[{_CLOSERS}]++(?=\s|\Z){_LOWER}))"
+_SENTENCE = re.compile(rf"(?:[^\n.!?…]++|(?!{_MARK})[.!?…])*+(?:{_MARK}|\n|\Z)\s*", re.MULTILINE)
 _AROUND = ".,;:!?()[]{}<>\"'“”‘’*_`|=…"
 # What goes first, in English. Narrower than the function words of `evaluation.vocabulary`, which is a class for statistics:
 # negations and quantities stay out of it, because without its "not" or "half" a statement is another one.

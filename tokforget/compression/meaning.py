@@ -22,7 +22,7 @@ from tokforget.compression.fences import find_code_fences
 from tokforget.compression.pieces import Pieces
 from tokforget.compression.wholes import TAG
 from tokforget.compression.word_patterns import WordPattern, WordsOf, match_at
-from tokforget.text_units import STOP_WORDS, bare_word
+from tokforget.text_units import ENDS_SENTENCE, STOP_WORDS, TITLES, bare_word
 
 
 # Words that negate in one language and mean nothing else in another.
@@ -171,16 +171,20 @@ _FOREIGN = frozenset(
     )
 )
 # Of them, those that say nothing without the word they lead to.
-_LEADING = _FOREIGN | frozenset(
-    re.findall(
-        r"\w+",
-        """
+_LEADING = (
+    _FOREIGN
+    | frozenset(
+        re.findall(
+            r"\w+",
+            """
     a an the of in on at by for from to with into about between through during above below under over against as and or but is are
     was were be been being has have had do does did will would can could should my your his her its our their this these those such
     than so und oder aber et ou mais y o pero e ed ma en of maar mit von für auf aus bei nach über unter avec pour par sur dans con
     por para sobre per tra voor met и или но в на с по для из к у
     """,
+        )
     )
+    | frozenset(map(str.lower, TITLES))
 )
 _SKIPPED = STOP_WORDS | _FOREIGN | _LEADING
 # Farther than any two scores are apart.
@@ -195,10 +199,9 @@ _CLAUSE_END = re.compile(r"[.!?;:…。！？；：؟۔।]")
 # -- marks -------------------------------------------------------------------------------------------------------------
 _CLOSING = "\"'”’»)\\]*_"
 _SENTENCE_END = re.compile(
-    # not after an initial or an abbreviation, nor where the sentence goes on in lower case, nor behind the number of an item
-    rf"(?<![.!?…])(?<!\b[A-ZÄÖÜ])(?<!\b(?:Dr|Mr|Ms|St|vs|ca|Nr|pp|Jr|Sr))(?!(?<=\bN[or])\.\s?\d)(?<!\b(?:Mrs|Art|Abs|Fig|fig|Sec|Vol|ref|ext|Inc|Ltd|Gen|Sen|Rep|bzw|Abb|Mme|Sra))(?<!\bProf)(?<!\b[ia]m \d)(?<!\b[ia]m \d\d)"
-    rf"(?<!\b(?:vom|zum|der|dem|den|des|die|das) \d)(?<!\b(?:vom|zum|der|dem|den|des|die|das) \d\d)(?<!\betc)(?<!^\d)(?<!^\d\d)"
-    rf"(?:\.{{1,3}}|[!?…]+|[؟۔।])[{_CLOSING}]*(?=\s+[^a-zà-öø-ÿа-я\s]|\s*\Z|\s*\n)|[。！？]+[」』）”]*",
+    # not where the sentence goes on in lower case
+    rf"(?<![.!?…])(?:\.(?!\.){ENDS_SENTENCE}|\.{{2,3}}|[!?…]+|[؟۔।])[{_CLOSING}]*(?=\s+[^a-zà-öø-ÿа-я\s]|\s*\Z|\s*\n)"
+    r"|[。！？]+[」』）”]*",
     re.MULTILINE,
 )
 _SENTENCE_MARK = re.compile("[.!?…؟۔।。！？]")
