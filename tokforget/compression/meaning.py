@@ -803,17 +803,20 @@ def _tie_fences(made: _Builder) -> None:
                     made.rows.append((before, first, last, -1))
 
 
-def _tie_tables(made: _Builder) -> None:
-    """Of a table with a line under its head: a cell comes with the name of its row and that of its column."""
+def _tables(text: str) -> list[list[re.Match]]:
+    """The rows of each table: its head, the line under it, and at least one more."""
     tables: list[list[re.Match]] = []
-    for row in _ROW.finditer(made.text) if "|" in made.text else ():
-        if tables and made.text[tables[-1][-1].end() : row.start()].strip(" \t\r") == "\n":
+    for row in _ROW.finditer(text) if "|" in text else ():
+        if tables and text[tables[-1][-1].end() : row.start()].strip(" \t\r") == "\n":
             tables[-1].append(row)
         else:
             tables.append([row])
-    for head, rule, *rows in (table for table in tables if len(table) > 2):
-        if not _RULE.fullmatch(rule[0]):
-            continue
+    return [table for table in tables if len(table) > 2 and _RULE.fullmatch(table[1][0])]
+
+
+def _tie_tables(made: _Builder) -> None:
+    """Of a table with a line under its head: a cell comes with the name of its row and that of its column."""
+    for head, rule, *rows in _tables(made.text):
         names = _cells(made, head)
         for row in rows if names else ():
             cells = _cells(made, row)
@@ -886,11 +889,17 @@ def _tie_marks(made: _Builder) -> None:
             _, behind = made.touched(*match.span())
             until = ends[line] if behind < ends[line] else ends[min(line + 1, len(ends) - 1)]
             made.add_marks(*match.span(), min(behind, until), until)
+    below = {row.start() for _, _, *rows in _tables(text) for row in rows}
     for match in _ROW.finditer(text) if "|" in text else ():
         line = line_of(match.end() - 1)
+        before = starts[line]
         for pipe in re.finditer(r"\|", match[0]):
             at = match.start() + pipe.start()
-            made.add_marks(at, at + 1, starts[line], ends[line])
+            made.add_marks(at, at + 1, before, ends[line])
+            if (
+                match.start() in below
+            ):  # a row may have fewer cells than its head: empty ones at its end go with their pipes
+                before = made.touched(at, at + 1)[0]
     _tie_fences(made)
     _tie_tables(made)
     # A sentence begins behind the end of the one before it, or with its line.
