@@ -442,3 +442,39 @@ def test_who_said_what_stays_in_transcripts_of_many_styles(compressor, style):
                     assert any(
                         line.startswith(whole[: whole.index(one)].strip()) for whole, one in zip(lines, said)
                     ), output
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.4, 0.5, 0.6, 0.7])
+def test_a_clause_that_denies_stays_apart_from_those_beside_it(compressor, rate):
+    """Where its commas go, "not shipped, so you can cancel today" becomes "not shipped today"."""
+    for text in (
+        "Your order is confirmed. It has not been shipped yet, so you can still cancel it or change the address today if you like.",
+        "The blue pills are safe, the red ones are not safe, and you can buy both of them in any shop on Main Street today.",
+        "You can cancel, it has not shipped, and the refund is paid within ten days to the card that you used.",
+    ):
+        behind = set(re.findall(r"\w+", re.split(", (?:so|and) ", text)[1]))
+        short = compressor.compress(text, rate=rate, unit="word").text
+        for sentence in re.split(r"(?<=[.])\s", short):
+            _, _, rest = sentence.partition("not ")
+            if rest and (words := re.findall(r"\w+|,", rest)) and behind & set(words):
+                assert "," in words[: min(words.index(word) for word in behind & set(words))], short
+
+
+@pytest.mark.parametrize(
+    "text, kept",
+    [
+        ("static_cast<Native*>(&turbo)->get(Value* args, size_t* count);\n*p = *q; n = 2*3*4;\n", ["Native*>(&turbo)", "Value* args"]),
+        ("x ** 2, f(*args, **kwargs)\n", ["(*args, **kwargs)"]),
+    ],
+)  # fmt: skip
+def test_pointers_and_products_are_no_emphasis(text, kept):
+    short = ANY_OPINION.compress(text, rate=0.97, unit="word").text
+    assert any(part in short for part in kept), short
+    assert short.count("*") >= text.count("*") - 2, short
+
+
+def test_emphasis_goes_whole():
+    text = "The **environment variable** (also *env var*) is set, and **Note:** 2 ** 3 is eight for all of us here.\n"
+    for rate in (0.4, 0.6, 0.8):
+        short = ANY_OPINION.compress(text, rate=rate, unit="word").text
+        assert "**" not in short.replace("2 ** 3", "").replace("** 3", "").replace("2 **", ""), short

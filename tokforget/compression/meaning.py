@@ -264,8 +264,9 @@ _LOOSE = frozenset(
         """,
     )
 )
-# Half of a pair says nothing, and a pair little.
-_EMPHASIS = re.compile(r"(?<![\w*])\*{1,3}(?=\w)|(?<=[\w.!?,:;)])\*{1,3}(?![\w*])")
+# Emphasis says little, and half of it nothing; of code no pointer or product is taken for it: what opens stands behind no word, what
+# closes before none, and both on one line.
+_EMPHASIS = re.compile(r"(?<![\w*\\)\]])(\*{1,3})(?=[^\s*])[^*\n]*?(?<=[^\s*(&\[])(\1)(?![\w*(\[&>])")
 _ROW = re.compile(r"^[^|\n]*\|[^|\n]*\|.*$", re.MULTILINE)
 _RULE = re.compile(r"[ \t|:+-]*-[ \t|:+-]*\r?")
 _UNWRAPPED = re.compile(r"[ \t]*(?:[-*+•‣>#|\[<]|\(?\d|[A-Za-z][.)]\s)|.*(?: {3}|\t|[|{};\\]\s*$)|\s+\S")
@@ -496,6 +497,7 @@ class _Seen(NamedTuple):
     """What is asked about a piece; `bare` is empty where it has no letter and no digit."""
 
     bare: str
+    ends_sentence: bool
     ends_clause: bool
     breaks_line: bool
     is_apart: bool
@@ -508,7 +510,15 @@ def _seen(word: str) -> _Seen:
     bare = bare_word(word) if any(map(str.isalnum, word)) and not _TAGS.fullmatch(word) else ""
     breaks_line = "\n" in word
     ends_clause = breaks_line or bool(_CLAUSE_END.search(word))
-    return _Seen(bare, ends_clause, breaks_line, word[:1].isspace(), bare in _LEADING, bare in _SKIPPED)
+    return _Seen(
+        bare,
+        breaks_line or bool(_SENTENCE_MARK.search(word)),
+        ends_clause,
+        breaks_line,
+        word[:1].isspace(),
+        bare in _LEADING,
+        bare in _SKIPPED,
+    )
 
 
 def _closes(word: str) -> bool:
@@ -530,6 +540,7 @@ class _Builder:
         self.leads_to = np.arange(len(self.pieces))
         self.stops = np.zeros(len(self.pieces), dtype=bool)
         self.pairs: list[tuple[int, int]] = []
+        self.stands_at: dict[int, int] = {}
 
     def touched(self, start: int, end: int) -> tuple[int, int]:
         """The pieces that share a character with a span, the last one not included."""
@@ -594,6 +605,22 @@ class _Builder:
             end += 1
         return start, end
 
+    def set_apart(self, start: int, end: int, at: int) -> None:
+        """
+        The marks on both sides of a clause stay where words are left on both sides of them: "not shipped, ... cancel today" is not
+        "not shipped today". That behind the clause stands at the word `at`, which may be the clause's last.
+        """
+        before, behind = start - 1, end + 1
+        while before > max(start - _CLAUSE, 0) and not _seen(self.word(before - 1)).ends_sentence:
+            before -= 1
+        while behind < min(end + _CLAUSE, len(self.pieces)) and not _seen(self.word(behind)).ends_sentence:
+            behind += 1
+        if end < len(self.pieces) and _CLAUSE_MARK.fullmatch(self.word(end)):
+            self.rows.append((end, end + 1, behind, start))
+            self.stands_at[end] = at
+        if start > 0 and _CLAUSE_MARK.fullmatch(self.word(start - 1)):
+            self.rows.append((start - 1, start, end, max(before, 0)))
+
     def named(self, at: int) -> int:
         """Where the words of weight end that begin at a piece: "valid ticket" in "a valid ticket from the office"."""
         end = at + 1
@@ -642,6 +669,7 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
             made.rows += [(index, min(start, at), max(end, at + 1), -1) for index in (*range(first, last), at)]
             made.marks[first:last] = True
             made.tie_clause(at)
+            made.set_apart(start, end, at)
             if counted is not None and counted != at:
                 made.tie(counted, counted + 1, at)
     for match in _NE.finditer(text) if _FRENCH_NE.search(text) else ():  # the two halves of one negation
@@ -693,8 +721,9 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
         if at == last and last == first + 1:  # right behind it, and not a unit that is part of the number anyway
             made.rows.append((at, first, last, -1))
     for match in _EMPHASIS.finditer(text) if "*" in text else ():
-        first, last = made.touched(*match.span())
-        made.marks[first:last] = [not any(c.isalnum() for c in made.word(at)) for at in range(first, last)]
+        for sign in (1, 2):
+            first, last = made.touched(*match.span(sign))
+            made.marks[first:last] = [not any(c.isalnum() for c in made.word(at)) for at in range(first, last)]
     _tie_marks(made)
     _tie_tags(made)
     _tie_pairs(made)
@@ -847,7 +876,7 @@ def _lead(made: _Builder) -> None:
     marks, denies, leads_to = made.marks.tolist(), made.denies.tolist(), list(range(num_pieces))
     ahead = following = None
     for at in range(num_pieces - 1, -1, -1):
-        bare, ends_clause, _, is_apart, is_leading, is_skipped = words[at]
+        bare, _, ends_clause, _, is_apart, is_leading, is_skipped = words[at]
         if not bare:
             if ends_clause:
                 ahead = following = None
@@ -868,6 +897,8 @@ def _lead(made: _Builder) -> None:
             behind = None
         elif behind is not None and not marks[at] and not word.is_apart:
             leads_to[at] = behind
+    for mark, at in made.stands_at.items():
+        leads_to[mark] = at
     made.leads_to = np.array(leads_to, dtype=np.int64)
 
 
