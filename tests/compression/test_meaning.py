@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from tests.support import fuzz_compressor as fuzz
 from tokforget import Compressor
+from tokforget.compression import ranked_text
 from tokforget.compression.meaning import find_bonds, find_line_breaks, find_negations, find_roles, find_sentence_ends
 from tokforget.compression.pieces import cut
-from tokforget.compression.search import Ranked, join
+from tokforget.compression.search import Ranked, join, search_budget
 
 
 ANY_OPINION = fuzz.make_compressor()
@@ -317,10 +318,12 @@ def test_lines_sentences_and_speakers_stay_apart(compressor):
         chat = compressor.compress(CHAT, rate=rate, unit="word").text
         assert [line.split(":")[0] for line in chat.splitlines()] == ["system", "user", "assistant", "user"], chat
         letter = compressor.compress(LETTER, rate=rate, unit="word").text
-        assert "\n\n" in letter and letter.count("\n- ") == 2, letter
+        assert "\n\n" in letter and letter.count("\n- ") in (1, 2), (
+            letter
+        )  # an item of which one word would be left goes whole
         # A sentence goes whole or keeps its end.
-        left = sum(word in letter for word in ("voted", "convinced", "comparable", "Ferry", "closed"))
-        assert left >= 4 and letter.count(".") + letter.count("!") == left, letter
+        left = sum(word in letter for word in ("voted", "convinced", "comparable", "2027", "closed"))
+        assert left >= 3 and letter.count(".") + letter.count("!") == left, letter
     assert "\n" not in compressor.compress(CHAT, rate=0.3, unit="word", protect="none").text.strip()
 
 
@@ -478,3 +481,28 @@ def test_emphasis_goes_whole():
     for rate in (0.4, 0.6, 0.8):
         short = ANY_OPINION.compress(text, rate=rate, unit="word").text
         assert "**" not in short.replace("2 ** 3", "").replace("** 3", "").replace("2 **", ""), short
+
+
+def test_few_words_are_left_alone_of_their_sentences(compressor, monkeypatch):
+    """But of short sentences, and what must stay; a budget's last tokens may leave one."""
+    text = (
+        "The council met on Monday to talk about the harbour. Building began in the spring of last year already. "
+        "Nobody could say how long it would take them. Petersen asked for a new plan with a budget of 12,000 euros. "
+        "It rained. The ferry to the island leaves every morning at eight from the old pier.\n"
+        "- One item of a list that is longer than the others.\n- Another item with some more words in it, too.\n"
+    )
+
+    def left_alone():
+        found = []
+        for target in range(12, 90, 3):
+            short = compressor.compress(text, target_tokens=target, unit="word").text
+            words = [re.findall(r"[\w,']*\w", sentence) for sentence in re.split(r"(?<=[.])\s|\n", short)]
+            found += [one for one in words if len(one) == 1 and one != ["rained"]]
+        return len(found)
+
+    now = left_alone()
+    place = text.index("island")
+    short = compressor.compress(text, target_tokens=24, unit="word", protect=[(place, place + 6)]).text
+    assert "island" in short
+    monkeypatch.setattr(ranked_text, "search_without_remnants", search_budget)
+    assert 5 * now <= left_alone()

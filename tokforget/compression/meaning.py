@@ -22,7 +22,7 @@ from tokforget.compression.fences import find_code_fences
 from tokforget.compression.pieces import Pieces
 from tokforget.compression.wholes import TAG
 from tokforget.compression.word_patterns import WordPattern, WordsOf, match_at
-from tokforget.text_units import ENDS_SENTENCE, STOP_WORDS, TITLES, bare_word
+from tokforget.text_units import ENDS_SENTENCE, STOP_WORDS, TITLES, bare_word, split_sentences
 
 
 # Words that negate in one language and mean nothing else in another.
@@ -191,6 +191,8 @@ _SKIPPED = STOP_WORDS | _FOREIGN | _LEADING
 _FAR = 1e6
 # A negation reaches over this many pieces, and a limit too.
 _REACH = 6
+# Of a sentence with so many words one alone is not left.
+_SHORTEST_SENTENCE = 4
 # A clause is looked for so many pieces to both sides.
 _CLAUSE = 40
 _CLAUSE_MARK = re.compile(r"\s*(?:[,;:，；：、]|[-–—]{1,2})\s*")
@@ -377,6 +379,8 @@ class Bonds:
         stops (`np.ndarray` of shape `(num_pieces,)`, *optional*): Ends of sentences; bool.
         pairs (`np.ndarray` of shape `(num_pairs, 2)`, *optional*): Brackets and quotation marks that open, and those that close them.
         denies (`np.ndarray` of shape `(num_pieces,)`, *optional*): Negations; bool.
+        words (`np.ndarray` of shape `(num_pieces,)`, *optional*): Pieces with a letter or a digit; bool.
+        sentences (`np.ndarray` of shape `(num_pieces,)`, *optional*): The number of the sentence in which each piece ends.
     """
 
     pieces: np.ndarray
@@ -390,8 +394,12 @@ class Bonds:
     stops: np.ndarray | None = None
     pairs: np.ndarray | None = None
     denies: np.ndarray | None = None
+    words: np.ndarray | None = None
+    sentences: np.ndarray | None = None
 
     def __post_init__(self):
+        if self.words is None or self.sentences is None:
+            self.words, self.sentences = np.zeros(len(self.marks), dtype=bool), np.zeros(len(self.marks), np.int64)
         if self.denies is None:
             self.denies = np.zeros(len(self.marks), dtype=bool)
         if self.pairs is None:
@@ -438,6 +446,14 @@ class Bonds:
                 return keep
             keep = new
 
+    def remnants(self, keep: np.ndarray) -> np.ndarray:
+        """
+        The one word left of a sentence of four or more: with its end and its line it takes two or three tokens, and says little; bool.
+        """
+        counted = self.words & ~self.marks
+        words, left = (np.bincount(self.sentences, one) for one in (counted, counted & keep))
+        return ((left == 1) & (words >= _SHORTEST_SENTENCE))[self.sentences] & counted & keep
+
     def misleading(self) -> np.ndarray:
         """Pieces that say another thing without what comes along with them, as the words of a clause without its "not"; bool."""
         found = np.zeros(len(self.marks), dtype=bool)
@@ -471,6 +487,8 @@ class Bonds:
             np.concatenate([part.stops for part in parts]),
             np.concatenate([part.pairs + start for part, start in zip(parts, starts)]),
             np.concatenate([part.denies for part in parts]),
+            np.concatenate([part.words for part in parts]),
+            np.concatenate([part.sentences + start for part, start in zip(parts, starts)]),
         )
 
     def __getitem__(self, part: slice) -> "Bonds":
@@ -490,6 +508,8 @@ class Bonds:
             self.stops[part],
             self.pairs[((self.pairs >= part.start) & (self.pairs < part.stop)).all(1)] - part.start,
             self.denies[part],
+            self.words[part],
+            self.sentences[part] - self.sentences[part].min(initial=0),
         )
 
 
@@ -640,10 +660,15 @@ class _Builder:
 
     def built(self) -> Bonds:
         rows = np.array(self.rows, dtype=np.int64).reshape(-1, 4).T
-        clause_marks = [_CLAUSE_MARK.fullmatch(self.word(at)) is not None for at in range(len(self.pieces))]
+        pieces = [self.word(at) for at in range(len(self.pieces))]
+        clause_marks = [_CLAUSE_MARK.fullmatch(piece) is not None for piece in pieces]
+        words = np.array([bool(_seen(piece).bare) for piece in pieces], dtype=bool)
+        sentences = np.searchsorted(
+            [end for _, end in split_sentences(self.text)], self.pieces.chars[1:] - 1, side="right"
+        )
         return Bonds(
             *rows, self.marks, self.first_of_all, self.leads_to, np.array(clause_marks, dtype=bool), self.stops,
-            np.array(self.pairs, dtype=np.int64).reshape(-1, 2), self.denies,
+            np.array(self.pairs, dtype=np.int64).reshape(-1, 2), self.denies, words, sentences,
         )  # fmt: skip
 
 

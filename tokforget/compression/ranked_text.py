@@ -21,6 +21,7 @@ from tokforget.compression.search import (
     search_budget,
     search_nested,
     search_threshold,
+    search_without_remnants,
     separated,
     try_pieces,
 )
@@ -298,12 +299,12 @@ def search(items: list[RankedText], request: Request) -> Search:
 
 def _search_budget(ranked: Ranked, target: int) -> Search:
     """What a budget keeps; where it holds nothing together with what comes along, something by itself."""
-    choice = yield from search_budget(ranked, target)
+    choice = yield from search_without_remnants(ranked, target)
     marked = any(pieces.lines is not None for pieces in ranked.pieces)
     if marked and (choice.count > target or not choice.keep.any()):
         for pieces in ranked.pieces:  # marks are kept as far as they fit
             pieces.lines = None
-        choice = yield from search_budget(ranked, target)
+        choice = yield from search_without_remnants(ranked, target)
     if ranked.alone is not None and not choice.keep.any():
         ranks = np.where(ranked.alone, np.where(np.isposinf(ranked.ranks), 0.0, ranked.ranks), np.inf)
         choice = yield from search_budget(Ranked(ranked.texts, ranked.pieces, ranks, scale=ranked.scale), target)

@@ -7,7 +7,7 @@ the searches of many texts share their calls of the tokenizer.
 """
 
 from collections.abc import Callable, Generator, Iterable, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -21,6 +21,12 @@ _ROUNDS = 24
 _CREEPING = 8
 # Rounds after which a budget missed by one token is good enough.
 _PATIENCE = 3
+# Corrections of a first guess by what comes along, before anything is tokenised.
+_GUESSES = 2
+# How often words that are alone are cleared away; others may be left alone then.
+_CLEARINGS = 3
+# Behind all that is ranked by its score, before what must go.
+_LAST = 1e5
 # Pieces that are tried where the best one left does not fit.
 _CANDIDATES = 12
 
@@ -190,7 +196,7 @@ def search_budget(ranked: Ranked, target: int) -> Search:
     floor, total = ranked.forced_tokens, int(ranked.totals[-1])
     scale, spare = ranked.scale or 1.0, _spare(ranked)
     low, high = (floor - 1, 0), (total + 1, 0)  # (room, count): the largest known to fit, the smallest known not to
-    room, best, smallest = min(max(round(target * scale), floor), total), None, None
+    room, best, smallest = _first_room(ranked, target), None, None
     for round_ in range(_ROUNDS):
         choice = yield from try_pieces(ranked, ranked.fill(room))
         if room == floor:
@@ -218,6 +224,36 @@ def search_budget(ranked: Ranked, target: int) -> Search:
     if best is None and smallest is None:
         smallest = yield from try_pieces(ranked, ranked.fill(floor))
     return smallest if best is None else (yield from _top_up(ranked, best, target))
+
+
+def _first_room(ranked: Ranked, target: int) -> int:
+    """Room for the best pieces, so that they and what comes along have about `target` tokens by the mask's own count."""
+    floor, total, wanted = ranked.forced_tokens, int(ranked.totals[-1]), round(target * (ranked.scale or 1.0))
+    room = min(max(wanted, floor), total)
+    for _ in range(_GUESSES if ranked.bonds is not None else 0):
+        over = int(ranked.sizes[ranked.complete(ranked.fill(room))].sum()) - wanted
+        if over <= 0 or room - over < floor:
+            break
+        room -= over
+    return room
+
+
+def search_without_remnants(ranked: Ranked, target: int) -> Search:
+    """
+    As [`search_budget`], and again without words that were all that was left of their sentences: what they take is worth
+    as much or more elsewhere (LOG.md), and whoever reads is spared "Building.".
+    """
+    choice, ranks = (yield from search_budget(ranked, target)), ranked.ranks
+    for _ in range(_CLEARINGS if ranked.bonds is not None else 0):
+        alone = ranked.bonds.remnants(choice.keep) & np.isfinite(ranks) & (ranks > -_LAST)
+        if not alone.any() or not (choice.keep & ranked.bonds.words & ~alone).any():
+            break
+        ranks = ranks + _LAST * alone
+        again = yield from search_budget(replace(ranked, ranks=ranks), target)
+        if not again.keep.any() or again.count > target:
+            break
+        choice = again
+    return choice
 
 
 def _spare(ranked: Ranked) -> int:
