@@ -7,4 +7,5 @@ tokforget inside other people's tools. Each module needs only the library it is 
     langchain      document compressor and transformer, and one for messages
     llama_index    node postprocessor
     huggingface    a function for `datasets.map`, and a callable in the manner of a `transformers` pipeline
+    ray            a column of a Ray data set
 """

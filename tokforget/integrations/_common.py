@@ -1,9 +1,19 @@
 """What the adapters share: a compressor from what users pass, and facts beside a result."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokforget.compression.compressor import Compressor
 from tokforget.compression.results import CompressedText
+from tokforget.optional import MissingPackage
+
+
+if TYPE_CHECKING:
+    import pyarrow
+
+    from tokforget.integrations.huggingface import ColumnCompressor
 
 
 # Before the names of facts that are put among a user's own metadata.
@@ -43,3 +53,69 @@ def ready(compressor: Compressor | str | Path | None, options: dict) -> Compress
         compressor = Compressor.from_pretrained(compressor)
     compressor.compress([], **options)
     return compressor
+
+
+@contextmanager
+def needs_extra(what: str, extra: str, *packages: str) -> Iterator[None]:
+    """
+    Imports of what an extra of setup.py installs.
+
+    Args:
+        what (`str`): What they are for; begins the message.
+        extra (`str`): The extra.
+        *packages (`str`): What it installs, by the names under which it is imported; the absence of any other stays as it is.
+
+    Raises:
+        [`tokforget.optional.MissingPackage`]: If one of them is not installed; it names the extra.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in packages:
+            raise
+        raise MissingPackage(
+            f"{what} needs the package {package!r}: pip install 'tokforget[{extra}]'", name=error.name
+        ) from error
+
+
+def check_each_row_alone(options: dict) -> None:
+    """Raise `ValueError` for a budget that rows would share: which of them meet in a batch is the engine's choice."""
+    if options.get("budget", "per_text") != "per_text":
+        raise ValueError(
+            f"`budget={options['budget']!r}` is spent over the rows of a batch, and which rows those are an engine decides anew "
+            "in each run: leave it out, so that each row has its own."
+        )
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise `ValueError` unless it is a whole number of at least 1."""
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"`batch_size` must be a whole number of at least 1, got {batch_size!r}.")
+
+
+def check_text_column(column: str, is_text: bool, kind: object) -> None:
+    """Raise `TypeError` where the schema says that a column holds something else than strings."""
+    if not is_text:
+        raise TypeError(f"Column {column!r} must hold strings, and holds {kind}: convert it first.")
+
+
+def compress_table(function: "ColumnCompressor", table: "pyarrow.Table") -> "pyarrow.Table":
+    """
+    A table with the columns that `function` writes: behind the others, but for a text that is replaced where it stands. The
+    other columns are passed on as they are, without a copy.
+    """
+    import pyarrow as pa
+
+    function.check_columns(table.column_names)
+    read = [name for name in (function.column, function.question_column) if name is not None]
+    done = function({name: table.column(name).to_pylist() for name in read})
+    texts = table.schema.field(function.column).type
+    for name, values in done.items():
+        # An engine holds a column's blocks against each other: of no rows it has the type that it has of some.
+        kind = texts if name == function.output_column else pa.float64() if name == "compression_rate" else pa.int64()
+        if name in table.column_names:
+            table = table.set_column(table.column_names.index(name), name, pa.array(values, kind))
+        else:
+            table = table.append_column(name, pa.array(values, kind))
+    return table

@@ -27,23 +27,32 @@ class ColumnCompressor:
         self.compressor, self.column, self.options, self.question_column = compressor, column, options, question_column
         self.output_column = output_column
 
-    def __call__(self, rows: dict) -> dict:
+    @property
+    def added(self) -> tuple[str, ...]:
+        """The columns that are written, the compressed text first."""
+        return (self.output_column, *COLUMNS[1:])
+
+    def check_columns(self, names: Iterable[str]) -> None:
+        """Raise `ValueError` unless rows of these columns have what is read, and nothing that would be overwritten."""
+        names = list(names)
         for column in (self.column, self.question_column):
-            if column is not None and column not in rows:
-                raise ValueError(f"No column {column!r}; there are {', '.join(map(repr, rows))}.")
+            if column is not None and column not in names:
+                raise ValueError(f"No column {column!r}; there are {', '.join(map(repr, names))}.")
+        taken = [name for name in self.added if name in names and not name == self.column == self.output_column]
+        if taken:
+            raise ValueError(
+                f"The data set already has {', '.join(taken)}: rename or remove what would be overwritten, or name another "
+                "`output_column` for the text."
+            )
+
+    def __call__(self, rows: dict) -> dict:
+        self.check_columns(rows)
         texts = rows[self.column]
         missing = [texts] if texts is None else [] if isinstance(texts, str) else [t for t in texts if t is None]
         if missing:
             raise ValueError(
                 f"Column {self.column!r} holds None in {len(missing)} of {1 if texts is None else len(texts)} rows. Leave these rows out "
-                f"first: `dataset.filter(lambda row: row[{self.column!r}] is not None)`."
-            )
-        added = (self.output_column, *COLUMNS[1:])
-        taken = [name for name in added if name in rows and not name == self.column == self.output_column]
-        if taken:
-            raise ValueError(
-                f"The data set already has {', '.join(taken)}: rename or remove what would be overwritten, or name another "
-                "`output_column` for the text."
+                f"first: `dataset.filter(lambda row: row[{self.column!r}] is not None)`, in Spark `df.dropna(subset=[{self.column!r}])`."
             )
         questions = None if self.question_column is None else rows[self.question_column]
         told = {} if questions is None else {"question": questions if isinstance(texts, str) else list(questions)}
@@ -51,7 +60,7 @@ class ColumnCompressor:
             return columns(self.compressor.compress(texts, **self.options, **told), self.output_column)
         results = self.compressor.compress(list(texts), **self.options, **told)
         done = [columns(result, self.output_column) for result in results]
-        return {name: [row[name] for row in done] for name in added}
+        return {name: [row[name] for row in done] for name in self.added}
 
     def __getstate__(self) -> dict:
         # Without its folder: where a model lies decides nothing here, but for the promises that a `quality` goes by.

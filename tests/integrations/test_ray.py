@@ -1,0 +1,161 @@
+"""Ray Data on this machine: the rows are those of a local run, also where workers are killed."""
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.support.bulk_rows import KillingCounter, make_rows
+from tokforget.compression.results import COLUMNS
+from tokforget.integrations.huggingface import compress_column
+from tokforget.integrations.ray import BatchCompressor, compress_ray_dataset
+
+
+ROOT = Path(__file__).parents[2]
+ROWS = make_rows(240)
+
+
+def local(rows: list[dict] = ROWS, **options) -> list[dict]:
+    """What `compress_column` makes of them."""
+    function = compress_column(**options)
+    return [row | function(row) for row in rows]
+
+
+def by_id(rows: list[dict]) -> list[dict]:
+    return sorted(rows, key=lambda row: row["id"])
+
+
+# -- without an engine -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("output_column", ["compressed", "text"])
+def test_a_batch_of_either_format_is_what_the_function_makes_of_its_rows(output_column):
+    pa, pd = pytest.importorskip("pyarrow"), pytest.importorskip("pandas")
+    function = compress_column(rate=0.4, question_column="question", output_column=output_column)
+    batch, expected = BatchCompressor(function), local(ROWS[:12], rate=0.4, question_column="question", output_column=output_column)  # fmt: skip
+    table = batch(pa.Table.from_pylist(ROWS[:12]))
+    assert table.to_pylist() == expected and table.column_names == list(expected[0])
+    frame = batch(pd.DataFrame(ROWS[:12]))
+    assert frame.drop(columns="question").to_dict("records") == [
+        {name: value for name, value in row.items() if name != "question"} for row in expected
+    ]
+    assert batch(pa.Table.from_pylist(ROWS[:12])[:0]).schema == table.schema
+
+
+def test_what_a_batch_cannot_be_is_one_line():
+    pa, pd = pytest.importorskip("pyarrow"), pytest.importorskip("pandas")
+    batch = BatchCompressor(compress_column(rate=0.4))
+    for missing in (pa.table({"text": ["a", None]}), pd.DataFrame({"text": ["a", None]}), pd.DataFrame({"text": ["a", pd.NA]}, dtype="string")):  # fmt: skip
+        with pytest.raises(ValueError, match="'text' holds None in 1 of 2 rows. Leave these rows out first"):
+            batch(missing)
+    with pytest.raises(ValueError, match="No column 'text'; there are 'txt'"):
+        batch(pd.DataFrame({"txt": ["a"]}))
+    with pytest.raises(ValueError, match="already has compressed: rename"):
+        batch(pa.table({"text": ["a"], "compressed": ["b"]}))
+    with pytest.raises(TypeError, match="got a dict: pass `batch_format='pyarrow'`"):
+        batch({"text": ["a"]})
+    with pytest.raises(ValueError, match="`budget='corpus'` is spent over the rows of a batch"):
+        BatchCompressor(compress_column(rate=0.4, budget="corpus"))
+
+
+@pytest.mark.slow
+def test_importing_the_module_brings_no_engine_and_a_missing_one_names_the_extra():
+    code = (
+        "import sys; from tokforget.integrations.ray import compress_ray_dataset\n"
+        "print([name for name in ('ray', 'pandas', 'pyarrow') if name in sys.modules])\n"
+        "sys.modules['ray'] = None\n"
+        "compress_ray_dataset(None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stderr
+    line = "tokforget.optional.MissingPackage: `compress_ray_dataset` needs the package 'ray': pip install 'tokforget[ray]'"  # fmt: skip
+    assert done.stderr.splitlines()[-1] == line
+
+
+# -- with Ray ----------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def ray():
+    """Ray on this machine alone: no figures are sent, no page is served, and nothing is left in folders of the user."""
+    folder = tempfile.mkdtemp(prefix="ray-")  # sockets lie in it, whose paths must be short
+    with pytest.MonkeyPatch.context() as patched:
+        # Before Ray is imported, which reads some of it once.
+        patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patched.setenv("RAY_AUTH_MODE", "token")
+        patched.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else one is left in the user's home
+        patched.setenv("PYTHONPATH", str(ROOT))
+        try:
+            ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'tokforget[ray]'")
+            pytest.importorskip("ray.data", reason="Ray Data is not installed: pip install 'tokforget[ray]'")
+            # Four CPUs are promised, whatever the machine has: two actors and beside them what reads and writes.
+            ray.init(
+                num_cpus=4, include_dashboard=False, _temp_dir=folder,
+                object_store_memory=150 * 2**20, log_to_driver=False,
+            )  # fmt: skip
+            ray.data.DataContext.get_current().enable_progress_bars = False
+            yield ray
+        finally:
+            if "ray" in sys.modules:
+                sys.modules["ray"].shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def dataset(ray):
+    return ray.data.from_items(ROWS, override_num_blocks=12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options", [{"rate": 0.4, "question_column": "question"}, {"quality": 0.7, "output_column": "text"}],
+    ids=lambda options: next(iter(options)),
+)  # fmt: skip
+def test_two_workers_make_what_a_local_run_makes(dataset, options):
+    short = compress_ray_dataset(dataset, batch_size=16, concurrency=2, **options)
+    assert by_id(short.take_all()) == local(**options)
+    assert short.schema().names == [*ROWS[0], *(COLUMNS[1:] if options.get("output_column") == "text" else COLUMNS)]
+
+
+@pytest.mark.slow
+def test_the_class_is_for_calls_of_ones_own(ray, dataset):
+    function = compress_column(rate=0.4)
+    short = dataset.map_batches(
+        BatchCompressor, fn_constructor_args=(function,), batch_format="pandas", batch_size=16,
+        compute=ray.data.ActorPoolStrategy(size=2),
+    )  # fmt: skip
+    assert by_id(short.take_all()) == local(rate=0.4)
+
+
+@pytest.mark.slow
+def test_the_rows_of_a_killed_worker_are_computed_again(dataset, tmp_path):
+    counter = KillingCounter(tmp_path, at=150)
+    short = compress_ray_dataset(dataset, rate=0.4, count_tokens=counter, batch_size=16, concurrency=2)
+    found = short.take_all()
+    died, begun = counter.killed()
+    assert 0 < begun < len(ROWS) and died != os.getpid()
+    assert len(counter.processes() - {died}) >= 2, "two others lived on or came instead"
+    assert by_id(found) == local(rate=0.4, count_tokens=counter)
+
+
+@pytest.mark.slow
+def test_what_is_wrong_is_one_line(ray, dataset):
+    wrong = {
+        "No column 'txt'; there are 'id', 'text', 'question'": {"column": "txt"},
+        "No column 'asked'": {"question_column": "asked"},
+        "Column 'id' must hold strings, and holds int64: convert it first": {"column": "id"},
+        "already has question: rename": {"output_column": "question"},
+        "in \\(0, 1\\], got 5": {"rate": 5},
+        "`budget='corpus'` is spent over the rows": {"budget": "corpus"},
+        "`batch_size` must be a whole number of at least 1, got 0": {"batch_size": 0},
+    }
+    for message, options in wrong.items():
+        with pytest.raises((ValueError, TypeError), match=message) as raised:
+            compress_ray_dataset(dataset, **options)
+        assert "\n" not in str(raised.value)
+    with pytest.raises(TypeError, match="`ds` must be a ray.data.Dataset, got a list"):
+        compress_ray_dataset(ROWS)
+    gaps = ray.data.from_items([{"text": "a"}, {"text": None}])
+    with pytest.raises(ray.exceptions.RayTaskError, match="'text' holds None in 1 of 2 rows. Leave these rows out first"):  # fmt: skip
+        compress_ray_dataset(gaps, rate=0.4, concurrency=1).take_all()
