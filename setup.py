@@ -31,8 +31,8 @@ EVALUATION = ["matplotlib>=3.8"]
 LANGCHAIN, LLAMA_INDEX = ["langchain-core>=1.0,<2"], ["llama-index-core>=0.14,<0.15"]
 # 1.110: the version that the hook was run with.
 LITELLM = ["litellm>=1.110,<2"]
-# 2.60: the version that the adapter was run with.
-RAY = ["ray[data]>=2.60,<3"]
+# The versions that the adapters were run with; Spark 4 runs on Java 17 and 21, and hands over rows by Arrow.
+RAY, SPARK = ["ray[data]>=2.60,<3"], ["pyspark>=4.0,<5", "pyarrow>=11"]
 
 # `tokforget serve`; uvicorn 0.32: the last change to what tokforget/service/server.py builds on.
 SERVE = ["fastapi>=0.115", "uvicorn>=0.32", "prometheus-client>=0.20"]
@@ -87,6 +87,7 @@ setup(
         "llama-index": LLAMA_INDEX,
         "litellm": LITELLM,
         "ray": RAY,
+        "spark": SPARK,
         "serve": SERVE,
         "browser": BROWSER,
         "tiktoken": TIKTOKEN,

@@ -8,4 +8,5 @@ tokforget inside other people's tools. Each module needs only the library it is 
     llama_index    node postprocessor
     huggingface    a function for `datasets.map`, and a callable in the manner of a `transformers` pipeline
     ray            a column of a Ray data set
+    spark          a column of a Spark data frame
 """
