@@ -3,13 +3,17 @@
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
+from tests.support.bulk_job import kill_job
 from tests.support.bulk_rows import KillingCounter, make_rows
 from tokforget.compression.results import COLUMNS
 from tokforget.integrations.huggingface import compress_column
@@ -80,6 +84,7 @@ def test_importing_the_module_brings_no_engine_and_a_missing_one_names_the_extra
 def ray():
     """Ray on this machine alone: no figures are sent, no page is served, and nothing is left in folders of the user."""
     folder = tempfile.mkdtemp(prefix="ray-")  # sockets lie in it, whose paths must be short
+    before = psutil.Process().children(recursive=True)
     with pytest.MonkeyPatch.context() as patched:
         # Before Ray is imported, which reads some of it once.
         patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -97,8 +102,12 @@ def ray():
             ray.data.DataContext.get_current().enable_progress_bars = False
             yield ray
         finally:
+            workers = [one for one in psutil.Process().children(recursive=True) if one not in before]
             if "ray" in sys.modules:
                 sys.modules["ray"].shutdown()
+            _, alive = psutil.wait_procs(workers, 60)  # they end by themselves, a moment later
+            for one in alive:
+                one.kill()
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -159,3 +168,63 @@ def test_what_is_wrong_is_one_line(ray, dataset):
     gaps = ray.data.from_items([{"text": "a"}, {"text": None}])
     with pytest.raises(ray.exceptions.RayTaskError, match="'text' holds None in 1 of 2 rows. Leave these rows out first"):  # fmt: skip
         compress_ray_dataset(gaps, rate=0.4, concurrency=1).take_all()
+
+
+# -- what is written ---------------------------------------------------------------------------------------------------
+def read(folder: Path) -> list[dict]:
+    """The rows of all its files, as any reader of a folder finds them."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    return by_id([row for path in folder.glob("*.parquet") for row in parquet.read_table(path).to_pylist()])
+
+
+def dying_sink(folder: Path, mark: Path):
+    """Ray's own writer of Parquet, of which one task dies once its file is there."""
+    from ray.data._internal.datasource.parquet_datasink import ParquetDatasink
+
+    class Sink(ParquetDatasink):
+        def write(self, blocks, ctx):
+            done = super().write(blocks, ctx)
+            try:
+                mark.open("x").close()
+            except FileExistsError:
+                return done
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return Sink(str(folder))
+
+
+@pytest.mark.slow
+def test_the_file_of_a_killed_writer_is_written_over(dataset, tmp_path):
+    """A task that is run again writes under the name it had: its file is there once."""
+    short = compress_ray_dataset(dataset, rate=0.4, batch_size=16, concurrency=2)
+    short.write_datasink(dying_sink(tmp_path / "short", tmp_path / "died"))
+    assert (tmp_path / "died").exists() and len(list((tmp_path / "short").iterdir())) > 1
+    assert read(tmp_path / "short") == local(rate=0.4)
+
+
+@pytest.mark.slow
+def test_a_repeated_run_replaces_what_a_killed_one_has_left(dataset, tmp_path):
+    part, whole, scratch = tmp_path / "short.part", tmp_path / "short", Path(tempfile.mkdtemp(prefix="ray-"))
+    counter = KillingCounter(scratch, at=200)
+    command = [sys.executable, "-m", "tests.support.bulk_job", "ray", str(scratch), str(part)]
+    with (tmp_path / "log").open("wb") as log:
+        job = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        try:
+            until = time.monotonic() + 300
+            while not (scratch / "killed").exists() or not list(part.glob("*.parquet")):
+                assert job.poll() is None and time.monotonic() < until, (tmp_path / "log").read_text()[-2000:]
+                time.sleep(0.1)
+        finally:
+            if job.poll() is None:
+                kill_job(job.pid)
+            job.wait()
+    left = read(part)
+    assert 0 < len(left) < len(ROWS), "nothing in the folder says that it is not whole: it goes by its name"
+    short = compress_ray_dataset(dataset, rate=0.4, count_tokens=counter, batch_size=16, concurrency=2)
+    short.write_parquet(str(part), mode="overwrite")
+    os.rename(part, whole)
+    assert read(whole) == local(rate=0.4, count_tokens=counter)
+    with pytest.raises(OSError):  # and once more is refused, rather than added
+        part.mkdir()
+        os.rename(part, whole)
+    shutil.rmtree(scratch)

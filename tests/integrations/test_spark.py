@@ -5,10 +5,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
+from tests.support.bulk_job import kill_job
 from tests.support.bulk_rows import KillingCounter, make_rows
 from tokforget.compression.results import COLUMNS
 from tokforget.integrations import spark as adapter
@@ -145,3 +147,41 @@ def test_what_is_wrong_is_one_line(spark, frame):
     gaps = spark.createDataFrame([("a",), (None,)], "text string").coalesce(1)
     with pytest.raises(Exception, match="'text' holds None in 1 of 2 rows. Leave these rows out first"):
         compress_spark_dataframe(gaps, rate=0.4).collect()
+
+
+# -- what is written ---------------------------------------------------------------------------------------------------
+@pytest.mark.slow
+def test_rows_of_a_killed_worker_are_written_once(spark, frame, tmp_path):
+    counter, out = KillingCounter(tmp_path, at=150), tmp_path / "short"
+    compress_spark_dataframe(frame, rate=0.4, count_tokens=counter).write.parquet(str(out))
+    assert 0 < counter.killed()[1] < len(ROWS) and (out / "_SUCCESS").exists()
+    assert as_dicts(spark.read.parquet(str(out))) == local(rate=0.4, count_tokens=counter)
+
+
+@pytest.mark.slow
+def test_a_repeated_run_replaces_what_a_killed_one_has_left(spark, frame, tmp_path):
+    from pyspark.errors import AnalysisException
+
+    out, scratch = tmp_path / "short", Path(tempfile.mkdtemp(prefix="spark-"))
+    counter = KillingCounter(scratch, at=200)
+    command = [sys.executable, "-m", "tests.support.bulk_job", "spark", str(scratch), str(out)]
+    with (tmp_path / "log").open("wb") as log:
+        job = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        try:
+            until = time.monotonic() + 300
+            while not (scratch / "killed").exists() or not list(out.rglob("task_*/*.parquet")):
+                assert job.poll() is None and time.monotonic() < until, (tmp_path / "log").read_text()[-2000:]
+                time.sleep(0.1)
+        finally:
+            if job.poll() is None:
+                kill_job(job.pid)
+            job.wait()
+    assert not (out / "_SUCCESS").exists() and not list(out.glob("*.parquet")), "no reader takes it for the whole"
+    short = compress_spark_dataframe(frame, rate=0.4, count_tokens=counter)
+    with pytest.raises(AnalysisException, match="already exists"):
+        short.write.parquet(str(out))
+    for _ in range(2):
+        short.write.mode("overwrite").parquet(str(out))
+        assert (out / "_SUCCESS").exists()
+        assert as_dicts(spark.read.parquet(str(out))) == local(rate=0.4, count_tokens=counter)
+    shutil.rmtree(scratch)

@@ -30,12 +30,12 @@ def make_rows(num_rows: int) -> list[dict]:
 
 class KillingCounter:
     """
-    Counts words, for `count_tokens`. At the text of row `at` the process dies by SIGKILL, in the first process that gets there;
-    what had been seen by then, by all processes together, stands in `killed`.
+    Counts words, for `count_tokens`. At the text of row `at` the process dies by SIGKILL, or gets another signal, in the first
+    process that gets there; what had been seen by then, by all processes together, stands in `killed`.
     """
 
-    def __init__(self, folder: str | Path, at: int):
-        self.folder, self.at = str(folder), at
+    def __init__(self, folder: str | Path, at: int, number: signal.Signals = signal.SIGKILL):
+        self.folder, self.at, self.number = str(folder), at, number
         self.__name__ = "words"
 
     def __call__(self, text: str) -> int:
@@ -54,7 +54,7 @@ class KillingCounter:
                 file.write(f"{os.getpid()} {len(self.seen())}")
         except FileExistsError:
             return
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), self.number)
 
     def seen(self) -> set[int]:
         """Rows that any process has begun."""
