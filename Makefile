@@ -31,7 +31,7 @@ test: install
 	$(OFFLINE) $(BIN)/pytest -q tests
 
 test-slow: install
-	$(BIN)/pip install -q -c constraints-cpu.txt -e ".[deepspeed,browser]"
+	$(BIN)/pip install -q -c constraints-cpu.txt -e ".[deepspeed,browser,ray,spark]"
 	$(OFFLINE) $(BIN)/pytest -q tests -m slow
 
 docs: install

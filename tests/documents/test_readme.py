@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,12 +34,16 @@ from tokforget.training.rewards import WeightedRewards
 
 ROOT = Path(__file__).parents[2]
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+# Blocks that start an engine of processes run in a process of their own, where the engine is installed.
+ENGINE = re.compile(r"^(?:import|from) (ray|pyspark)\b", re.MULTILINE)
 # The code of hub.md needs a Hub: tests/hub/test_client.py runs it against one. A page's blocks follow each other.
-PYTHON = {
+BLOCKS = {
     name: blocks
     for name, page in PAGES.items()
     if name != "hub.md" and (blocks := re.findall(r"```python\n(.*?)```", page, re.DOTALL))
 }
+PYTHON = {name: [block for block in blocks if not ENGINE.search(block)] for name, blocks in BLOCKS.items()}
+ENGINE_BLOCKS = {found[1]: block for blocks in BLOCKS.values() for block in blocks if (found := ENGINE.search(block))}
 COMMANDS = [
     line
     for page in PAGES.values()
@@ -61,6 +66,27 @@ def test_python_blocks_run(page, quick_test_folder, capsys):
     names = {}
     for block in PYTHON[page]:
         check_block(block, names, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ray", "pyspark"])
+def test_blocks_of_engines_run(engine, tmp_path):
+    pytest.importorskip(engine, reason=f"{engine} is not installed")
+    if engine == "pyspark" and shutil.which("java") is None and "JAVA_HOME" not in os.environ:
+        pytest.skip("Spark needs Java, and there is none")
+    scratch = tempfile.mkdtemp(prefix="bulk-")  # Ray's sockets lie in it, whose paths must be short
+    alone = {
+        "PYTHONPATH": str(ROOT), "TMPDIR": scratch, "OMP_NUM_THREADS": "1", "HOME": scratch,
+        "RAY_TMPDIR": scratch, "RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1",
+    }  # fmt: skip
+    (tmp_path / "block.py").write_text(ENGINE_BLOCKS[engine])
+    try:
+        done = subprocess.run([sys.executable, "block.py"], cwd=tmp_path, env=os.environ | alone, capture_output=True, text=True, timeout=600)  # fmt: skip
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1].strip() == "200", "each row is there once"
 
 
 def check_block(block: str, names: dict, capsys) -> None:
