@@ -1,8 +1,8 @@
 """
 What the policy costs, as ratios measured in one run: medians over alternating repetitions, after warm-up.
 
-    python recipes/benchmark.py                                    # all ratios, one thread
-    python recipes/benchmark.py --only compress                    # those of the compressor alone; or train, policy, backends or service
+    python recipes/benchmark.py                                    # all ratios but those of bulk runs, one thread
+    python recipes/benchmark.py --only compress                    # those of the compressor alone; or train, policy, backends, service or bulk
     python recipes/benchmark.py --reconstructor_name_or_path <folder> --max_length 128 --batch_size 8
 
 1. joint step / reconstructor step: one optimiser step of the joint loop against forward, backward and optimiser step of
@@ -29,7 +29,12 @@ What the policy costs, as ratios measured in one run: medians over alternating r
    percentiles of the milliseconds until an answer is read, requests compressed in one call, and what was not answered 200. Each line
    sends `--num_requests` texts of some 250 tokens. The clients run on the same machine, and the load of its last minute is in the title.
 
-Text of 3 to 8: the standard library's documentation; the packaged tokenizer, a policy of the default shape with random
+9. bulk, a table of its own (`--only bulk`): rows per second of `datasets.map`, Ray Data and Spark on this machine, those that are
+   installed, with one process that compresses and with two, over `--num_rows` texts of some 250 tokens; the time of a run contains
+   that of sending the model, but not the start of the engine, and with `datasets.map` not that of the first process. Medians over
+   `--repeats` rounds in which all take turns; the last column is two workers' rate over one worker's.
+
+Text of 3 to 9: the standard library's documentation; the packaged tokenizer, a policy of the default shape with random
 weights (speed does not depend on them), or a trained model's with `--model`.
 
 Absolute times depend on the machine and on its neighbours; the ratios less so.
@@ -41,6 +46,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -49,8 +55,11 @@ import threading
 import time
 import tracemalloc
 import urllib.request
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 
 
@@ -59,6 +68,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one thread for all t
 
 import psutil
 import torch
+from datasets import Dataset, disable_progress_bars, enable_progress_bars
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
@@ -74,6 +84,7 @@ from transformers import (
 from tokforget.compression.compressor import BACKENDS, Compressor
 from tokforget.data.blocks import BlockCollator, load_blocks
 from tokforget.data.embedded_corpus import embedded_documents
+from tokforget.integrations.huggingface import compress_column
 from tokforget.models.folders import read_tokenizer
 from tokforget.models.forget_model import ForgetModel, ForgetModelConfig
 from tokforget.models.loading import load_tokenizer
@@ -528,6 +539,88 @@ def _service_numbers(port: int, pid: int) -> tuple[float, float, float]:
     )
 
 
+# -- bulk runs ---------------------------------------------------------------------------------------------------------
+WORKERS = (1, 2)
+Run = Callable[[int], int]
+
+
+@contextmanager
+def map_runs(rows: list[dict], compressor: Compressor) -> Iterator[Run]:
+    """`datasets.map`; the function's arguments of these three: rows, and the compressor. They give workers to rows that came out."""
+    dataset, function = Dataset.from_list(rows), compress_column(compressor, rate=0.5)
+    with tempfile.TemporaryDirectory() as scratch:
+        number = count()
+        disable_progress_bars()
+        yield lambda workers: len(
+            dataset.map(function, batched=True, batch_size=64, num_proc=workers, load_from_cache_file=False,
+                        cache_file_name=f"{scratch}/{next(number)}.arrow")
+        )  # fmt: skip
+        enable_progress_bars()
+
+
+@contextmanager
+def ray_runs(rows: list[dict], compressor: Compressor) -> Iterator[Run]:
+    """Ray Data on this machine, with CPUs for reading beside the two actors."""
+    import ray.data
+
+    from tokforget.integrations.ray import compress_ray_dataset
+
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as scratch:
+        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error", _temp_dir=scratch)
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        dataset = ray.data.from_items(rows, override_num_blocks=8)
+        run = lambda workers: compress_ray_dataset(  # noqa: E731
+            dataset, rate=0.5, model=compressor, concurrency=workers
+        ).materialize()
+        yield lambda workers: run(workers).count()
+        ray.shutdown()
+
+
+@contextmanager
+def spark_runs(rows: list[dict], compressor: Compressor) -> Iterator[Run]:
+    """Spark on this machine; a run has as many partitions, and with them tasks at once, as workers."""
+    from pyspark.sql import SparkSession
+
+    from tokforget.integrations.spark import compress_spark_dataframe
+
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+    spark = SparkSession.builder.master(f"local[{max(WORKERS)}]").config("spark.ui.enabled", "false").getOrCreate()
+    spark.sparkContext.setLogLevel("ERROR")
+    frame = spark.createDataFrame([(row["text"],) for row in rows], ["text"])
+    yield lambda workers: len(
+        compress_spark_dataframe(frame.repartition(workers), rate=0.5, model=compressor).select("compressed").collect()
+    )
+    spark.stop()
+
+
+def bulk_rows(model: str | None, num_rows: int, repeats: int) -> Iterator[tuple[str, ...]]:
+    """The table of the bulk runs: an engine in each line."""
+    corpus, compressor = "\n\n".join(embedded_documents().values()), Compressor.from_pretrained(model)
+    step = len(corpus) // num_rows
+    rows = [{"text": corpus[number * step : number * step + 1000]} for number in range(num_rows)]
+    installed = {"datasets.map": map_runs}
+    if find_spec("ray"):
+        installed["Ray Data"] = ray_runs
+    if find_spec("pyspark") and (shutil.which("java") or "JAVA_HOME" in os.environ):
+        installed["Spark"] = spark_runs
+    spent: dict[tuple[str, int], list[float]] = defaultdict(list)
+    with ExitStack() as stack:
+        runs = {name: stack.enter_context(start(rows, compressor)) for name, start in installed.items()}
+        for repeat in range(repeats + 1):  # in turn, so that all meet the same neighbours
+            for name, run in runs.items():
+                for workers in WORKERS:
+                    start = time.perf_counter()
+                    came = run(workers)
+                    if came != num_rows:
+                        raise RuntimeError(f"{name} made {came} rows of {num_rows}.")
+                    if repeat:  # the first round warms up
+                        spent[name, workers].append(time.perf_counter() - start)
+    for name in runs:
+        one, two = (num_rows / statistics.median(spent[name, workers]) for workers in WORKERS)
+        yield (name, f"{one:.0f}", f"{two:.0f}", f"{two / one:.2f}x")
+
+
 def _seconds(function: Callable[[], object]) -> float:
     """Seconds of the processor, since a long run meets more of its neighbours than a short one."""
     start = time.process_time()
@@ -550,9 +643,10 @@ def main() -> None:
         "--device", choices=["cpu", "cuda"], default="cpu", help="of the joint step; the rest is for CPUs"
     )
     parser.add_argument(
-        "--only", choices=["train", "policy", "compress", "backends", "service"], help="one part of the table"
+        "--only", choices=["train", "policy", "compress", "backends", "service", "bulk"], help="one part of the table"
     )
     parser.add_argument("--num_requests", type=int, default=500, help="of each line of the table of the service")
+    parser.add_argument("--num_rows", type=int, default=2000, help="of each run of the table of bulk runs")
     args = parser.parse_args()
     torch.set_num_threads(args.num_threads)
     torch.manual_seed(0)
@@ -601,6 +695,16 @@ def main() -> None:
         for row in rows:
             service.add_row(*row)
         Console(width=130).print(service)
+    if args.only == "bulk":  # minutes, and engines that few have
+        rows = list(bulk_rows(args.model, args.num_rows, args.repeats))
+        bulk = Table(
+            title=f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {args.num_rows:,} rows, medians of {args.repeats}"
+        )
+        for column in ("engine", "rows/s, one worker", "two workers", "ratio"):
+            bulk.add_column(column, justify="left" if column == "engine" else "right")
+        for row in rows:
+            bulk.add_row(*row)
+        Console(width=130).print(bulk)
 
 
 if __name__ == "__main__":
