@@ -118,7 +118,8 @@ def dataset(ray):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options", [{"rate": 0.4, "question_column": "question"}, {"quality": 0.7, "output_column": "text"}],
+    "options",
+    [{"rate": 0.4, "question_column": "question", "count_tokens": lambda text: len(text.split())}, {"quality": 0.7, "output_column": "text"}],
     ids=lambda options: next(iter(options)),
 )  # fmt: skip
 def test_two_workers_make_what_a_local_run_makes(dataset, options):
@@ -135,6 +136,16 @@ def test_the_class_is_for_calls_of_ones_own(ray, dataset):
         compute=ray.data.ActorPoolStrategy(size=2),
     )  # fmt: skip
     assert by_id(short.take_all()) == local(rate=0.4)
+
+
+@pytest.mark.slow
+def test_rows_that_a_filter_has_left_are_compressed_and_none_are_none(dataset):
+    """Blocks without a row come along, and a schema that only a run can tell."""
+    few = dataset.filter(lambda row: row["id"] in (7, 100))
+    kept = compress_ray_dataset(few, rate=0.4, concurrency=1)
+    assert by_id(kept.take_all()) == local([ROWS[7], ROWS[100]], rate=0.4)
+    none = dataset.filter(lambda row: False)
+    assert compress_ray_dataset(none, rate=0.4, concurrency=1).take_all() == []
 
 
 @pytest.mark.slow

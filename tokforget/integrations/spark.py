@@ -36,10 +36,13 @@ def _loaded(function: bytes) -> ColumnCompressor:
 
 
 class _Partition:
-    """The function of `mapInArrow`: the batches of a partition, each with the columns that are added."""
+    """
+    The function of `mapInArrow`: the batches of a partition, each with the columns that are added. `function` is a pickled
+    `ColumnCompressor`.
+    """
 
-    def __init__(self, function: ColumnCompressor, batch_size: int):
-        self.function, self.batch_size = pickle.dumps(function), batch_size
+    def __init__(self, function: bytes, batch_size: int):
+        self.function, self.batch_size = function, batch_size
 
     def __call__(self, batches: "Iterator[pyarrow.RecordBatch]") -> "Iterator[pyarrow.RecordBatch]":
         import pyarrow as pa
@@ -89,6 +92,7 @@ def compress_spark_dataframe(
     """
     with needs_extra("`compress_spark_dataframe`", "spark", "pyspark", "pyarrow"):
         import pyarrow  # noqa: F401
+        from pyspark import cloudpickle
         from pyspark.sql.types import DoubleType, LongType, StringType, StructField, StructType
     if not hasattr(df, "mapInArrow"):  # Spark Connect has a class of its own
         raise TypeError(
@@ -103,7 +107,8 @@ def compress_spark_dataframe(
             check_text_column(field.name, isinstance(field.dataType, StringType), field.dataType.simpleString())
     kinds = {name: DoubleType() if name == "compression_rate" else LongType() for name in COLUMNS[1:]}
     added = [StructField(name, kinds.get(name, StringType())) for name in function.added if name not in df.columns]
-    return df.mapInArrow(_Partition(function, batch_size), StructType([*df.schema.fields, *added]))
+    # Spark's own pickle takes functions that no module holds, such as a lambda in `count_tokens`.
+    return df.mapInArrow(_Partition(cloudpickle.dumps(function), batch_size), StructType([*df.schema.fields, *added]))
 
 
 def _as_spark_reads(df: "DataFrame", added: tuple[str, ...]) -> list[str]:
