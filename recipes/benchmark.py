@@ -565,6 +565,7 @@ def ray_runs(rows: list[dict], compressor: Compressor) -> Iterator[Run]:
 
     from tokforget.integrations.ray import compress_ray_dataset
 
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would leave the machine to its neighbours
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as scratch:
         ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error", _temp_dir=scratch)
         ray.data.DataContext.get_current().enable_progress_bars = False

@@ -78,6 +78,7 @@ def test_blocks_of_engines_run(engine, tmp_path):
     alone = {
         "PYTHONPATH": str(ROOT), "TMPDIR": scratch, "OMP_NUM_THREADS": "1", "HOME": scratch,
         "RAY_TMPDIR": scratch, "RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        "RAY_worker_niceness": "0",
         "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1",
     }  # fmt: skip
     (tmp_path / "block.py").write_text(ENGINE_BLOCKS[engine])

@@ -90,6 +90,7 @@ def ray():
         patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patched.setenv("RAY_AUTH_MODE", "token")
         patched.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else one is left in the user's home
+        patched.setenv("RAY_worker_niceness", "0")  # at Ray's 15 a busy machine hardly gets to them
         patched.setenv("PYTHONPATH", str(ROOT))
         try:
             ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'tokforget[ray]'")
