@@ -42,6 +42,9 @@ BROWSER = ["playwright>=1.45"]
 # Vocabularies of models that are not on the Hub, for `count_tokens`.
 TIKTOKEN = ["tiktoken>=0.7"]
 
+# `tokforget export` and the backend "onnx": operators of opset 20, and NumPy 2.
+ONNX = ["onnxruntime>=1.19", "onnx>=1.17"]
+
 # BM25 as a rival, and what transformers reads GGUF files with (`make smollm2`).
 READERS = ["bm25s>=0.2", "gguf>=0.10"]
 # Folders of the checkout that a wheel carries inside the package; tokforget/shipped.py finds them in both places.
@@ -91,6 +94,7 @@ setup(
         "serve": SERVE,
         "browser": BROWSER,
         "tiktoken": TIKTOKEN,
+        "onnx": ONNX,
         "docs": DOCS,
         "test": [
             "pytest>=8",
@@ -102,6 +106,7 @@ setup(
             *LANGCHAIN,
             *LLAMA_INDEX,
             *TIKTOKEN,
+            *ONNX,
             *SERVE,
         ],
         "quality": ["ruff"],

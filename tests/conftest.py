@@ -1,6 +1,7 @@
 """Shared by all tests: no network, and a real model small enough to train in a second."""
 
 import gc
+import importlib.util
 import os
 import tempfile
 
@@ -14,7 +15,9 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from tokforget.models.folders import export_onnx
 from tokforget.models.forget_model import ForgetModel
+from tokforget.packaged import reader_model_path
 
 
 # Tensors here are tiny: two threads that share a core with another process cost more than they bring, and with another
@@ -73,6 +76,17 @@ def base_folder(tmp_path_factory, tokenizer) -> str:
     make_gpt2(len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def onnx_folder(tmp_path_factory):
+    """The packaged model with its graphs for ONNX Runtime, in both precisions."""
+    for name in ("onnx", "onnxruntime"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed: pip install 'tokforget[onnx]'")
+    folder = tmp_path_factory.mktemp("onnx") / "model"
+    export_onnx(reader_model_path(), folder, ("onnx", "onnx-int8"))
+    return folder
 
 
 @pytest.fixture

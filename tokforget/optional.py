@@ -1,4 +1,4 @@
-"""What a light installation leaves out: the line that names it where it is used."""
+"""What a light installation leaves out, and what an extra brings: the line that names it where it is used."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,16 +12,17 @@ _LEFT_OUT = {
 
 
 class MissingPackage(ModuleNotFoundError):
-    """A package that the light installation leaves out, and how to have it, in one line."""
+    """A package that is not installed, and how to have it, in one line."""
 
 
 @contextmanager
-def needed(what: str) -> Iterator[None]:
+def needed(what: str, extra: str | None = None) -> Iterator[None]:
     """
-    Imports of what a light installation leaves out.
+    Imports of what a light installation leaves out, or of what an extra of setup.py brings.
 
     Args:
         what (`str`): What they are for; begins the message.
+        extra (`str`, *optional*): The extra that brings them.
 
     Raises:
         [`MissingPackage`]: If one of these packages is not installed.
@@ -32,6 +33,10 @@ def needed(what: str) -> Iterator[None]:
         raise
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
+        if extra is not None and package != "tokforget":
+            raise MissingPackage(
+                f'{what} needs the package {package!r}: pip install "tokforget[{extra}]"', name=error.name
+            ) from error
         if package not in _LEFT_OUT:
             raise
         raise MissingPackage(

@@ -33,9 +33,11 @@ WAYS = {
 }
 
 
-@pytest.fixture(scope="module")
-def compressor() -> Compressor:
-    return Compressor.from_pretrained()
+@pytest.fixture(scope="module", params=["numpy", "onnx"])
+def compressor(request) -> Compressor:
+    if request.param == "numpy":
+        return Compressor.from_pretrained()
+    return Compressor.from_pretrained(request.getfixturevalue("onnx_folder"), backend="onnx")
 
 
 def outcome(compressor: Compressor, texts: list[str], options: dict) -> list[tuple]:
@@ -82,6 +84,15 @@ def test_every_copy_gives_the_same(compressor, texts, options):
 @given(TEXTS, OPTIONS)
 def test_a_forked_process_gives_the_same(compressor, texts, options):
     assert forked(compressor, texts, options) == outcome(compressor, texts, options)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes do not fork here")
+def test_a_forked_process_waits_for_no_thread_of_onnx_runtime(onnx_folder, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    compressor = Compressor.from_pretrained(onnx_folder, backend="onnx")
+    text = " ".join(fuzz.ENGLISH * 12)
+    expected = outcome(compressor, [text] * 8, {"rate": 0.5})  # the pool is there before the fork
+    assert forked(compressor, [text] * 8, {"rate": 0.5}) == expected
 
 
 def test_a_past_is_not_pickled(compressor):

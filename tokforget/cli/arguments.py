@@ -5,7 +5,7 @@ import difflib
 import sys
 
 from tokforget import __version__
-from tokforget.cli import serve
+from tokforget.cli import export, serve
 from tokforget.cli.files import STDIN, UserError
 from tokforget.cli.recipes import RECIPES
 
@@ -43,6 +43,8 @@ What is left out is struck where there is a terminal with colours, and stands in
   tokforget diff notes.txt --rate 0.3
   tokforget diff notes.txt --rate 0.3 --html diff.html
 """
+# Those of [`tokforget.compression.compressor`], which is not imported for a help page.
+BACKENDS = ("numpy", "torch", "onnx", "onnx-int8")
 _RECIPES_HELP = """
 From `prepare` on the commands are recipes. Each takes `--config` with a shipped run file's name or a path, and any key of it:
 
@@ -85,7 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
                             epilog=_RECIPES_HELP, allow_abbrev=False,
                             formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--version", action="version", version=f"tokforget {__version__}")
-    names = " | ".join(("compress", "restore", "inspect", "diff", "serve", "env", *RECIPES))
+    names = " | ".join(("compress", "restore", "inspect", "diff", "serve", "export", "env", *RECIPES))
     commands = parser.add_subparsers(metavar=names, dest="command", required=True)
 
     def add(name: str, summary: str, details: str = "") -> argparse.ArgumentParser:
@@ -133,6 +135,8 @@ def make_parser() -> argparse.ArgumentParser:
 
     serve.add_arguments(add("serve", "Compress over HTTP, with a page that shows what is kept.", serve.HELP))
 
+    export.add_arguments(add("export", "Write a model's policy for another runtime: ONNX Runtime.", export.HELP))
+
     env = add("env", "Print versions and devices, for a bug report.")
     env.add_argument("--json", action="store_true", help="as one JSON object")
     env.add_argument("--torch", action="store_true", help="import torch and say what it sees")
@@ -149,8 +153,9 @@ def _add_input(command: argparse.ArgumentParser, what: str, several: bool) -> No
         "--model", metavar="FOLDER", help="a trained model's folder or Hub id (default: the packaged model)"
     )
     command.add_argument("--device", metavar="cpu|cuda", help="where the policy runs (default: cpu)")
-    command.add_argument("--backend", choices=("numpy", "torch"),
-                         help="what the policy is computed with (default: torch for another device than the CPU, else NumPy)")  # fmt: skip
+    command.add_argument("--backend", choices=BACKENDS,
+                         help="what the policy is computed with (default: torch for another device than the CPU, else NumPy); onnx: the "
+                              "graph that `tokforget export` wrote into the model's folder")  # fmt: skip
 
 
 def _add_messages(command: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from tokforget.packaged import READER_MODEL, reader_model_path
 
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets", "tokenizers", "safetensors",
-             "huggingface_hub", "numpy", "langchain-core", "llama-index-core")  # fmt: skip
+             "huggingface_hub", "numpy", "onnxruntime", "langchain-core", "llama-index-core")  # fmt: skip
 # What changes how the libraries behave. Only names that hold no secrets.
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM")
 

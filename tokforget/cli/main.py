@@ -1,5 +1,5 @@
 """
-The shell command: `tokforget compress | restore | inspect | diff | serve | env`, and the recipes by name, such as `tokforget train`.
+The shell command: `tokforget compress | restore | inspect | diff | serve | export | env`, and the recipes by name, such as `tokforget train`.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 done; 1 failed for no fault of the user;
 2 the user asked for something that cannot be done, or some lines could not be read; 130 interrupted.
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
+from tokforget.cli import export
 from tokforget.cli.arguments import compress_options, make_parser
 from tokforget.cli.files import (
     STDIN,
@@ -150,9 +151,9 @@ def _load(args: argparse.Namespace, options: dict | None = None):
         compressor.compress([], **(options or {}))
         if args.device and args.device != "cpu":
             try:
-                if args.backend == "numpy":
+                if args.backend not in (None, "torch"):
                     raise ValueError(
-                        "`--backend` numpy runs on the CPU: leave out `--device`, or pass `--backend torch`."
+                        f"`--backend` {args.backend} runs on the CPU: leave out `--device`, or pass `--backend torch`."
                     )
                 compressor.to(args.device)
             except (RuntimeError, AssertionError) as error:
@@ -550,5 +551,6 @@ def _env(args: argparse.Namespace) -> int:
 
 
 COMMANDS = {
-    "compress": _compress, "restore": _restore, "inspect": _inspect, "diff": _diff, "serve": serve, "env": _env,
+    "compress": _compress, "restore": _restore, "inspect": _inspect, "diff": _diff, "serve": serve, "export": export.export,
+    "env": _env,
 }  # fmt: skip

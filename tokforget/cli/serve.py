@@ -33,7 +33,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--device", metavar="cpu|cuda", help="where the policy runs (default: cpu)")
     command.add_argument(
-        "--backend", choices=("numpy", "torch"), help="what the policy is computed with (default: NumPy)"
+        "--backend",
+        choices=("numpy", "torch", "onnx", "onnx-int8"),
+        help="what the policy is computed with (default: NumPy)",
     )
     command.add_argument("--count-with", action="append", default=[], metavar="VOCABULARY", dest="vocabularies",
                          help="a vocabulary that requests may name as count_tokens, repeatable: a tokenizer.json, a folder with one, a Hub id, "

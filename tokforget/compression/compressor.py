@@ -7,7 +7,7 @@ import json
 import time
 import warnings
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,8 @@ from tokforget.compression.results import CompressedText, encodable
 from tokforget.compression.scores import WINDOW, score
 from tokforget.compression.search import Choice, run_searches
 from tokforget.forks import let_children_compute
-from tokforget.models.folders import local_folder, read_array_policy, read_policy, read_tokenizer
+from tokforget.models.folders import local_folder, read_array_policy, read_onnx_policy, read_policy, read_tokenizer
+from tokforget.models.onnx_policy import GRAPHS
 from tokforget.models.word_features import token_features
 from tokforget.optional import needed
 from tokforget.packaged import EMBEDDED, forget_model_path, reader_model_path
@@ -44,7 +45,13 @@ class OverBudgetWarning(UserWarning):
 
 # Chunks before one whose words are known to it, where a text is decided in chunks.
 _CHUNKS_BEHIND = 8
-BACKENDS = ("numpy", "torch")
+_READ = {
+    "numpy": read_array_policy,
+    "torch": read_policy,
+    "onnx": read_onnx_policy,
+    "onnx-int8": partial(read_onnx_policy, precision="onnx-int8"),
+}
+BACKENDS = tuple(_READ)
 
 
 class Compressor:
@@ -124,22 +131,25 @@ class Compressor:
             dtype (`torch.dtype`, *optional*): Of the policy's weights; float32 without it.
             base_model (`str` or `Path`, *optional*): Where `restore` finds the base model, an id or a folder; what the model was
                 trained over without it. Nothing of it is read before that.
-            backend (`str`, *optional*): What the policy is computed with: `"numpy"`, which needs no torch and runs on CPUs in float32,
-                or `"torch"`. Without it torch where a `device` or a `dtype` is asked for, else NumPy. Both score alike to 1 in 4,096.
+            backend (`str`, *optional*): What the policy is computed with: `"numpy"`, which needs no torch and runs on CPUs in float32;
+                `"torch"`; or `"onnx"` for ONNX Runtime on CPUs, from the graph that `tokforget export` wrote into the folder: that in
+                float32 if there are two. Without it torch where a `device` or a `dtype` is asked for, else NumPy. These score alike to
+                1 in 4,096. `"onnx-int8"` is the graph in int8, whose scores and masks are others.
             **hub_options: `revision`, `token`, `cache_dir`, `local_files_only`.
 
         Raises:
             `ValueError`: If the folder is no tokforget model, or not a whole one, or holds anything that would run; or if a
-                `backend` does not know the `device` or `dtype`.
-            [`tokforget.optional.MissingPackage`]: If torch is asked for and not installed.
+                `backend` does not know the `device` or `dtype`, or finds no graph of these weights.
+            [`tokforget.optional.MissingPackage`]: If torch or ONNX Runtime is asked for and not installed.
         """
         backend = _chosen(backend, device, dtype)
         name = pretrained_model_name_or_path
         if name is None:
             folder = reader_model_path()
         else:
-            folder = forget_model_path() if name == EMBEDDED else local_folder(name, **hub_options)
-        policy = read_policy(folder) if backend == "torch" else read_array_policy(folder)
+            graphs = backend in GRAPHS
+            folder = forget_model_path() if name == EMBEDDED else local_folder(name, graphs=graphs, **hub_options)
+        policy = _READ[backend](folder)
         tokenizer = read_tokenizer(folder, policy.vocab_size)
         if backend == "torch" and (device is not None or dtype is not None):
             policy = policy.to(device=device, dtype=dtype)
@@ -233,7 +243,7 @@ class Compressor:
 
     @property
     def backend(self) -> str:
-        """What the policy is computed with, `"numpy"` or `"torch"`."""
+        """What the policy is computed with: `"numpy"`, `"torch"`, `"onnx"` or `"onnx-int8"`."""
         return self.policy.backend
 
     def to(self, device) -> "Compressor":
@@ -242,11 +252,11 @@ class Compressor:
 
         Raises:
             [`tokforget.optional.MissingPackage`]: If torch is not installed.
-            `ValueError`: If the policy is in NumPy and there is no folder to load it from again.
+            `ValueError`: If the policy is not in torch and there is no folder to load it from again.
         """
         if self.backend != "torch":
             if self.folder is None:
-                raise ValueError("This compressor was built from a policy in NumPy, without a folder: load it with "
+                raise ValueError(f"This compressor was built from a policy in {self.backend}, without a folder: load it with "
                                  "`from_pretrained(..., backend='torch')`.")  # fmt: skip
             self.policy = read_policy(self.folder)
         self.policy.to(device)
@@ -655,8 +665,8 @@ def _chosen(backend: str | None, device, dtype) -> str:
         return "torch" if elsewhere else "numpy"
     if backend not in BACKENDS:
         raise ValueError(f"`backend` must be one of {BACKENDS}, got {backend!r}. Leave it out to have it chosen.")
-    if backend == "numpy" and elsewhere:
-        raise ValueError(f"`backend='numpy'` computes on the CPU in float32, got device {device!r} and dtype {dtype!r}: pass "
+    if backend != "torch" and elsewhere:
+        raise ValueError(f"`backend={backend!r}` computes on the CPU in float32, got device {device!r} and dtype {dtype!r}: pass "
                          "`backend='torch'`.")  # fmt: skip
     return backend
 

@@ -52,7 +52,7 @@ def score(
     text of any length.
 
     Args:
-        policy (`KeepMaskPolicy`, in evaluation mode, or `ArrayPolicy`): Gives the plans.
+        policy (`KeepMaskPolicy`, in evaluation mode, `ArrayPolicy` or `OnnxPolicy`): Gives the plans.
         texts (`list[np.ndarray]`): Token ids of each text.
         rates (`list[float]`): The rate that the policy is told, for each text.
         features (`list[np.ndarray]`, *optional*): Of each text `(num_tokens, NUM_FEATURES)`, for a policy that takes them.

@@ -112,6 +112,13 @@ class ArrayPolicy:
         return Rarity(self.weights["words.pieces"], float(self.weights["words.total"]))
 
     def _prepare(self) -> None:
+        """What the arithmetic needs of the weights, brought into the order that it reads them in."""
+        if self.config["ngram_buckets"]:
+            self.counts = np.rint(np.exp2(np.arange(256, dtype=np.float32) / np.float32(_LOG_STEPS)) - 1)
+            self.smoothed = np.float32(int(self.weights["ngrams.total"]) + self.config["vocab_size"])
+        self._prepare_trunk()
+
+    def _prepare_trunk(self) -> None:
         weights, config = self.weights, self.config
 
         def real(name: str) -> np.ndarray:
@@ -136,9 +143,6 @@ class ArrayPolicy:
         if self.num_features:
             first = np.concatenate([transposed("direct.0"), real("direct.0.bias")[None]])
             self.direct = first, transposed("direct.2") * np.float32(0.5), real("direct.2.bias")
-        if config["ngram_buckets"]:
-            self.counts = np.rint(np.exp2(np.arange(256, dtype=np.float32) / np.float32(_LOG_STEPS)) - 1)
-            self.smoothed = np.float32(int(weights["ngrams.total"]) + config["vocab_size"])
 
     # -- the plan ------------------------------------------------------------------------------------------------------
     def plan_arrays(
@@ -156,16 +160,7 @@ class ArrayPolicy:
             `np.ndarray` of shape `(batch_size, num_tokens)`: float32.
         """
         rows, width = input_ids.shape
-        num_places = rows * width
-        told = np.clip(rates.astype(np.float32), np.float32(1e-3), np.float32(1 - 1e-3))
-        told = np.repeat(np.log(told / (1 - told)), width)
-        extra = np.empty((num_places, len(self.inputs)), dtype=np.float32)
-        first = self.num_features
-        if first:
-            extra[:, :first] = features.reshape(num_places, first)
-        if self.config["ngram_buckets"]:
-            self._ngram_features(input_ids, valid, extra[:, first : first + _NGRAM_FEATURES])
-        extra[:, -2], extra[:, -1] = told, 1.0
+        extra = self._inputs(input_ids, valid, rates, features)
         hidden = extra @ self.inputs
         hidden += self.weights["tokens.table"][input_ids.ravel()]
         logits = np.empty((rows, width), dtype=np.float32)
@@ -180,9 +175,29 @@ class ArrayPolicy:
             for block in self.blocks:
                 self._convolve(own, padding, work, *block)
             logits[part] = self._head(own.reshape(-1, self.hidden_size)).reshape(-1, width)
-        if first:
+        if self.num_features:
             logits += self._direct(extra).reshape(rows, width)
         return logits
+
+    def _inputs(
+        self, input_ids: np.ndarray, valid: np.ndarray, rates: np.ndarray, features: np.ndarray | None
+    ) -> np.ndarray:
+        """
+        What the trunk reads beside the table's rows, `(num_places, num_features + 11 + 2)` in float32: the features of the words,
+        those of the counts (none of either in a policy without), the logit of the rate, and a 1 that carries the bias.
+        """
+        rows, width = input_ids.shape
+        num_places, first = rows * width, self.num_features
+        last = first + (_NGRAM_FEATURES if self.config["ngram_buckets"] else 0)
+        told = np.clip(rates.astype(np.float32), np.float32(1e-3), np.float32(1 - 1e-3))
+        told = np.repeat(np.log(told / (1 - told)), width)
+        extra = np.empty((num_places, last + 2), dtype=np.float32)
+        if first:
+            extra[:, :first] = features.reshape(num_places, first)
+        if last > first:
+            self._ngram_features(input_ids, valid, extra[:, first:last])
+        extra[:, -2], extra[:, -1] = told, 1.0
+        return extra
 
     def _head(self, hidden: np.ndarray) -> np.ndarray:
         """What the trunk says, `(num_places,)`."""

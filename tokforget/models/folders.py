@@ -2,14 +2,18 @@
 A trained model's folder, read without Transformers: what compressing needs loads in a fraction of a second.
 
     config.json, model.safetensors (the policy alone), tokenizer.json; adapter/ is for restoring
+    policy.onnx, policy.int8.onnx, where `tokforget export` wrote them, for ONNX Runtime
 """
 
 import inspect
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
+from tokforget.files import write_whole
 from tokforget.models.array_policy import ArrayPolicy, policy_shapes, read_arrays
 from tokforget.models.folder_checks import (
     check_adapter,
@@ -20,6 +24,7 @@ from tokforget.models.folder_checks import (
     check_tokenizer_files,
     read_json,
 )
+from tokforget.models.onnx_policy import GRAPHS, OnnxPolicy
 from tokforget.optional import needed
 
 
@@ -34,8 +39,12 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TOKENIZER = "tokenizer.json"
 
 
-def local_folder(name_or_path: str | Path, **hub_options) -> Path:
-    """A local folder as it is; a Hub id downloaded."""
+# What a trained model consists of: what is downloaded of a repository, and copied beside an export.
+_PARTS = ["*.json", "*.safetensors", f"{ADAPTER}/*"]
+
+
+def local_folder(name_or_path: str | Path, graphs: bool = False, **hub_options) -> Path:
+    """A local folder as it is; a Hub id downloaded, with its graphs for ONNX Runtime if they are asked for."""
     if Path(name_or_path).is_dir():
         return Path(name_or_path)
     # Only here: a local path must cost no network library.
@@ -44,7 +53,7 @@ def local_folder(name_or_path: str | Path, **hub_options) -> Path:
 
     from tokforget.hub.client import explain
 
-    wanted = ["*.json", "*.safetensors", f"{ADAPTER}/*"]
+    wanted = [*_PARTS, *(GRAPHS.values() if graphs else ())]
     try:
         # The config first: what is no tokforget model may hold gigabytes of weights.
         _check_model_type(Path(hf_hub_download(str(name_or_path), "config.json", **hub_options)), name_or_path)
@@ -114,6 +123,70 @@ def read_array_policy(folder: Path) -> ArrayPolicy:
     config = check_model_folder(folder, with_adapter=False)
     arrays = {name.removeprefix("policy."): array for name, array in read_arrays(folder / WEIGHTS).items()}
     return ArrayPolicy(config, arrays)
+
+
+def read_onnx_policy(folder: Path, precision: str | None = None) -> OnnxPolicy:
+    """
+    The policy of a model folder for ONNX Runtime: it compresses, on a CPU, and needs no torch.
+
+    Args:
+        precision (`str`, *optional*): `"onnx"` for float32, or `"onnx-int8"`; the first of the two that is there without it.
+
+    Raises:
+        `ValueError`: If there is no such graph in the folder, or it was made of other weights than those beside it.
+        [`tokforget.optional.MissingPackage`]: If ONNX Runtime is not installed.
+    """
+    config = check_model_folder(folder, with_adapter=False)
+    wanted = [GRAPHS[name] for name in ([precision] if precision else GRAPHS)]
+    path = next((folder / name for name in wanted if (folder / name).is_file()), None)
+    if path is None:
+        raise ValueError(
+            f"{folder} holds no {' and no '.join(wanted)}: `tokforget export --format onnx {folder} -o NEW_FOLDER` writes one beside a "
+            "copy of the model."
+        )
+    arrays = {name.removeprefix("policy."): array for name, array in read_arrays(folder / WEIGHTS).items()}
+    return OnnxPolicy(config, arrays, path.read_bytes(), str(path))
+
+
+def export_onnx(
+    folder: Path, target: Path | None = None, precisions: Sequence[str] = ("onnx",), overwrite: bool = False
+) -> list[Path]:
+    """
+    Write the graphs of a model folder for ONNX Runtime.
+
+    Args:
+        folder (`Path`): A trained model's.
+        target (`Path`, *optional*): Where a copy of the model goes, and the graphs beside it; into `folder` itself without it.
+        precisions (`Sequence[str]`): `"onnx"` for float32, `"onnx-int8"`.
+        overwrite (`bool`): Whether files that are there may be replaced.
+
+    Returns:
+        `list[Path]`: The graphs that were written.
+
+    Raises:
+        `ValueError`: If the folder is no tokforget model, or a file is there already; nothing is written then.
+        [`tokforget.optional.MissingPackage`]: If ONNX or ONNX Runtime is not installed.
+    """
+    from tokforget.models.onnx_export import export_graph
+
+    if target is not None and target.resolve() == folder.resolve():
+        raise ValueError(f"{target} is the model's own folder: pass another one, or `--in-place` to add to this one.")
+    policy = read_array_policy(folder)
+    target = target or folder
+    parts = sorted({path for pattern in _PARTS for path in folder.glob(pattern) if path.is_file()})
+    copies = [] if target == folder else [(path, target / path.relative_to(folder)) for path in parts]
+    graphs = [target / GRAPHS[name] for name in precisions]
+    there = [path for path in (*graphs, *(copy for _, copy in copies)) if path.exists()]
+    if there and not overwrite:
+        more = f", as are {len(there) - 1} others" if len(there) > 1 else ""
+        raise ValueError(f"{there[0]} is there already{more}: pass `--overwrite` to replace it, or another folder.")
+    contents = [export_graph(policy, name) for name in precisions]
+    for source, copy in copies:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, copy)
+    for path, content in zip(graphs, contents):
+        write_whole(path, content)
+    return graphs
 
 
 def read_tokenizer(folder: Path, vocab_size: int | None = None) -> Tokenizer:

@@ -97,8 +97,8 @@ class Engine:
 
         self.compressor = Compressor.from_pretrained(model, backend=backend, base_model=base_model)
         if device is not None and device != "cpu":
-            if backend == "numpy":
-                raise ValueError("`backend` numpy runs on the CPU: leave out `device`, or pass `backend` torch.")
+            if backend not in (None, "torch"):
+                raise ValueError(f"`backend` {backend} runs on the CPU: leave out `device`, or pass `backend` torch.")
             self.compressor.to(device)
         for name in vocabularies:
             TokenCounter.of(name)
