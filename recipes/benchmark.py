@@ -19,10 +19,11 @@ What the policy costs, as ratios measured in one run: medians over alternating r
 6. end to end: prompt and 32 new tokens by the GPT-2-124M-shaped model, whole against compressed at rate 0.5; the share
    of the speed-up of free compression that is left.
 
-7. backends, a table of its own (`--only backends`): the packaged compressor, or `--model`'s, with each of its backends on 1,000 texts:
-   tokens per second of the processor, against the tokenizer's own time, processor seconds and memory of `tokforget compress` for a
-   file of 10 kB in a process of its own, and texts whose masks are torch's. Below, on the same texts, language models with random
-   weights: token classifiers of the shapes that LLMLingua-2 uses (BERT-base, XLM-RoBERTa-large) and GPT-2 124M.
+7. backends, a table of its own (`--only backends`): the packaged compressor, or `--model`'s, with each of its backends on `--texts`
+   texts, with each number of `--threads`: tokens per second on the clock, processor time per token and against the tokenizer's own,
+   processor seconds and memory of `tokforget compress` for a file of 10 kB in a process of its own, and texts whose masks are torch's.
+   Below, on windows of the same texts, language models with random weights: token classifiers of the shapes that LLMLingua-2 uses
+   (BERT-base, XLM-RoBERTa-large), one of 149M parameters as ModernBERT-base has, and GPT-2 124M. `--texts 50 --repeats 3` is quick.
 
 8. service, a table of its own (`--only service`): `tokforget serve` in a process of its own, one process that compresses, and clients
    that ask one after the other over connections that stay open: requests per second, the service's processor seconds per request,
@@ -57,15 +58,18 @@ import tracemalloc
 import urllib.request
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from itertools import count
+from multiprocessing import get_context
 from pathlib import Path
 
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one thread for all that is compared
 
+import numpy as np
 import psutil
 import torch
 from datasets import Dataset, disable_progress_bars, enable_progress_bars
@@ -77,6 +81,8 @@ from transformers import (
     BertForTokenClassification,
     GPT2Config,
     GPT2LMHeadModel,
+    ModernBertConfig,
+    ModernBertForTokenClassification,
     XLMRobertaConfig,
     XLMRobertaForTokenClassification,
 )
@@ -85,11 +91,13 @@ from tokforget.compression.compressor import BACKENDS, Compressor
 from tokforget.data.blocks import BlockCollator, load_blocks
 from tokforget.data.embedded_corpus import embedded_documents
 from tokforget.integrations.huggingface import compress_column
-from tokforget.models.folders import read_tokenizer
+from tokforget.models.folders import export_onnx, local_folder, read_tokenizer
 from tokforget.models.forget_model import ForgetModel, ForgetModelConfig
 from tokforget.models.loading import load_tokenizer
+from tokforget.models.onnx_policy import GRAPHS
 from tokforget.models.policy import KeepMaskPolicy
-from tokforget.packaged import base_model_path
+from tokforget.optional import MissingPackage
+from tokforget.packaged import base_model_path, reader_model_path
 from tokforget.training.config import ForgetConfig
 from tokforget.training.forget_trainer import ForgetTrainer
 
@@ -392,6 +400,9 @@ LANGUAGE_MODELS = {
         XLMRobertaConfig(vocab_size=1000, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096,
                          max_position_embeddings=514)
     ),
+    "149M-encoder-shaped token classifier": lambda: ModernBertForTokenClassification(
+        ModernBertConfig(vocab_size=1000, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2)
+    ),
     "GPT-2-124M-shaped forward": lambda: GPT2LMHeadModel(GPT2Config()),
 }  # fmt: skip
 
@@ -415,46 +426,89 @@ def cold_start(model: str | None, backend: str, text: str, repeats: int) -> tupl
     return statistics.median(float(seconds) for seconds, _ in runs), max(int(kib) for _, kib in runs) / 1024
 
 
-def backend_rows(model: str | None, num_tokens: int, repeats: int) -> Iterator[tuple[str, ...]]:
-    """The table of the backends, and of what language models take for the same texts."""
+class Meter:
+    """Seconds on the clock and of the processor, of calls that take turns."""
+
+    def __init__(self):
+        self.times: dict[str, list[tuple[float, float]]] = {}
+
+    def __call__(self, name: str, function: Callable[[], object]) -> None:
+        start, spent = time.perf_counter(), time.process_time()
+        function()
+        self.times.setdefault(name, []).append((time.perf_counter() - start, time.process_time() - spent))
+
+    def medians(self, name: str) -> tuple[float, float]:
+        return tuple(statistics.median(column) for column in zip(*self.times[name]))
+
+
+def backend_rows(
+    folder: str, backends: list[str], num_threads: int, num_texts: int, num_tokens: int, repeats: int
+) -> list[tuple[str, ...]]:
+    """Lines of the table of the backends, and of what language models take for the same texts; in a process of its own."""
+    torch.set_num_threads(num_threads)
+    torch.manual_seed(0)
     corpus = "\n\n".join(embedded_documents().values())
-    step = len(corpus) // 1000
-    texts = [corpus[i * step : i * step + min(step, 2000)] for i in range(1000)]
-    compressors = {name: Compressor.from_pretrained(model, backend=name) for name in BACKENDS}
+    step = len(corpus) // num_texts
+    texts = [corpus[i * step : i * step + min(step, 2000)] for i in range(num_texts)]
+    compressors = {name: Compressor.from_pretrained(folder, backend=name) for name in backends}
     tokenizer = compressors["torch"].tokenizer
     encode = lambda: tokenizer.encode_batch(texts, add_special_tokens=False)  # noqa: E731
-    num = sum(map(len, encode()))
-    spent: dict[str, list[float]] = {name: [] for name in ("tokenizer", *BACKENDS)}
-    kept = {}
+    ids = np.concatenate([encoding.ids for encoding in encode()])
+    kept, meter = {}, Meter()
 
     def compress(name: str) -> None:
         kept[name] = [result.kept_indices.tolist() for result in compressors[name].compress(texts, rate=0.5)]
 
+    for name in backends:
+        compressors[name].compress(texts[:20], rate=0.5)
     for _ in range(repeats):  # in turn, so that all meet the same neighbours
-        spent["tokenizer"].append(_seconds(encode))
-        for name in BACKENDS:
-            spent[name].append(_seconds(lambda: compress(name)))  # noqa: B023
-    seconds = {name: statistics.median(times) for name, times in spent.items()}
-    for name in BACKENDS:
-        start, memory = cold_start(model, name, corpus[:10_000], repeats)
+        meter("its tokenizer", encode)
+        for name in backends:
+            meter(name, lambda: compress(name))  # noqa: B023
+    tokenizing = meter.medians("its tokenizer")[1] / len(ids)
+
+    def row(name: str, wall: float, spent: float, *more: str) -> tuple[str, ...]:
+        """Seconds per token, on the clock and of the processor."""
+        told = (f"{1 / wall:,.0f}", f"{1e6 * spent:.1f}", f"{spent / tokenizing:.1f}x", *more)
+        return (name, str(num_threads), *told, *[""] * (3 - len(more)))
+
+    rows = []
+    for name in backends:
+        start, memory = cold_start(folder, name, corpus[:10_000], repeats)
         alike = sum(a == b for a, b in zip(kept[name], kept["torch"]))
-        yield (f"compress, {name}", f"{num / seconds[name]:,.0f}", f"{1e6 * seconds[name] / num:.1f}",
-               f"{seconds[name] / seconds['tokenizer']:.1f}x", f"{start:.2f}", f"{memory:.0f}", f"{alike:,} of {len(texts):,}")  # fmt: skip
-    yield (
-        "its tokenizer",
-        f"{num / seconds['tokenizer']:,.0f}",
-        f"{1e6 * seconds['tokenizer'] / num:.1f}",
-        "1.0x",
-        "",
-        "",
-        "",
-    )
-    for name, build in LANGUAGE_MODELS.items():
-        network, ids = build().eval(), torch.randint(5, 1000, (1, num_tokens))
-        with torch.inference_mode():
-            network(ids)
-            each = statistics.median(_seconds(lambda: network(ids)) for _ in range(repeats)) / num_tokens  # noqa: B023
-        yield (name, f"{1 / each:,.0f}", f"{1e6 * each:.1f}", f"{each * num / seconds['tokenizer']:.0f}x", "", "", "")
+        found = f"{start:.2f}", f"{memory:.0f}", f"{alike:,} of {len(texts):,}"
+        rows.append(row(f"compress, {name}", *(seconds / len(ids) for seconds in meter.medians(name)), *found))
+    rows.append(row("its tokenizer", *(seconds / len(ids) for seconds in meter.medians("its tokenizer"))))
+    # A part of the same texts, one window after the other: all of them would take an hour.
+    windows = torch.from_numpy(5 + ids[: num_tokens * (len(ids) // num_tokens)] % 995).view(-1, 1, num_tokens)
+    with torch.inference_mode():
+        for name, build in LANGUAGE_MODELS.items():
+            network = build().eval()
+            network(windows[0])
+            for window in windows[:: max(1, len(windows) // repeats)][:repeats]:
+                meter(name, lambda: network(window))  # noqa: B023
+            rows.append(row(name, *(seconds / num_tokens for seconds in meter.medians(name))))
+    return rows
+
+
+def all_backend_rows(
+    model: str | None, threads: list[int], num_texts: int, num_tokens: int, repeats: int
+) -> Iterator[tuple[str, ...]]:
+    """The table of the backends. How many threads the libraries take is read when they are loaded: each number has its process."""
+    folder = local_folder(model) if model else reader_model_path()
+    backends = [name for name in BACKENDS if name not in GRAPHS]
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            export_onnx(folder, Path(scratch, "model"), list(GRAPHS))
+            folder, backends = Path(scratch, "model"), list(BACKENDS)
+        except MissingPackage as error:
+            print(f"Without ONNX Runtime: {error}", file=sys.stderr)
+        for number in threads:
+            names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
+            os.environ |= {name: str(number) for name in names} | {"TOKENIZERS_PARALLELISM": str(number > 1).lower()}
+            with ProcessPoolExecutor(1, get_context("spawn")) as process:
+                done = process.submit(backend_rows, str(folder), backends, number, num_texts, num_tokens, repeats)
+                yield from done.result()
 
 
 # -- the service -------------------------------------------------------------------------------------------------------
@@ -646,6 +700,14 @@ def main() -> None:
     parser.add_argument(
         "--only", choices=["train", "policy", "compress", "backends", "service", "bulk"], help="one part of the table"
     )
+    parser.add_argument("--texts", type=int, default=1000, help="texts of the table of the backends")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        nargs="+",
+        default=[1, 2],
+        help="threads of the table of the backends; each number by itself",
+    )
     parser.add_argument("--num_requests", type=int, default=500, help="of each line of the table of the service")
     parser.add_argument("--num_rows", type=int, default=2000, help="of each run of the table of bulk runs")
     args = parser.parse_args()
@@ -669,22 +731,23 @@ def main() -> None:
         Console().print(table)
     if args.only in (None, "backends"):
         backends = Table(
-            title=f"{platform.machine()}, {args.num_threads} thread(s), processor time, medians of {args.repeats}"
+            title=f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {args.texts} texts, medians of {args.repeats}"
         )
         columns = (
             "what",
+            "threads",
             "tokens/s",
-            "us per token",
-            "of the tokenizer's time",
+            "CPU us per token",
+            "of the tokenizer's",
             "cold start, s",
             "MiB",
             "masks of torch",
         )
         for column in columns:
             backends.add_column(column, justify="left" if column == "what" else "right")
-        for row in backend_rows(args.model, args.num_tokens, args.repeats):
+        for row in all_backend_rows(args.model, args.threads, args.texts, args.num_tokens, args.repeats):
             backends.add_row(*row)
-        Console(width=130).print(backends)  # also where the output is a file
+        Console(width=150).print(backends)  # also where the output is a file
     if args.only in (None, "service"):
         rows = list(service_rows(args.model, args.num_requests))
         service = Table(
