@@ -20,7 +20,8 @@ _NORM_EPS = 1e-5
 _GELU_SLOPE, _GELU_CUBE = (2 / math.pi) ** 0.5, 0.044715
 # Places of windows that pass through the trunk together: few enough for all their buffers to stay in a core's own cache.
 _PLACES = 512
-# Windows are padded to a multiple of this.
+# Windows are padded to a multiple of this. So many places of a row go through an operation side by side: NumPy's loop over the channels
+# of a single one is so short that it takes five times as long.
 TOGETHER = 4
 # What of a model's config makes a policy.
 _FIELDS = ("vocab_size", "base_hidden_size", "hidden_size", "dilations", "kernel_size", "head_size",
@@ -124,6 +125,9 @@ class ArrayPolicy:
         def real(name: str) -> np.ndarray:
             return np.ascontiguousarray(weights[name], dtype=np.float32)
 
+        def tiled(vector: np.ndarray) -> np.ndarray:
+            return np.tile(vector, TOGETHER)
+
         def transposed(name: str) -> np.ndarray:
             return np.ascontiguousarray(weights[f"{name}.weight"].T, dtype=np.float32)
 
@@ -133,12 +137,12 @@ class ArrayPolicy:
         for number, dilation in enumerate(config["dilations"]):
             name = f"blocks.{number}"
             # gelu(x) = x (1 + tanh u) / 2: the half is taken into the weights behind it.
-            self.blocks.append((dilation, real(f"{name}.norm.weight"), real(f"{name}.norm.bias"), np.tile(real(f"{name}.taps"), TOGETHER),
+            self.blocks.append((dilation, tiled(real(f"{name}.norm.weight")), tiled(real(f"{name}.norm.bias")), tiled(real(f"{name}.taps")),
                                 transposed(f"{name}.expand"), real(f"{name}.expand.bias"),
-                                transposed(f"{name}.contract") * np.float32(0.5), real(f"{name}.contract.bias")))  # fmt: skip
-        self.norm = real("norm.weight"), real("norm.bias")
+                                transposed(f"{name}.contract") * np.float32(0.5), tiled(real(f"{name}.contract.bias"))))  # fmt: skip
+        self.norm = tiled(real("norm.weight")), tiled(real("norm.bias"))
         # Before anything is decided the state is "the whole text is still to come", a constant.
-        self.head = transposed("to_head"), real("to_head.bias") + real("from_state.weight")[:, -1]
+        self.head = transposed("to_head"), tiled(real("to_head.bias") + real("from_state.weight")[:, -1])
         self.to_logit = transposed("to_logit") * np.float32(0.5), real("to_logit.bias")
         if self.num_features:
             first = np.concatenate([transposed("direct.0"), real("direct.0.bias")[None]])
@@ -203,10 +207,12 @@ class ArrayPolicy:
         """What the trunk says, `(num_places,)`."""
         normed = np.empty_like(hidden)
         _normalise(hidden, normed)
-        normed *= self.norm[0]
-        normed += self.norm[1]
+        together = _together(normed)
+        together *= self.norm[0]
+        together += self.norm[1]
         head = normed @ self.head[0]
-        head += self.head[1]
+        together = _together(head)
+        together += self.head[1]
         return (_twice_gelu(head, np.empty_like(head)) @ self.to_logit[0])[:, 0] + self.to_logit[1]
 
     def _direct(self, extra: np.ndarray) -> np.ndarray:
@@ -231,11 +237,11 @@ class ArrayPolicy:
         padded[:, reach + width :] = 0.0
         normed = padded[:, reach : reach + width]
         _normalise(hidden, normed)
-        normed *= scale
-        normed += shift
+        together = normed.reshape(rows, width // TOGETHER, TOGETHER * size)
+        together *= scale
+        together += shift
         if padding is not None:
             normed[padding] = 0.0
-        # Several places of a row at a time: a loop over the channels of one is too short to be fast.
         shape = (rows, width // TOGETHER, TOGETHER * size)
         mixed, product = work.mixed[:rows].reshape(shape), work.product[:rows].reshape(shape)
         np.multiply(padded[:, :width].reshape(shape), taps[0], out=mixed)
@@ -247,7 +253,8 @@ class ArrayPolicy:
         np.matmul(mixed.reshape(-1, size), expand, out=inner)
         inner += expand_bias
         added = np.matmul(_twice_gelu(inner, spare), contract, out=product.reshape(-1, size))
-        added += contract_bias
+        together = _together(added)
+        together += contract_bias
         hidden += added.reshape(hidden.shape)
 
     # -- counts --------------------------------------------------------------------------------------------------------
@@ -330,6 +337,11 @@ def _normalise(hidden: np.ndarray, out: np.ndarray) -> None:
     np.sqrt(variance, out=variance)
     np.reciprocal(variance, out=variance)
     out *= variance[..., None]
+
+
+def _together(values: np.ndarray) -> np.ndarray:
+    """A view of `values` `(num_places, size)`, [`TOGETHER`] places in a row."""
+    return values.reshape(-1, TOGETHER * values.shape[-1])
 
 
 def _twice_gelu(x: np.ndarray, out: np.ndarray) -> np.ndarray:
