@@ -1,5 +1,6 @@
 """What is one piece by words: numbers with sign and unit, dates, addresses, paths, names; and that nothing new comes of joining."""
 
+import random
 import re
 from itertools import pairwise
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.support import fuzz_compressor as fuzz
 from tokforget import Compressor
+from tokforget.compression import wholes
 from tokforget.compression.pieces import cut
 from tokforget.compression.protection import BUILT_IN
 
@@ -105,3 +107,25 @@ def test_the_cases_keep_or_drop_their_numbers_whole(compressor):
         assert set(re.findall(r"\S*\d\S*\w|\S+@\S+", output)) <= set(re.findall(r"\S*\d\S*\w|\S+@\S+", text)), output
         assert ("84,000" not in output) or "84,000 homes" in output
         assert ("15" in output) == ("15 percent" in output) and ("1.2" in output) == ("1.2 billion euros" in output)
+
+
+def test_what_is_looked_for_at_signs_alone_is_what_the_patterns_find():
+    """Identifiers, and letters and ordinals with full stops: random strings of what they are made of, and of what parts them."""
+    draw = random.Random(0)
+    parts = ["a", "B", "Bc", "aB", "é", "7", "42", ".", "..", ". ", "_", "-", "--", "$", "@", "#", "(", "()", "{", "}", "0x", " ", "\n", "\t",
+             "\u00a0", "\u2028", "\x1f", "am ", "die ", "x.y", "U.S.", "3. M", "橋", "\U0001f600", "\ud800"]  # fmt: skip
+    texts = ["".join(draw.choices(parts, k=draw.randrange(30))) for _ in range(4000)] + [
+        "",
+        "A1",
+        "a_",
+        "f()",
+        "e.g.",
+        "am 3. Mai",
+    ]
+    found = 0
+    for text in texts:
+        for own, pattern in ((wholes._identifiers, wholes.COMPILED["identifiers"]), (wholes._dotted, wholes._DOTTED)):
+            expected = [match.span() for match in pattern.finditer(text)]
+            assert list(own(text)) == expected, (text, pattern)
+            found += len(expected)
+    assert found > 5000

@@ -412,13 +412,13 @@ class Bonds:
         Kept commas and the like with a kept end of a sentence next, and what stood between the two gone, or without the word that they
         stood at; and brackets of which nothing is left inside; bool.
         """
-        kept = np.flatnonzero(keep)
+        kept = keep.nonzero()[0]
         found = keep & self.clause_marks & ~keep[self.leads_to]
         one, two = kept[:-1], kept[1:]
         found[one[self.clause_marks[one] & self.stops[two] & (two - one > 1)]] = True
         if len(self.pairs):
             opened, closed = self.pairs.T
-            total = np.concatenate([[0], np.cumsum(keep)])
+            total = _sums(keep)
             empty = keep[opened] & (total[closed] == total[opened + 1]) & (closed > opened + 1) & ~self.marks[closed]
             found[self.pairs[empty]] = True
         return found & keep
@@ -435,14 +435,15 @@ class Bonds:
         """A keep mask with what comes along, of what is `allowed`; both `(num_pieces,)`, bool. More in, never less out."""
         if not len(self.pieces):
             return keep
+        said, free, since = ~self.marks, self.begin < 0, np.maximum(self.begin, 0)
         while True:
-            total = np.concatenate([[0], np.cumsum(keep & ~self.marks)])
+            total = _sums(keep & said)
             called = total[self.last] > total[self.first]
-            called &= (self.begin < 0) | (total[self.pieces] > total[np.maximum(self.begin, 0)])
+            called &= free | (total[self.pieces] > total[since])
             new = keep.copy()
             new[self.pieces[called]] = True
             new &= allowed | keep
-            if np.array_equal(new, keep):
+            if (new == keep).all():
                 return keep
             keep = new
 
@@ -513,6 +514,13 @@ class Bonds:
         )
 
 
+def _sums(found: np.ndarray) -> np.ndarray:
+    """How many are found before each place and in all `(num_places + 1,)`."""
+    total = np.zeros(len(found) + 1, dtype=np.int64)
+    found.cumsum(out=total[1:])
+    return total
+
+
 class _Seen(NamedTuple):
     """What is asked about a piece; `bare` is empty where it has no letter and no digit."""
 
@@ -523,6 +531,7 @@ class _Seen(NamedTuple):
     is_apart: bool
     is_leading: bool
     is_skipped: bool
+    is_clause_mark: bool
 
 
 @lru_cache(maxsize=2**16)
@@ -531,14 +540,9 @@ def _seen(word: str) -> _Seen:
     breaks_line = "\n" in word
     ends_clause = breaks_line or bool(_CLAUSE_END.search(word))
     return _Seen(
-        bare,
-        breaks_line or bool(_SENTENCE_MARK.search(word)),
-        ends_clause,
-        breaks_line,
-        word[:1].isspace(),
-        bare in _LEADING,
-        bare in _SKIPPED,
-    )
+        bare, breaks_line or bool(_SENTENCE_MARK.search(word)), ends_clause, breaks_line, word[:1].isspace(), bare in _LEADING,
+        bare in _SKIPPED, _CLAUSE_MARK.fullmatch(word) is not None,
+    )  # fmt: skip
 
 
 def _closes(word: str) -> bool:
@@ -554,6 +558,8 @@ class _Builder:
 
     def __post_init__(self):
         self.chars = self.pieces.chars.tolist()
+        self.words = [self.text[a:b] for a, b in pairwise(self.chars)]
+        self.seen = list(map(_seen, self.words))
         self.marks = np.zeros(len(self.pieces), dtype=bool)
         self.first_of_all = np.zeros(len(self.pieces), dtype=bool)
         self.denies = np.zeros(len(self.pieces), dtype=bool)
@@ -574,7 +580,7 @@ class _Builder:
         return first, last
 
     def word(self, index: int) -> str:
-        return self.text[self.chars[index] : self.chars[index + 1]]
+        return self.words[index]
 
     def add_marks(self, start: int, end: int, first: int, last: int, begin: int = -1) -> None:
         """Pieces of a span, if there is no other word in them, come with those from `first` to `last`."""
@@ -591,7 +597,7 @@ class _Builder:
         for at in range(index, index + step * _REACH, step):
             if not 0 <= at < len(self.pieces):
                 break
-            word = _seen(self.word(at))
+            word = self.seen[at]
             if not word.bare:
                 if word.ends_clause or (step > 0 and _closes(self.word(at))):
                     break
@@ -606,8 +612,7 @@ class _Builder:
     def clause(self, start: int) -> int:
         """Where the clause of some pieces ends, or what is said of it."""
         for at in range(start, min(start + _REACH, len(self.pieces))):
-            word = self.word(at)
-            if _seen(word).ends_clause or _CLAUSE_MARK.fullmatch(word):
+            if self.seen[at].ends_clause or self.seen[at].is_clause_mark:
                 return at
         return min(start + _REACH, len(self.pieces))
 
@@ -615,8 +620,7 @@ class _Builder:
         """The clause in which some pieces stand, up to its marks on both sides."""
 
         def is_edge(at: int) -> bool:
-            word = self.word(at)
-            return _seen(word).ends_clause or _CLAUSE_MARK.fullmatch(word) is not None
+            return self.seen[at].ends_clause or self.seen[at].is_clause_mark
 
         start, end = first, last
         while start > max(first - _CLAUSE, 0) and not is_edge(start - 1):
@@ -644,7 +648,7 @@ class _Builder:
     def named(self, at: int) -> int:
         """Where the words of weight end that begin at a piece: "valid ticket" in "a valid ticket from the office"."""
         end = at + 1
-        while end < len(self.pieces) and (word := _seen(self.word(end))).bare and not word.is_skipped:
+        while end < len(self.pieces) and (word := self.seen[end]).bare and not word.is_skipped:
             if self.denies[end]:
                 break
             end += 1
@@ -655,14 +659,13 @@ class _Builder:
 
     def tie_clause(self, at: int) -> None:
         """What is said of a clause comes with any word of it: "certain" with what is far from certain."""
-        if at + 1 < len(self.pieces) and _seen(self.word(at + 1)).bare == "that":
+        if at + 1 < len(self.pieces) and self.seen[at + 1].bare == "that":
             self.rows.append((at, at + 2, self.clause(at + 2), -1))
 
     def built(self) -> Bonds:
         rows = np.array(self.rows, dtype=np.int64).reshape(-1, 4).T
-        pieces = [self.word(at) for at in range(len(self.pieces))]
-        clause_marks = [_CLAUSE_MARK.fullmatch(piece) is not None for piece in pieces]
-        words = np.array([bool(_seen(piece).bare) for piece in pieces], dtype=bool)
+        clause_marks = [word.is_clause_mark for word in self.seen]
+        words = np.array([bool(word.bare) for word in self.seen], dtype=bool)
         sentences = np.searchsorted(
             [end for _, end in split_sentences(self.text)], self.pieces.chars[1:] - 1, side="right"
         )
@@ -682,7 +685,7 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
     for first, last in negations:
         made.denies[first:last] = True
     for first, last in negations:
-        counted = last if last < len(pieces) and _seen(made.word(last)).bare in _QUANTIFIERS else None
+        counted = last if last < len(pieces) and made.seen[last].bare in _QUANTIFIERS else None
         at = made.content(last if counted is None else last + 1, 1)
         if at is None or _BEHIND_ITS_WORD.fullmatch(made.text[made.chars[first] : made.chars[last]].strip()):
             at = next((n for n in (made.content(first - 1, -1), at) if n is not None), None)
@@ -897,11 +900,11 @@ def _cells(made: _Builder, row: re.Match) -> list[tuple[int, int]]:
 def _lead(made: _Builder) -> None:
     """Function words lead to the next word of weight in their clause, signs to the word at which they stand."""
     num_pieces = len(made.pieces)
-    words = [_seen(made.text[a:b]) for a, b in pairwise(made.chars)]
+    words = made.seen
     marks, denies, leads_to = made.marks.tolist(), made.denies.tolist(), list(range(num_pieces))
     ahead = following = None
     for at in range(num_pieces - 1, -1, -1):
-        bare, _, ends_clause, _, is_apart, is_leading, is_skipped = words[at]
+        bare, _, ends_clause, _, is_apart, is_leading, is_skipped, _ = words[at]
         if not bare:
             if ends_clause:
                 ahead = following = None

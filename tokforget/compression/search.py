@@ -101,16 +101,18 @@ class Ranked:
         """
         if self.bonds is None:
             return keep
-        allowed, gone = ~np.isposinf(self.ranks) | self.bonds.marks, np.zeros(len(keep), dtype=bool)
+        allowed, gone = (self.ranks != np.inf) | self.bonds.marks, np.zeros(len(keep), dtype=bool)
         while True:
             done = self.bonds.complete(keep & ~gone, allowed) & ~gone  # what came with the comma alone goes, too
-            loose = self.bonds.dangling(done) & ~np.isneginf(self.ranks)
+            loose = self.bonds.dangling(done) & (self.ranks != -np.inf)
             if not loose.any():
                 return done
             gone |= loose
 
     def render(self, keep: np.ndarray) -> list[str]:
         """The output string of each text."""
+        if len(self.texts) == 1:
+            return [join(self.texts[0], self.pieces[0], keep)]
         bounds = np.cumsum([0, *map(len, self.pieces)])
         return [join(text, pieces, keep[start:end])
                 for text, pieces, start, end in zip(self.texts, self.pieces, bounds, bounds[1:])]  # fmt: skip
@@ -133,13 +135,16 @@ def runs(keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """First and one-after-last index of each run of True."""
     framed = np.zeros(len(keep) + 2, dtype=bool)
     framed[1:-1] = keep
-    edges = np.flatnonzero(framed[1:] != framed[:-1])
+    edges = (framed[1:] != framed[:-1]).nonzero()[0]
     return edges[::2], edges[1::2]
 
 
 def separated(pieces: Pieces, keep: np.ndarray) -> np.ndarray:
     """Which runs of kept pieces are set apart by a space from the run before them; bool."""
-    first, last = runs(keep)
+    return _apart(pieces, *runs(keep))
+
+
+def _apart(pieces: Pieces, first: np.ndarray, last: np.ndarray) -> np.ndarray:
     apart = pieces.bound[first]
     apart[:1] = False
     apart[1:] &= ~pieces.blank[last[:-1] - 1]
@@ -150,7 +155,7 @@ def join(text: str, pieces: Pieces, keep: np.ndarray) -> str:
     """The kept pieces as one string."""
     first, last = runs(keep)
     starts, ends = pieces.chars[first].tolist(), pieces.chars[last].tolist()
-    spaces = separated(pieces, keep).tolist()
+    spaces = _apart(pieces, first, last).tolist()
     if pieces.notes or pieces.similar or pieces.lines is not None:
         return _join_with_notes(text, notes_of(pieces, keep), starts, ends, spaces)
     return "".join([" " + text[a:b] if apart else text[a:b] for a, b, apart in zip(starts, ends, spaces)])

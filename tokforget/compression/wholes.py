@@ -7,7 +7,10 @@ character in two ways.
 """
 
 import re
+import string
 from collections.abc import Iterator
+
+import numpy as np
 
 
 _S = "[ \u00a0\u202f\u2009]"
@@ -101,6 +104,8 @@ _MARKUP = re.compile(
 _DOTTED = re.compile(
     r"(?<!\w)(?:[A-Za-z]\.){2,}(?!\w)|(?:(?<=\b[ia]m )|(?<=\bvom )|(?<=\bzum )|(?<=\bde[rmns] )|(?<=\bdie )|(?<=\bdas ))\d{1,2}\.(?= [^\W\d_])"
 )
+# Before a full stop within the former, or behind the digits of the latter.
+_DOT = re.compile(r"\.(?=[A-Za-z]\.| )")
 # Without one of these signs a text holds nothing of the kind.
 _SIGNS = {"urls": ("://", "www.", "mailto:"), "emails": ("@",), "paths": ("/", "\\")}
 _HAS_NUMBER = re.compile(r"\d|::")
@@ -132,6 +137,8 @@ def find(name: str, text: str) -> Iterator[tuple[int, int]]:
         return iter(())
     if name == "numbers":
         return _numbers(text)
+    if name == "identifiers":
+        return _identifiers(text)
     return (trimmed if name in ("urls", "paths") else matches)(COMPILED[name], text)
 
 
@@ -146,13 +153,58 @@ def _numbers(text: str) -> Iterator[tuple[int, int]]:
         start = end + 1
 
 
+# What each character is to an identifier: white space, which none holds; a letter or digit, which makes one with the capital behind it;
+# a sign that may make one by itself; and what it is with the character behind it.
+_SPACE, _WORD, _CAPITAL, _SIGN, _DOT_SIGN, _OPEN, _CLOSE = (1 << bit for bit in range(7))
+_KINDS = np.zeros(256, dtype=np.uint8)
+for _kind, _chars in ((_SPACE, string.whitespace), (_WORD, string.ascii_letters + string.digits), (_CAPITAL, string.ascii_uppercase),
+                      (_SIGN, string.digits + "_$@#-"), (_DOT_SIGN, "."), (_OPEN, "("), (_CLOSE, ")")):  # fmt: skip
+    _KINDS[list(_chars.encode())] |= _kind
+
+
+def _identifiers(text: str) -> Iterator[tuple[int, int]]:
+    """
+    Only in the runs between white space that may hold one: most words of prose are plain. Whatever is no ASCII is none of the signs, and
+    no character of it parts two runs.
+    """
+    kinds = _KINDS[np.frombuffer(text.encode("ascii", "replace"), dtype=np.uint8)]
+    here, behind = kinds[:-1], kinds[1:]
+    found = kinds & _SIGN > 0
+    found[:-1] |= (here & _WORD > 0) & (behind & _CAPITAL > 0)
+    found[:-1] |= (here & _DOT_SIGN > 0) & (behind & _SPACE == 0)
+    found[:-1] |= (here & _OPEN > 0) & (behind & _CLOSE > 0)
+    places = found.nonzero()[0]
+    if not len(places):
+        return
+    spaces = np.concatenate([[-1], (kinds & _SPACE > 0).nonzero()[0], [len(text)]])
+    runs = np.unique(spaces.searchsorted(places))
+    pattern = COMPILED["identifiers"]
+    for start, end in zip((spaces[runs - 1] + 1).tolist(), spaces[runs].tolist()):
+        for match in pattern.finditer(text, start, end):
+            yield match.span()
+
+
+def _dotted(text: str) -> Iterator[tuple[int, int]]:
+    """What `_DOTTED` finds, looked for only at full stops that may be of one."""
+    end = 0
+    for dot in _DOT.finditer(text):
+        at = dot.start()
+        before = text[at - 1 : at]
+        # One letter before it, or one or two digits.
+        for start in (at - 1,) if before.isalpha() else (at - 2, at - 1) if before.isdecimal() else ():
+            if start >= end and (match := _DOTTED.match(text, start)):
+                end = match.end()
+                yield match.span()
+                break
+
+
 def find_wholes(text: str) -> Iterator[tuple[int, int]]:
     """Spans within which a text may not be cut by words."""
     for name in PATTERNS:
         yield from find(name, text)
-    if any(sign in text for sign in "`+#-<>=%{@"):
+    if any(sign in text for sign in "`+#<>=%{@"):
         yield from matches(_MORE, text)
     if "." in text:
-        yield from matches(_DOTTED, text)
+        yield from _dotted(text)
     if "<" in text and ">" in text:
         yield from matches(_MARKUP, text)
