@@ -3,11 +3,14 @@
 import gc
 import importlib.util
 import os
+import secrets
 import tempfile
 
 
 # Before any Hugging Face library is imported: they read these once.
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "CI": "1", "TOKENIZERS_PARALLELISM": "false"}
+# Ray reads these once a process, when anything imports it; without a token it would leave one in the user's home.
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="tokforget-hf-")
 
 import pytest

@@ -523,7 +523,7 @@ def test_env_can_ask_torch(shell):
         (["restore", "--batch-size", "0"], "at least 1, got 0"),
         (["inspect", "--unit", "letter"], "invalid choice: 'letter'"),
         (["restore"], "- is no output of `tokforget compress --json`"),
-        ([], "are required: compress | restore | inspect | diff | serve | env"),
+        ([], "are required: compress | restore | inspect | diff | serve | export | env"),
     ],
 )  # fmt: skip
 def test_a_users_mistake_is_one_line_and_exit_code_two(shell, words, message):

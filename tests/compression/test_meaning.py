@@ -506,3 +506,15 @@ def test_few_words_are_left_alone_of_their_sentences(compressor, monkeypatch):
     assert "island" in short
     monkeypatch.setattr(ranked_text, "search_without_remnants", search_budget)
     assert 5 * now <= left_alone()
+
+
+def test_of_quotations_and_brackets_no_empty_ones_are_left(compressor):
+    text = (
+        '"Labouring under such a delusion, why do you not marry?"\n\n"I sometimes jolly well think I would if I got the chance."\n\n'
+        '"Has nobody ever asked you?"\n\n"Only ninnies."\n\n"Do people ask Helen at all?"\n\n"Plentifully."\n'
+        "- Customer surveys provide a framework (see the circular of last August.)\n"
+    )
+    for target in range(10, 90):
+        short = compressor.compress(text, target_tokens=target, unit="word").text
+        assert not re.search(r'"[.?]?"(?!\n*"\w)|\([.\s]*\)', short.replace('"\n', '" \n')), short
+        assert all(line.count('"') in (0, 2) for line in short.splitlines()), short

@@ -1,7 +1,6 @@
 """Ray Data on this machine: the rows are those of a local run, also where workers are killed."""
 
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -87,9 +86,6 @@ def ray():
     before = psutil.Process().children(recursive=True)
     with pytest.MonkeyPatch.context() as patched:
         # Before Ray is imported, which reads some of it once.
-        patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patched.setenv("RAY_AUTH_MODE", "token")
-        patched.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else one is left in the user's home
         patched.setenv("RAY_worker_niceness", "0")  # at Ray's 15 a busy machine hardly gets to them
         patched.setenv("PYTHONPATH", str(ROOT))
         try:

@@ -214,7 +214,11 @@ def test_hardware_time_and_tokens_are_recorded_and_old_measurements_go(base_fold
     assert not (tmp_path / "eval_results.json").exists()
     run = json.loads((tmp_path / "training_config.json").read_text())["run"]
     assert (run["steps"], run["resumed_from_step"], run["processes"], run["threads"]) == (4, 0, 1, 1)
-    assert run["seconds"] > 0 and run["device"].startswith("CPU") and run["versions"]["torch"] == torch.__version__
+    assert (
+        run["seconds"] > 0
+        and run["device"].startswith("CPU")
+        and torch.__version__.startswith(run["versions"]["torch"])
+    )
     sizes = [int(batch["attention_mask"].sum()) for batch in trainer.get_train_dataloader()]
     assert 0 < run["tokens"] <= 4 * max(sizes)
     resumed = make_trainer(base_folder, tokenizer, tmp_path / "again", **schedule)

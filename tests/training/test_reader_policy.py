@@ -348,9 +348,10 @@ def test_a_reconstructor_learns_beside_the_policy_and_restores(wide_base, corpus
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     joint = {"lookups_per_text": 2, "reconstructor_weight": 0.5, "reconstructor_learning_rate": 3e-2, "warmup_steps": 1,
              "reconstructor_text_fraction": 1.0}  # fmt: skip
-    trainer = train_reader_policy(settings, arguments(whole, **joint, max_steps=30))
+    trainer = train_reader_policy(settings, arguments(whole, **joint, max_steps=60))
     logs = [entry for entry in trainer.state.log_history if "reconstruction_loss" in entry]
-    learnt = [np.mean([entry["reconstruction_loss"] for entry in part]) for part in (logs[:8], logs[-8:])]
+    # Of random words little can be learnt, and that in the first steps.
+    learnt = [np.mean([entry["reconstruction_loss"] for entry in part]) for part in (logs[:2], logs[-16:])]
     assert learnt[1] < learnt[0] - 0.05 and all(0 < entry["bits_lost"] < 20 for entry in logs)
 
     train_reader_policy(settings, arguments(broken, **joint, save_strategy="steps", save_steps=2))

@@ -418,18 +418,23 @@ class Bonds:
         found[one[self.clause_marks[one] & self.stops[two] & (two - one > 1)]] = True
         if len(self.pairs):
             opened, closed = self.pairs.T
-            total = _sums(keep)
+            total = _sums(keep & ~self.stops)  # of "(.)" nothing is left
             empty = keep[opened] & (total[closed] == total[opened + 1]) & (closed > opened + 1) & ~self.marks[closed]
             found[self.pairs[empty]] = True
         return found & keep
 
     def rank(self, ranks: np.ndarray) -> np.ndarray:
         """Ranks `(num_pieces,)`, lower is kept first, as the bonds would have them."""
-        # A hair behind: of equal ranks the earlier piece would be kept first.
-        ranks = np.maximum(
-            ranks, np.where(self.leads_to == np.arange(len(ranks)), -np.inf, ranks[self.leads_to] + 1e-6)
-        )
+        ranks = self.led(ranks)
         return np.where(self.first_of_all, ranks - _FAR, ranks)
+
+    def led(self, ranks: np.ndarray) -> np.ndarray:
+        """Ranks in which no piece comes before the one that it leads to, but for what must stay."""
+        # A hair behind: of equal ranks the earlier piece would be kept first.
+        ahead = ranks[self.leads_to]
+        # What is only brought along by others has no rank to stay behind.
+        leads = (self.leads_to != np.arange(len(ranks))) & (ranks != -np.inf) & (ahead != np.inf)
+        return np.where(leads, np.maximum(ranks, ahead + 1e-6), ranks)
 
     def complete(self, keep: np.ndarray, allowed: np.ndarray) -> np.ndarray:
         """A keep mask with what comes along, of what is `allowed`; both `(num_pieces,)`, bool. More in, never less out."""
@@ -908,7 +913,7 @@ def _lead(made: _Builder) -> None:
         if not bare:
             if ends_clause:
                 ahead = following = None
-            elif is_apart and following is not None:
+            elif following is not None and (is_apart or at == 0 or words[at - 1].breaks_line):
                 leads_to[at] = following
             continue
         following = at
