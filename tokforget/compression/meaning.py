@@ -12,7 +12,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import chain, pairwise
 from typing import NamedTuple
 
@@ -634,20 +634,24 @@ class _Builder:
             end += 1
         return start, end
 
+    @cached_property
+    def tables(self) -> list[list[re.Match]]:
+        return _tables(self.text)
+
     def set_apart(self, start: int, end: int, at: int) -> None:
         """
         The marks on both sides of a clause stay where words are left on both sides of them: "not shipped, ... cancel today" is not
         "not shipped today". That behind the clause stands at the word `at`, which may be the clause's last.
         """
         before, behind = start - 1, end + 1
-        while before > max(start - _CLAUSE, 0) and not _seen(self.word(before - 1)).ends_sentence:
+        while before > max(start - _CLAUSE, 0) and not self.seen[before - 1].ends_sentence:
             before -= 1
-        while behind < min(end + _CLAUSE, len(self.pieces)) and not _seen(self.word(behind)).ends_sentence:
+        while behind < min(end + _CLAUSE, len(self.pieces)) and not self.seen[behind].ends_sentence:
             behind += 1
-        if end < len(self.pieces) and _CLAUSE_MARK.fullmatch(self.word(end)):
+        if end < len(self.pieces) and self.seen[end].is_clause_mark:
             self.rows.append((end, end + 1, behind, start))
             self.stands_at[end] = at
-        if start > 0 and _CLAUSE_MARK.fullmatch(self.word(start - 1)):
+        if start > 0 and self.seen[start - 1].is_clause_mark:
             self.rows.append((start - 1, start, end, max(before, 0)))
 
     def named(self, at: int) -> int:
@@ -878,7 +882,7 @@ def _tables(text: str) -> list[list[re.Match]]:
 
 def _tie_tables(made: _Builder) -> None:
     """Of a table with a line under its head: a cell comes with the name of its row and that of its column."""
-    for head, rule, *rows in _tables(made.text):
+    for head, rule, *rows in made.tables:
         names = _cells(made, head)
         for row in rows if names else ():
             cells = _cells(made, row)
@@ -953,16 +957,15 @@ def _tie_marks(made: _Builder) -> None:
             _, behind = made.touched(*match.span())
             until = ends[line] if behind < ends[line] else ends[min(line + 1, len(ends) - 1)]
             made.add_marks(*match.span(), min(behind, until), until)
-    below = {row.start() for _, _, *rows in _tables(text) for row in rows}
+    below = {row.start() for _, _, *rows in made.tables for row in rows}
     for match in _ROW.finditer(text) if "|" in text else ():
         line = line_of(match.end() - 1)
         before = starts[line]
         for pipe in re.finditer(r"\|", match[0]):
             at = match.start() + pipe.start()
             made.add_marks(at, at + 1, before, ends[line])
-            if (
-                match.start() in below
-            ):  # a row may have fewer cells than its head: empty ones at its end go with their pipes
+            # A row may have fewer cells than its head: empty ones at its end go with their pipes.
+            if match.start() in below:
                 before = made.touched(at, at + 1)[0]
     _tie_fences(made)
     _tie_tables(made)
