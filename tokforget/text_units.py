@@ -43,6 +43,9 @@ _ABBREVIATIONS = [
         "bzw",
         "Abb",
         "etc",
+        "al",
+        "cf",
+        "approx",
     ],
 ]
 # Behind a dot: not after an abbreviation, an initial, a day of the month in German, the number of an item. By length, since a

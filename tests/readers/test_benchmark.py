@@ -229,11 +229,11 @@ def test_units():
     assert split_sentences("One is here. Two\nThree (3.5) is not! ") == [(0, 13), (13, 17), (17, 37)]
     text = (
         'Dr. Smith met Mrs. Jones, e.g. at 5 p.m. on Main St. in Washington, D.C. yesterday. "Who?" he asked. See Fig. 3. '
-        "J. Bach came am 3. Mai. Well... no. Is it? y is.\n\n1. First\n2. Second. No. 5 too. End"
+        "J. Bach came am 3. Mai (Hu et al. 2021). Well... no. Is it? y is.\n\n1. First\n2. Second. No. 5 too. End"
     )
     assert [text[a:b].strip() for a, b in split_sentences(text)] == [
         "Dr. Smith met Mrs. Jones, e.g. at 5 p.m. on Main St. in Washington, D.C. yesterday.", '"Who?" he asked.', "See Fig. 3.",
-        "J. Bach came am 3. Mai.", "Well... no.", "Is it?", "y is.", "1. First", "2. Second.", "No. 5 too.", "End",
+        "J. Bach came am 3. Mai (Hu et al. 2021).", "Well... no.", "Is it?", "y is.", "1. First", "2. Second.", "No. 5 too.", "End",
     ]  # fmt: skip
     assert "".join(text[a:b] for a, b in split_sentences(text)) == text
     assert "".join(TEXT[a:b] for a, b in split_words(TEXT)) == TEXT
