@@ -105,7 +105,7 @@ def test_a_past_is_not_pickled(compressor):
 
 
 def test_a_map_function_keeps_the_promises_of_its_model(compressor, tmp_path):
-    Calibration(0.1, 99, "reader", [(0.9, 0.8)], [(0.0, 0.0), (1.0, 1.0)]).save(tmp_path)
+    Calibration(99, "reader", {0.1: [(0.9, 0.8)]}, [(0.0, 0.0), (1.0, 1.0)]).save(tmp_path)
     promising = Compressor(compressor.policy, compressor.tokenizer, tmp_path)
     function = compress_column(promising, quality=0.9)
     expected = function({"text": "The meeting has been moved to Tuesday, 3 pm, in room B12."})

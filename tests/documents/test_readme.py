@@ -216,7 +216,7 @@ def recipe_of(target: str) -> list[str]:
 
 
 def test_make_runs_the_two_suites():
-    assert [line for line in recipe_of("test") if line.endswith("/pytest -q tests")]
+    assert [line for line in recipe_of("test") if "/pytest -q tests -n auto" in line]
     assert [line for line in recipe_of("test-slow") if line.endswith("/pytest -q tests -m slow")]
     assert "-m 'not slow'" in (ROOT / "pyproject.toml").read_text(), "the default suite leaves the slow tests out"
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import make_gpt2
 from tokforget.compression.compressor import Compressor
-from tokforget.compression.quality import Calibration
+from tokforget.compression.quality import RISKS, Calibration
 from tokforget.packaged import forget_model_path
 from tokforget.readers.calibration import LookupTexts
 from tokforget.readers.language_model import Reader
@@ -31,12 +31,13 @@ def test_the_recipe_calibrates_and_checks(base_folder, texts, tmp_path, capsys, 
     monkeypatch.setattr("tokforget.readers.calibration._LEAST_WORTH", 1e-9)
     model = shutil.copytree(forget_model_path(), tmp_path / "model")
     line = ["--model_path", str(model), "--reader_name_or_path", base_folder, "--corpus", str(corpus), "--texts_per_kind", "30",
-            "--passage_characters", "100", "--lookups_per_text", "2", "--rates", "0.5", "0.8", "--risk", "0.3", "--use_cpu", "true"]  # fmt: skip
+            "--passage_characters", "100", "--lookups_per_text", "2", "--levels", "0.8", "0.5", "--check_risks", "0.01", "0.3", "--use_cpu", "true"]  # fmt: skip
     runpy.run_path(str(ROOT / "recipes/calibrate_quality.py"))["main"](line)
     out = capsys.readouterr().out
-    assert "Calibrated on" in out and "quality 0.9: rate" in out and "'news'" in out
+    assert "Calibrated on" in out and "quality 0.9, risk 0.3: rate" in out and "'news'" in out
     found = Calibration.load(model)
-    assert found.risk == 0.3 and found.reader == Path(base_folder).name
+    assert found.thresholds.keys() <= set(RISKS) and 0.3 in found.thresholds and found.reader == Path(base_folder).name
+    assert "risk 0.01: " in out and "take more" in out
     result = Compressor.from_pretrained(model).compress(rows[0]["text"], quality=0.5)
     assert result.returned_whole == "quality" or result.predicted_retention is not None
 

@@ -191,6 +191,12 @@ def _add_budget(command: argparse.ArgumentParser) -> None:
         help="as little as the model's calibration allows for a reader to retain this share",
     )
     group.add_argument(
+        "--risk",
+        type=float,
+        metavar="P",
+        help="share of texts that may fall below --quality, in (0, 1) (default: 0.1)",
+    )
+    group.add_argument(
         "--count-with",
         metavar="VOCABULARY",
         help="whose tokens are counted: a tokenizer.json, a folder with one, a Hub id, or a name of tiktoken such as o200k_base or "
@@ -229,7 +235,7 @@ def _add_budget(command: argparse.ArgumentParser) -> None:
 
 def compress_options(args: argparse.Namespace) -> dict:
     """The arguments of `Compressor.compress`."""
-    names = ("rate", "target_tokens", "threshold", "quality", "unit", "prefix_stable", "nested", "budget", "tags", "min_tokens",
+    names = ("rate", "target_tokens", "threshold", "quality", "risk", "unit", "prefix_stable", "nested", "budget", "tags", "min_tokens",
              "on_impossible", "question", "mark_omissions")  # fmt: skip
     protect = [f"re:{item[1:-1]}" if len(item) > 2 and item[0] == item[-1] == "/" else item for item in args.protect]
     for name, count in (("first", args.keep_first), ("last", args.keep_last)):

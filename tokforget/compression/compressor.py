@@ -24,7 +24,7 @@ from tokforget.compression.messages import (
 )
 from tokforget.compression.pieces import cut
 from tokforget.compression.protection import PRESET, parse_tags
-from tokforget.compression.quality import Calibration
+from tokforget.compression.quality import RISK, Calibration
 from tokforget.compression.ranked_text import RankedText, search
 from tokforget.compression.request import Request, as_texts
 from tokforget.compression.results import CompressedText, encodable
@@ -167,6 +167,7 @@ class Compressor:
         target_tokens: int | None = None,
         threshold: float | None = None,
         quality: float | None = None,
+        risk: float | None = None,
         unit: str | None = None,
         protect=PRESET,
         nested: bool = False,
@@ -194,6 +195,8 @@ class Compressor:
             quality (`float`, *optional*): Keep as little as the model's calibration allows for a reader to retain this share of
                 what the text tells it, in (0, 1]; see [`tokforget.compression.quality`]. A text for which nothing shorter can be
                 promised is returned whole, and says so.
+            risk (`float`, *optional*): Share of texts that may fall below `quality`, in (0, 1); 0.1 without it. The packaged model
+                is calibrated for 0.05, 0.1, 0.2, 0.3 and 0.5; between two of them the lower one holds.
             unit (`str`, *optional*): `"token"`, or `"word"`: a word is kept or dropped whole, and so is a number or an address;
                 or `"auto"`: by words, but JSON stays JSON, and code and logs are taken by lines
                 ([`tokforget.compression.structure`]). What the model was trained by without it.
@@ -231,7 +234,7 @@ class Compressor:
             `ValueError`: If arguments exclude each other, or what is protected does not fit the budget.
         """
         request = Request(
-            rate=rate, target_tokens=target_tokens, threshold=threshold, quality=quality, unit=unit or self.policy.unit, protect=protect, nested=nested,
+            rate=rate, target_tokens=target_tokens, threshold=threshold, quality=quality, risk=risk, unit=unit or self.policy.unit, protect=protect, nested=nested,
             prefix_stable=prefix_stable, budget=budget, tags=tags, min_tokens=min_tokens, on_impossible=on_impossible,
             count_tokens=count_tokens, mark_omissions=mark_omissions,
         )  # fmt: skip
@@ -286,6 +289,8 @@ class Compressor:
         self, texts: list[str], request: Request, questions: Sequence[str | None] | None = None
     ) -> list[CompressedText]:
         began = time.perf_counter()
+        if request.quality is not None:  # before the first text, and where there is none
+            needed = self.calibration.needed(request.quality, RISK if request.risk is None else request.risk)
         items = self._encode_chunks(texts, request) if request.prefix_stable else self._encode(texts, request.tags)
         if self.takes_question:
             for item, question in zip(items, questions or [None] * len(items)):
@@ -300,7 +305,6 @@ class Compressor:
             elif item.num_counted < request.min_tokens:
                 item.returned_whole_because = "min_tokens"
             elif request.quality is not None:
-                needed = self.calibration.needed(request.quality)
                 item.worth_needed = 1.0 if needed is None else needed
                 item.returned_whole_because = "quality" if needed is None else None
         self._score(items, request.conditioning_rates([item.num_counted for item in items]))
@@ -339,6 +343,7 @@ class Compressor:
         rate: float | None = None,
         target_tokens: int | None = None,
         quality: float | None = None,
+        risk: float | None = None,
         *,
         system: str | list | None = None,
         question: str | bool | None = True,
@@ -376,6 +381,7 @@ class Compressor:
             rate (`float`, *optional*): Fraction of all tokens to keep, in (0, 1]; 0.5 if no budget is given.
             target_tokens (`int`, *optional*): Tokens to keep of all messages.
             quality (`float`, *optional*): As in `compress`, for each text by itself; JSON, code and logs stay whole then.
+            risk (`float`, *optional*): As in `compress`.
             system (`str` or `list`, *optional*): Anthropic's system prompt. Verbatim, and counted.
             question (`str` or `bool`): What the texts will be asked; True takes it from the last user message, None for none.
             unit (`str`), protect (*optional*): As in `compress`, but spans.
@@ -399,7 +405,7 @@ class Compressor:
             `TypeError`: If these are no messages.
         """
         return compress_messages(
-            self, messages, system, memory, rate=rate, target_tokens=target_tokens, quality=quality, question=question, unit=unit,
+            self, messages, system, memory, rate=rate, target_tokens=target_tokens, quality=quality, risk=risk, question=question, unit=unit,
             protect=protect, roles=roles, stable=stable, min_tokens=min_tokens, min_message_tokens=min_message_tokens,
             min_rate=min_rate, on_impossible=on_impossible, count_tokens=count_tokens,
         )  # fmt: skip

@@ -368,6 +368,7 @@ class _Setting:
     rate: float | None
     target_tokens: int | None
     quality: float | None
+    risk: float | None
     question: str | bool | None
     unit: str
     protect: Any
@@ -419,7 +420,7 @@ class _Setting:
     def request(self, rate: float | None = None) -> Request:
         """For the texts of a call; one of each kind of budget, or the given rate."""
         budget = {"rate": rate} if rate is not None else {
-            "rate": self.rate, "target_tokens": self.target_tokens, "quality": self.quality
+            "rate": self.rate, "target_tokens": self.target_tokens, "quality": self.quality, "risk": self.risk
         }  # fmt: skip
         unit = "word" if self.unit == "auto" and self.quality is not None else self.unit
         request = Request(**budget, unit=unit, protect=self.protect, count_tokens=self.count_tokens)
@@ -431,7 +432,8 @@ class _Setting:
     def key(self, fingerprint: str) -> str:
         """What two calls must have in common for a text of one to be done in the other."""
         least = "" if self.target_tokens is None else "least"
-        found = (fingerprint, self.rate, self.quality, least, self.unit, self.protect, self.min_rate, self.stable)
+        quality = self.quality if self.risk is None else (self.quality, self.risk)
+        found = (fingerprint, self.rate, quality, least, self.unit, self.protect, self.min_rate, self.stable)
         return repr(found if self.count_tokens is None else (*found, self.count_tokens.name))
 
 

@@ -1,10 +1,11 @@
 """
 A quality floor: the shortest text for which a reader's retention is promised, by calibration on held-out texts.
 
-A text's words have scores; the *worth kept* is the share of their summed worth that an output holds. For each calibration text
-it is known how much has to be kept until what a reader can still look up never falls below a quality again. The floor's
-threshold is a quantile of that, so that a new text of the same kind falls below the quality with a probability of at most `risk`
-(split conformal prediction, Papadopoulos et al. 2002; Angelopoulos and Bates 2021, 2107.07511).
+A text's words have scores; the *worth kept* is the share of their summed worth that an output holds. Held-out texts are
+compressed to each of some levels of worth, and a reader says what it retains of each. From the highest level downwards a binomial
+test asks whether more than a share `risk` of all such texts would fall below the quality; the lowest level that passes before one
+fails is the threshold (Learn then Test with a fixed sequence: Angelopoulos et al. 2021, arXiv 2110.01052). For every quality and
+risk the promise then holds with probability `CONFIDENCE` over the draw of the held-out texts.
 """
 
 import json
@@ -19,8 +20,11 @@ from tokforget.files import write_json
 
 
 CALIBRATION = "calibration.json"
-# Qualities that are calibrated; between two of them the higher one's threshold holds.
+# Qualities and risks that are calibrated; between two of them the stricter one's threshold holds.
 QUALITIES = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+RISKS = (0.05, 0.1, 0.2, 0.3, 0.5)
+CONFIDENCE = 0.9
+RISK = 0.1
 # Logits spread over about 5 on either side. Taken as they are, a few words would hold all of the worth, and what the rest is worth
 # to a reader could not be told: of 128 texts a quality of 0.5 took a share of .991, one of 0.9 of .999995.
 _SOFTNESS = 8.0
@@ -30,22 +34,32 @@ _SOFTNESS = 8.0
 class Calibration:
     """
     Args:
-        risk (`float`): Probability that a promise is broken, at most, for a text like those of the calibration.
         num_texts (`int`): Texts of the calibration.
         reader (`str`): Whose retention is promised.
-        thresholds (`list`): `(quality, worth kept that it takes)`; a worth of `None` cannot be promised.
+        thresholds (`dict`): For each risk, a probability that a promise is broken for a text like those of the calibration, a list
+            of `(quality, worth kept that it takes)`; a worth of `None` cannot be promised.
         curve (`list`): `(worth kept, mean retention)`, rising: what is expected.
     """
 
-    risk: float
     num_texts: int
     reader: str
-    thresholds: list[tuple[float, float | None]]
+    thresholds: dict[float, list[tuple[float, float | None]]]
     curve: list[tuple[float, float]]
 
-    def needed(self, quality: float) -> float | None:
-        """Worth that has to be kept for a quality; `None` where only the whole text will do."""
-        for level, worth in self.thresholds:
+    def needed(self, quality: float, risk: float) -> float | None:
+        """
+        Worth that has to be kept for a quality; `None` where only the whole text will do.
+
+        Raises:
+            `ValueError`: If no risk as low as this was calibrated.
+        """
+        calibrated = [one for one in sorted(self.thresholds) if one <= risk + 1e-9]
+        if not calibrated:
+            raise ValueError(
+                f"`risk` must be at least {min(self.thresholds)}, the lowest that this model is calibrated for, got {risk}: more "
+                "texts in recipes/calibrate_quality.py can show a lower one."
+            )
+        for level, worth in self.thresholds[calibrated[-1]]:
             if level >= quality - 1e-9:
                 return worth
         return None
@@ -72,8 +86,12 @@ class Calibration:
             )
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            pairs = {name: [tuple(pair) for pair in content[name]] for name in ("thresholds", "curve")}
-            return cls(float(content["risk"]), int(content["num_texts"]), str(content["reader"]), **pairs)
+            thresholds = content["thresholds"]
+            if isinstance(thresholds, list):  # written when a calibration was for one risk
+                thresholds = {content["risk"]: thresholds}
+            thresholds = {float(risk): [tuple(pair) for pair in pairs] for risk, pairs in thresholds.items()}
+            curve = [tuple(pair) for pair in content["curve"]]
+            return cls(int(content["num_texts"]), str(content["reader"]), thresholds, curve)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no calibration: {error}.") from error
 
@@ -83,41 +101,46 @@ def token_worth(logits: np.ndarray) -> np.ndarray:
     return np.logaddexp(0.0, np.asarray(logits, dtype=np.float64) / _SOFTNESS)
 
 
-def smallest_share(shares: Sequence[float], retentions: Sequence[float], quality: float) -> float:
+def most_broken(num_texts: int, risk: float, confidence: float = CONFIDENCE) -> int:
     """
-    The worth from which on a text's retention never falls below the quality again; 1 if only the whole text will do. Between
-    two points that were measured the upper one is taken: nothing is known of what lies between.
+    Of so many texts, how many may fall below a quality while a share of more than `risk` of all texts can still be ruled out: the
+    largest `k` for which a binomial `(num_texts, risk)` is at most `k` with probability `1 - confidence`; -1 if there is none.
     """
-    order = np.argsort(shares)
-    found = 1.0
-    for place in reversed(order):
-        if retentions[place] < quality:
-            break
-        found = float(shares[place])
+    found, chance = -1, 0.0
+    for k in range(num_texts + 1):
+        ways = math.lgamma(num_texts + 1) - math.lgamma(k + 1) - math.lgamma(num_texts - k + 1)
+        chance += math.exp(ways + k * math.log(risk) + (num_texts - k) * math.log1p(-risk))
+        if chance > 1 - confidence:
+            return found
+        found = k
     return found
 
 
-def calibrate(shares: np.ndarray, retentions: np.ndarray, risk: float, reader: str) -> Calibration:
+def calibrate(levels: Sequence[float], shares: np.ndarray, retentions: np.ndarray, reader: str) -> Calibration:
     """
     Args:
-        shares (`np.ndarray` of shape `(num_texts, num_rates)`), retentions (of the same shape): Worth kept, and what a reader
-            could still look up, of each text at several rates.
-        risk (`float`): In (0, 1).
+        levels (`Sequence[float]`): Of worth, rising: what each text was asked to keep at least.
+        shares (`np.ndarray` of shape `(num_texts, num_levels)`), retentions (of the same shape): Worth kept, and what a reader
+            could still look up.
 
     Raises:
-        `ValueError`: If there are too few texts to promise anything at this risk.
+        `ValueError`: If there are too few texts to promise anything at any risk.
     """
     num_texts = len(shares)
-    rank = math.ceil((num_texts + 1) * (1 - risk))
-    if rank > num_texts:
-        raise ValueError(
-            f"{num_texts} texts cannot show a risk of {risk}; at least {math.ceil(1 / risk) - 1} are needed."
-        )
-    thresholds: list[tuple[float, float | None]] = []
-    for quality in QUALITIES:
-        needed = np.sort([smallest_share(s, r, quality) for s, r in zip(shares, retentions)])[rank - 1]
-        thresholds.append((quality, None if needed >= 1.0 else float(needed)))
-    return Calibration(risk, num_texts, reader, thresholds, _rising(shares.ravel(), retentions.ravel()))
+    allowed = {risk: most_broken(num_texts, risk) for risk in RISKS}
+    thresholds: dict[float, list[tuple[float, float | None]]] = {}
+    for risk in (risk for risk, number in allowed.items() if number >= 0):
+        thresholds[risk] = []
+        for quality in QUALITIES:
+            threshold = None
+            for place in reversed(range(len(levels))):
+                if (retentions[:, place] < quality).sum() > allowed[risk]:
+                    break
+                threshold = float(levels[place])
+            thresholds[risk].append((quality, threshold))
+    if not thresholds:
+        raise ValueError(f"{num_texts} texts cannot show a risk of even {max(RISKS)}: take more, at least 100.")
+    return Calibration(num_texts, reader, thresholds, _rising(shares.ravel(), retentions.ravel()))
 
 
 def _rising(shares: np.ndarray, retentions: np.ndarray) -> list[tuple[float, float]]:

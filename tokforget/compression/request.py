@@ -20,6 +20,7 @@ class Request:
     target_tokens: int | None = None
     threshold: float | None = None
     quality: float | None = None
+    risk: float | None = None
     unit: str = "token"
     protect: InitVar = PRESET
     nested: bool = False
@@ -56,13 +57,15 @@ class Request:
         whole = isinstance(target, (int, np.integer)) and not isinstance(target, bool)
         if target is not None and not (whole and target >= 1):
             raise ValueError(f"`target_tokens` must be a whole number of at least 1, got {target!r}.")
-        for name in ("threshold", "quality", "min_tokens"):
+        for name in ("threshold", "quality", "risk", "min_tokens"):
             if getattr(self, name) is not None:
                 check_number(getattr(self, name), name)
         if self.threshold is not None and not 0.0 < self.threshold < 1.0:
             raise ValueError(f"`threshold` must lie in (0, 1), got {self.threshold}.")
         if self.quality is not None and not 0.0 < self.quality <= 1.0:
             raise ValueError(f"`quality` must lie in (0, 1], got {self.quality}.")
+        if self.risk is not None and not 0.0 < self.risk < 1.0:
+            raise ValueError(f"`risk` must lie in (0, 1), got {self.risk}.")
         choices = {
             "unit": ("token", "word", "auto"),
             "budget": ("per_text", "corpus"),
@@ -79,6 +82,7 @@ class Request:
         quality = self.quality is not None
         target = self.target_tokens is not None
         for clash, message in (
+            (self.risk is not None and not quality, "`risk` says how often a `quality` may be missed: pass both."),
             (
                 quality and (corpus or stable or self.tags or self.nested),
                 "`quality` sets a budget for each text: leave out `budget='corpus'`, `prefix_stable`, `tags` and `nested`.",

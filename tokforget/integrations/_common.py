@@ -36,10 +36,19 @@ def compress_documents(compressor: Compressor, texts: list[str], options: dict, 
     if lost and _is_told_apart(options):
         question = options.get("question")
         of_lost = question if question is None or isinstance(question, str) else [question[n] for n in lost]
-        budget = {"rate": 1.0, "target_tokens": None, "quality": None, "question": of_lost}
+        budget = {"rate": 1.0, "target_tokens": None, "quality": None, "risk": None, "question": of_lost}
         for n, whole in zip(lost, compressor.compress([texts[n] for n in lost], **options | budget)):
             results[n] = whole
     return results
+
+
+def without_other_budgets(options: dict, of_call: dict) -> dict:
+    """The options without their budget where a call brings its own; a `quality` of the call keeps the `risk`."""
+    budgets = {"rate", "target_tokens", "threshold", "quality"}
+    if not budgets & of_call.keys():
+        return options
+    replaced = budgets if of_call.get("quality") is not None else budgets | {"risk"}
+    return {name: value for name, value in options.items() if name not in replaced}
 
 
 def ready(compressor: Compressor | str | Path | None, options: dict) -> Compressor:

@@ -7,7 +7,7 @@ from pathlib import Path
 from tokforget.compression.compressor import Compressor
 from tokforget.compression.counting import TokenCounter
 from tokforget.compression.results import COLUMNS, columns
-from tokforget.integrations._common import ready
+from tokforget.integrations._common import ready, without_other_budgets
 
 
 class ColumnCompressor:
@@ -153,12 +153,8 @@ class CompressionPipeline:
         return self._one_by_one(iter(inputs), options)
 
     def _merged(self, options: dict) -> dict:
-        """The call's options over the constructor's; a budget of any kind replaces a budget of another."""
-        budgets = {"rate", "target_tokens", "threshold", "quality"}
-        kept = {
-            name: value for name, value in self.options.items() if not (budgets & options.keys() and name in budgets)
-        }
-        return kept | options
+        """The call's options over the constructor's; a budget of any kind replaces a budget of another kind."""
+        return without_other_budgets(self.options, options) | options
 
     def _one_by_one(self, texts: Iterator[str], options: dict) -> Iterator[dict]:
         while batch := list(islice(texts, self.batch_size)):

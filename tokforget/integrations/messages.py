@@ -4,6 +4,7 @@ from pathlib import Path
 
 from tokforget.compression.compressor import Compressor
 from tokforget.compression.messages import CompressedMessages
+from tokforget.integrations._common import without_other_budgets
 
 
 class MessageCompressor:
@@ -36,6 +37,5 @@ class MessageCompressor:
 
     def compress(self, messages: list[dict], **options) -> CompressedMessages:
         """The same with counts and records."""
-        budgets = {"rate", "target_tokens", "quality"}
-        kept = {k: v for k, v in self.options.items() if not (k in budgets and budgets & options.keys())}
+        kept = without_other_budgets(self.options, options)
         return self.compressor.compress_messages(messages, **kept | options)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from tokforget.compression.compressor import Compressor
-from tokforget.compression.quality import calibrate, token_worth
+from tokforget.compression.quality import RISK, Calibration, calibrate, token_worth
 from tokforget.compression.results import CompressedText
 from tokforget.hub.cards import describe_base
 from tokforget.readers.calibration_arguments import CalibrationArguments
@@ -76,30 +76,46 @@ def calibrate_model(args: CalibrationArguments) -> None:
     held_out = [draw_passages(read_corpus(args.corpus, split, kinds), args.texts_per_kind, args.passage_characters, args.seed)
                 for split, kinds in (("validation", args.kinds), ("test", ()))]  # fmt: skip
     known, foreign = (LookupTexts(reader, passages, counts, args.lookups_per_text, args.seed) for passages in held_out)
+    # A calibration that promises no quality, but by which `quality` is the worth to keep.
+    levels = sorted(args.levels)
+    compressor.calibration = Calibration(0, "", {RISK: [(level, level) for level in levels]}, [(0.0, 0.0), (1.0, 1.0)])
     shares, retentions = [], []
-    for rate in args.rates:
-        results = compressor.compress(known.texts, rate=rate, nested=True)
-        # Nested: ranked by the scores of the reference rate, as a quality is.
+    for level in levels:
+        results = compressor.compress(known.texts, quality=level)
         shares.append(
             [worth_kept(result, compressor.reference_logits(text)) for result, text in zip(results, known.texts)]
         )
         retentions.append(known.retention([result.text for result in results]))
-    calibration = calibrate(
-        np.array(shares).T, np.array(retentions).T, args.risk, describe_base(args.reader_name_or_path)["name"]
-    )
+        rates = [result.compression_rate for result in results]
+        print(f"worth {level}: rate {np.mean(rates):.3f}, retention {np.mean(retentions[-1]):.3f}", flush=True)
+    reader_name = describe_base(args.reader_name_or_path)["name"]
+    calibration = calibrate(levels, np.array(shares).T, np.array(retentions).T, reader_name)
     calibration.save(args.model_path)
     compressor = Compressor.from_pretrained(args.model_path)
-    print(f"Calibrated on {len(known.texts)} texts, risk {args.risk}: {calibration.thresholds}")
-    for quality in args.check_qualities:
-        results = compressor.compress(foreign.texts, quality=quality)
-        found = foreign.retention([result.text for result in results])
-        rates = np.array([result.compression_rate for result in results])
-        whole = np.mean([result.returned_whole is not None for result in results])
-        by_kind = {
-            kind: f"{np.mean(found[[k == kind for k in foreign.kinds]] < quality):.2f}"
-            for kind in sorted(set(foreign.kinds))
-        }
+    print(f"Calibrated on {len(known.texts)} texts, {args.lookups_per_text} lookups each, of {args.model_path}:")
+    for risk, thresholds in calibration.thresholds.items():
         print(
-            f"quality {quality}: rate {rates.mean():.3f}, retention {np.mean(found):.3f}, below it {np.mean(found < quality):.3f} of "
-            f"{len(found)} test texts, whole {whole:.2f}; by kind {by_kind}"
+            f"risk {risk}: {[(quality, None if worth is None else round(worth, 3)) for quality, worth in thresholds]}"
         )
+    for risk in args.check_risks:
+        if risk < min(calibration.thresholds):
+            print(f"risk {risk}: {len(known.texts)} texts cannot show it; take more.")
+            continue
+        for quality in args.check_qualities:
+            _check(compressor, foreign, quality, risk)
+
+
+def _check(compressor: Compressor, texts: LookupTexts, quality: float, risk: float) -> None:
+    """Print how often a promise is broken, and at which rate it is kept."""
+    results = compressor.compress(texts.texts, quality=quality, risk=risk)
+    found = texts.retention([result.text for result in results])
+    rates = np.array([result.compression_rate for result in results])
+    whole = np.mean([result.returned_whole is not None for result in results])
+    by_kind = {
+        kind: f"{np.mean(found[[k == kind for k in texts.kinds]] < quality):.2f}" for kind in sorted(set(texts.kinds))
+    }
+    print(
+        f"quality {quality}, risk {risk}: rate {rates.mean():.3f}, retention {np.mean(found):.3f}, below it "
+        f"{np.mean(found < quality):.3f} of {len(found)} test texts, whole {whole:.2f}; by kind {by_kind}",
+        flush=True,
+    )

@@ -7,7 +7,6 @@ No `from __future__ import annotations` here: the host's parser reads the annota
 from dataclasses import dataclass, field
 
 from tokforget.parsing import check_at_least
-from tokforget.rates import check_rate
 
 
 @dataclass
@@ -28,16 +27,16 @@ class CalibrationArguments:
     )
     texts_per_kind: int = field(default=16, metadata={"help": "Calibration texts per kind, and as many to check."})
     passage_characters: int = field(default=1000, metadata={"help": "Length of a text."})
-    lookups_per_text: int = field(default=8, metadata={"help": "Lookups by which a text's retention is measured."})
-    rates: list[float] = field(
-        default_factory=lambda: [0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95],
-        metadata={"help": "Rates at which each text is measured."},
+    lookups_per_text: int = field(default=24, metadata={"help": "Lookups by which a text's retention is measured."})
+    levels: list[float] = field(
+        default_factory=lambda: [0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975],
+        metadata={"help": "Shares of a text's worth that are tried as thresholds, in (0, 1)."},
     )
-    risk: float = field(default=0.1, metadata={"help": "Probability that a promise is broken, at most; in (0, 1)."})
     check_qualities: list[float] = field(
         default_factory=lambda: [0.7, 0.8, 0.9],
         metadata={"help": "Qualities whose promises are checked on test sources."},
     )
+    check_risks: list[float] = field(default_factory=lambda: [0.1, 0.5], metadata={"help": "Each at these risks."})
     seed: int = field(default=0, metadata={"help": "Of texts and lookups."})
     use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU where there is a GPU."})
 
@@ -45,7 +44,7 @@ class CalibrationArguments:
         for name in ("texts_per_kind", "lookups_per_text"):
             check_at_least(self, name, 1)
         check_at_least(self, "passage_characters", 100)
-        for rate in self.rates:
-            check_rate(rate, "rates")
-        if not 0 < self.risk < 1:
-            raise ValueError(f"`risk` must lie in (0, 1), got {self.risk}.")
+        for name in ("levels", "check_qualities", "check_risks"):
+            for value in getattr(self, name):
+                if not 0 < value < 1:
+                    raise ValueError(f"`{name}` must lie in (0, 1), got {value}.")

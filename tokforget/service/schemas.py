@@ -38,6 +38,7 @@ _TARGET = Field(None, description="Tokens to keep, at most.")
 _QUALITY = Field(
     None, description="As little as the model's calibration allows for a reader to retain this share, in (0, 1]."
 )
+_RISK = Field(None, description="Share of texts that may fall below `quality`, in (0, 1); 0.1 without it.")
 _ON_IMPOSSIBLE = "Where what must stay exceeds the budget: 'raise' (an error), or 'warn' and return the smallest feasible, which says so in `unreached`."
 
 
@@ -52,6 +53,7 @@ class _Options(_Body):
     target_tokens: int | None = _TARGET
     threshold: float | None = Field(None, description="Keep what scores at least this, in (0, 1); no budget then.")
     quality: float | None = _QUALITY
+    risk: float | None = _RISK
     unit: str | None = Field(
         None, description="'token', 'word' or 'auto' (JSON stays JSON, code and logs go by lines)."
     )
@@ -96,6 +98,7 @@ class MessagesBody(_Body):
     rate: float | None = _RATE
     target_tokens: int | None = _TARGET
     quality: float | None = _QUALITY
+    risk: float | None = _RISK
     system: str | list | None = Field(None, description="Anthropic's system prompt: verbatim, and counted.")
     question: bool | str | None = Field(
         True, description="What the texts will be asked; true takes it from the last user message."
