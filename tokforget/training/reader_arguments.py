@@ -76,7 +76,7 @@ class ReaderPolicyArguments:
     )
     policy_hidden_size: int = field(default=96, metadata={"help": "Width of the policy."})
     ngram_buckets: int = field(
-        default=2**18, metadata={"help": "Size of the policy's count tables; 0 leaves them out."}
+        default=0, metadata={"help": "Size of count tables of token pairs that the policy may look up; 0 for none."}
     )
     batch_tokens: int = field(default=4096, metadata={"help": "Most tokens of one forward of the reader."})
     reconstructor_path: str | None = field(

@@ -36,7 +36,7 @@ TARGET_WEIGHTS = "target_weights.json"
 def fresh_policy(
     reader: Reader,
     hidden_size: int = 96,
-    ngram_buckets: int = 2**18,
+    ngram_buckets: int = 0,
     name: str = "",
     reconstructor: Reconstructor | None = None,
 ) -> ForgetModel:
