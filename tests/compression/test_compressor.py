@@ -244,7 +244,7 @@ def test_small_texts_can_be_left_alone(compressor):
         ({"threshold": 1.5}, "in (0, 1)"),
         ({"unit": "sentence"}, "`unit` must be one of ('token', 'word', 'auto')"),
         ({"budget": "all"}, "`budget` must be one of"),
-        ({"protect": "number"}, "knows no 'number'. It takes code_fences, emails"),
+        ({"protect": "number"}, "knows no 'number'. Did you mean 'numbers'? It takes code_fences, emails"),
         ({"protect": "re:("}, "broken regular expression"),
         ({"protect": (5, 900)}, "ends at character 900"),
         ({"nested": True, "prefix_stable": True}, "does not nest"),
@@ -548,7 +548,23 @@ def test_the_terminal_shows_what_was_dropped_with_and_without_colours(compressor
         ({"rate": float("nan")}, r"`rate` must lie in \(0, 1\], got nan"),
         ({"threshold": "x"}, "`threshold` must be a number"),
         ({"quality": "high"}, "`quality` must be a number"),
-        ({"min_tokens": "x"}, "`min_tokens` must be a number"),
+        ({"min_tokens": "x"}, "`min_tokens` must be a whole number of at least 0, got 'x'"),
+        ({"min_tokens": None}, "`min_tokens` must be a whole number of at least 0, got None"),
+        ({"min_tokens": float("nan")}, "`min_tokens` must be a whole number of at least 0, got nan"),
+        ({"min_tokens": 2.5}, "`min_tokens` must be a whole number"),
+        ({"nested": "no"}, "`nested` must be True or False, got a str, 'no'"),
+        ({"prefix_stable": "false"}, "`prefix_stable` must be True or False"),
+        ({"tags": 1}, "`tags` must be True or False, got a int, 1"),
+        ({"mark_omissions": None}, "`mark_omissions` must be True or False, got None"),
+        ({"unit": 0}, "`unit` must be one of"),
+        ({"unit": ""}, "`unit` must be one of"),
+        ({"question": 5}, "`question` must be a string, .* got a int, 5"),
+        ({"question": b"a"}, "`question` must be a string, .* got a bytes"),
+        ({"question": {"q": "a"}}, "`question` must be a string, .* got a dict"),
+        ({"protect": b"numbers"}, "`protect` takes names, .* got a bytes: b'numbers'"),
+        ({"protect": re.compile(b"x")}, "a regular expression for bytes, b'x': compile it from a string"),
+        ({"protect": lambda text: None}, "A function in `protect` gave a NoneType, None; it must give spans"),
+        ({"protect": lambda text: 5}, "A function in `protect` gave a int, 5; it must give spans"),
         ({"target_tokens": True}, "`target_tokens` must be a whole number of at least 1, got True"),
         ({"protect": 5}, "`protect` takes names, .* got a int: 5"),
         ({"protect": [None]}, "`protect` takes names"),
@@ -558,6 +574,63 @@ def test_the_terminal_shows_what_was_dropped_with_and_without_colours(compressor
 def test_what_is_of_the_wrong_type_is_named_in_one_line(compressor, words, message):
     with pytest.raises((TypeError, ValueError), match=message) as error:
         compressor.compress(**({"texts": "the cat sat"} | words))
+    assert "\n" not in str(error.value)
+
+
+def test_a_span_may_be_of_numpy(compressor):
+    span = (np.int64(0), np.int64(7))
+    assert compressor.compress("the cat sat on the mat", rate=0.5, protect=[span]).text.startswith("the cat")
+
+
+@pytest.mark.parametrize("parts", [None, 5, b"abc", {"text": "the cat"}, {"the cat"}], ids=str)
+def test_what_is_no_stream_is_named_before_it_is_read(compressor, parts):
+    with pytest.raises(TypeError, match="`parts` must be strings that follow each other, .* got a ") as error:
+        compressor.compress_stream(parts, rate=0.5)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, "5", None, True], ids=str)
+def test_blocks_of_no_size_do_not_go_on_for_ever(compressor, size):
+    with pytest.raises(ValueError, match="`block_chars` must be a whole number of at least 1, got "):
+        compressor.compress_stream([TEXT], rate=0.5, block_chars=size)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"abstain_below": "x"}, "`abstain_below` must be a number, got 'x'"),
+        ({"gap": None}, "`gap` must be a string, got a NoneType"),
+        ({"batch_size": 0}, "`batch_size` must be a whole number of at least 1, got 0"),
+        ({"batch_size": "3"}, "`batch_size` must be a whole number of at least 1, got '3'"),
+    ],
+    ids=str,
+)
+def test_what_restoring_cannot_use_is_named_in_one_line(compressor, words, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        compressor.restore(compressor.compress(TEXT), **words)
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        (5, {}, "A model is named by its folder or its id on the Hub, got a int, 5"),
+        (b"x", {}, "A model is named by .* got a bytes"),
+        ("", {}, "A model is named by .* got an empty name"),
+        (__file__, {}, "is a file: pass the model's folder"),
+        ("embeded", {}, "Did you mean 'embedded'"),
+        ("embedded", {"revsion": "x"}, "Loading a model takes no option 'revsion'. Did you mean 'revision'"),
+        (None, {"chache_dir": "x"}, "takes no option 'chache_dir'. Did you mean 'cache_dir'"),
+        ("embedded", {"base_model": 5}, "A model is named by .* got a int, 5"),
+        ("embedded", {"device": "cud"}, "`device` 'cud' cannot be used: Expected one of"),
+        ("embedded", {"device": "cuda:99"}, "`device` 'cuda:99' cannot be used: "),
+        ("embedded", {"dtype": "float61"}, "`dtype` must be a floating type such as torch.bfloat16, got 'float61'"),
+        ("embedded", {"dtype": "int8"}, "`dtype` must be a floating type"),
+    ],
+    ids=str,
+)
+def test_a_model_that_cannot_be_loaded_so_is_named_in_one_line(name, words, message):
+    with pytest.raises((TypeError, ValueError), match=message) as error:
+        Compressor.from_pretrained(name, **words)
     assert "\n" not in str(error.value)
 
 

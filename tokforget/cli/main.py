@@ -8,6 +8,7 @@ Results go to standard output, everything else to standard error. Exit codes: 0 
 # Only what costs nothing is imported here: `--help` and `env` must not wait for torch.
 import argparse
 import os
+import re
 import signal
 import sys
 import threading
@@ -26,13 +27,13 @@ from tokforget.cli.files import (
     Outputs,
     Record,
     UserError,
+    check_output_file,
     encode,
     json_line,
     open_output,
     read_parts,
     read_rows,
     read_texts,
-    refuse_input_as_output,
     with_columns,
 )
 from tokforget.cli.messages import check_options, message_options, read_conversations
@@ -119,8 +120,19 @@ def _ended_in_order() -> Iterator[None]:
 
 
 # -- what all commands do ----------------------------------------------------------------------------------------------
+def _read_along(args: argparse.Namespace) -> list[str]:
+    """Files that are read beside the texts, and that no result may take the place of: those of the model, and a vocabulary."""
+    names = [args.model, getattr(args, "base_model", None), getattr(args, "count_with", None)]
+    files = []
+    for path in (Path(name) for name in names if name):
+        files += [str(one) for one in path.rglob("*") if one.is_file()] if path.is_dir() else [str(path)]
+    return files
+
+
 def _check_files(files: list[str]) -> None:
     """What can be said before a model is loaded."""
+    if "" in files:
+        raise UserError("A file's name is empty: name a file, or `-` for standard input.")
     if files.count(STDIN) > 1:
         raise UserError("Standard input, `-`, can be read only once.")
     for name in files:
@@ -130,13 +142,21 @@ def _check_files(files: list[str]) -> None:
             raise UserError(f"{name} is a folder: name its files, for instance {name.rstrip('/')}/*.txt.")
 
 
+# Arguments of the library that are options here, and how those are written that have another name.
+_OPTION = re.compile(
+    "`(rate|target_tokens|threshold|quality|unit|protect|min_tokens|min_message_tokens|question|roles|device|count_tokens|"
+    "abstain_below|batch_size|gap)`"
+)
+_WRITTEN = {"count_tokens": "count_with"}
+
+
 @contextmanager
 def _users_mistake(place: str = "") -> Iterator[None]:
     """What the library refuses is the user's to mend: one line, with the command line's names."""
     try:
         yield
     except (ValueError, TypeError, OSError) as error:
-        message = str(error).replace("`count_tokens`", "`--count-with`")
+        message = _OPTION.sub(lambda match: f"`--{_WRITTEN.get(match[1], match[1]).replace('_', '-')}`", str(error))
         raise UserError(f"{place}: {message}" if place else message) from error
 
 
@@ -150,14 +170,11 @@ def _load(args: argparse.Namespace, options: dict | None = None):
         )
         compressor.compress([], **(options or {}))
         if args.device and args.device != "cpu":
-            try:
-                if args.backend not in (None, "torch"):
-                    raise ValueError(
-                        f"`--backend` {args.backend} runs on the CPU: leave out `--device`, or pass `--backend torch`."
-                    )
-                compressor.to(args.device)
-            except (RuntimeError, AssertionError) as error:
-                raise ValueError(f"`--device` {args.device}: {str(error).splitlines()[0]}") from error
+            if args.backend not in (None, "torch"):
+                raise ValueError(
+                    f"`--backend` {args.backend} runs on the CPU: leave out `--device`, or pass `--backend torch`."
+                )
+            compressor.to(args.device)
     return compressor
 
 
@@ -254,7 +271,9 @@ def _compress(args: argparse.Namespace) -> int:
                 warnings.warn(
                     f"{name} is compressed as one text; --column NAME compresses a column of its rows.", stacklevel=1
                 )
-    outputs = Outputs(args.output, files, suffix=".json" if args.json and not args.column else "")
+    outputs = Outputs(
+        args.output, files, suffix=".json" if args.json and not args.column else "", read_along=_read_along(args)
+    )
     _check_files(files)
     if args.stream:
         options = {
@@ -294,7 +313,7 @@ def _compress(args: argparse.Namespace) -> int:
 def _compress_messages(args: argparse.Namespace, options: dict) -> int:
     """Chats in, chats out; the line at the end names tokens before and after."""
     files = args.files or [STDIN]
-    outputs = Outputs(args.output, files)
+    outputs = Outputs(args.output, files, read_along=_read_along(args))
     _check_files(files)
     compressor = _load(args)
     with _users_mistake():
@@ -464,7 +483,7 @@ def _restore(args: argparse.Namespace) -> int:
         raise UserError(f"`--batch-size` must be at least 1, got {args.batch_size}.")
     files = args.files or [STDIN]
     _check_files(files)
-    outputs = Outputs(args.output, files, suffix=".txt" if not args.json else "")
+    outputs = Outputs(args.output, files, suffix=".txt" if not args.json else "", read_along=_read_along(args))
     with needed("`tokforget restore`"):  # before anything else is said of the files
         import tokforget.compression.restoration  # noqa: F401
     compressor = _load(args)
@@ -514,8 +533,8 @@ def _show(args: argparse.Namespace, make: Callable) -> int:
     """Something that rich shows and that writes itself as a page, here or as a page."""
     options = compress_options(args)
     _check_files([args.files])
-    if args.html:
-        refuse_input_as_output(Path(args.html), [args.files], "--html")
+    if args.html is not None:
+        check_output_file(args.html, [args.files, *_read_along(args)], "--html")
     record = next(read_texts([args.files]))
     compressor = _load(args, options)
     with _users_mistake(record.place):

@@ -2,6 +2,7 @@
 What a budget may not touch: built-in protectors, the user's own, and segments marked in the text.
 """
 
+import difflib
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -66,7 +67,7 @@ class Protection:
         `"none"`, switches it off.
         """
         found = cls()
-        single = isinstance(protect, (str, re.Pattern)) or callable(protect) or _is_span(protect)
+        single = isinstance(protect, (str, bytes, re.Pattern)) or callable(protect) or _is_span(protect)
         if not single and protect is not None and not isinstance(protect, Iterable):
             protect = [protect]  # which is named below for what it is
         items = [protect] if single else list(protect or ())
@@ -83,6 +84,10 @@ class Protection:
 
     def _add(self, item) -> None:
         if isinstance(item, re.Pattern):
+            if isinstance(item.pattern, bytes):
+                raise TypeError(
+                    f"`protect` got a regular expression for bytes, {item.pattern!r:.80}: compile it from a string."
+                )
             self.finders.append(_matches(item))
         elif _is_span(item):
             if not 0 <= item[0] <= item[1]:
@@ -104,8 +109,10 @@ class Protection:
         elif match := re.fullmatch(r"(first|last):(\d+)", item):
             setattr(self, match[1], max(getattr(self, match[1]), int(match[2])))
         else:
+            near = difflib.get_close_matches(item, [*BUILT_IN, PRESET, NO_PRESET], 1, 0.7)
+            hint = " Several are passed one by one." if "," in item else f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(
-                f"`protect` knows no {item!r:.80}. It takes {', '.join(sorted(BUILT_IN))}, 'readable' or 'none', 'first:20', "
+                f"`protect` knows no {item!r:.80}.{hint} It takes {', '.join(sorted(BUILT_IN))}, 'readable' or 'none', 'first:20', "
                 "'last:5' (tokens), 're:<pattern>', a compiled regular expression, a span (start, end) or a function."
             )
 
@@ -148,7 +155,13 @@ class Protection:
 
 def _spans_of(finder: Finder, text: str) -> Iterator[tuple[int, int]]:
     """What a function finds in a text, empty spans aside; one that lies outside would void what others protect."""
-    for span in finder(text):
+    found = finder(text)
+    if not isinstance(found, Iterable):
+        raise TypeError(
+            f"A function in `protect` gave a {type(found).__name__}, {found!r:.60}; it must give spans (start, end) in characters, or an "
+            "empty list."
+        )
+    for span in found:
         try:
             start, end = map(operator.index, span)
         except (TypeError, ValueError):
@@ -163,7 +176,7 @@ def _spans_of(finder: Finder, text: str) -> Iterator[tuple[int, int]]:
 
 
 def _is_span(item) -> bool:
-    return isinstance(item, tuple) and len(item) == 2 and all(isinstance(i, int) for i in item)
+    return isinstance(item, tuple) and len(item) == 2 and all(hasattr(i, "__index__") for i in item)
 
 
 # -- segments ----------------------------------------------------------------------------------------------------------

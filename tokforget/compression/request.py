@@ -56,9 +56,12 @@ class Request:
         whole = isinstance(target, (int, np.integer)) and not isinstance(target, bool)
         if target is not None and not (whole and target >= 1):
             raise ValueError(f"`target_tokens` must be a whole number of at least 1, got {target!r}.")
-        for name in ("threshold", "quality", "min_tokens"):
+        for name in ("threshold", "quality"):
             if getattr(self, name) is not None:
                 check_number(getattr(self, name), name)
+        for name in ("nested", "prefix_stable", "tags", "mark_omissions"):
+            if not isinstance(getattr(self, name), (bool, np.bool_)):  # "no" would be taken for yes
+                raise TypeError(f"`{name}` must be True or False, got {_shown(getattr(self, name))}.")
         if self.threshold is not None and not 0.0 < self.threshold < 1.0:
             raise ValueError(f"`threshold` must lie in (0, 1), got {self.threshold}.")
         if self.quality is not None and not 0.0 < self.quality <= 1.0:
@@ -71,8 +74,9 @@ class Request:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}.")
-        if self.min_tokens < 0:
-            raise ValueError(f"`min_tokens` must be at least 0, got {self.min_tokens}.")
+        least = self.min_tokens
+        if not isinstance(least, (int, np.integer)) or isinstance(least, bool) or least < 0:
+            raise ValueError(f"`min_tokens` must be a whole number of at least 0, got {least!r}.")
 
     def _check_pairs(self) -> None:
         corpus, stable, threshold = self.budget == "corpus", self.prefix_stable, self.threshold is not None
@@ -139,13 +143,18 @@ def as_texts(texts: str | Iterable[str]) -> list[str]:
     """The texts of a call as a list; `TypeError` for what is neither a text nor a row of them."""
     if isinstance(texts, str):
         return [texts]
+    check_rows(texts)
+    return list(texts)
+
+
+def check_rows(texts: Iterable[str]) -> None:
+    """`TypeError` for what is no row of texts, or one in which the keys or the bytes would be taken for them."""
     keyed = isinstance(texts, Mapping)
     if keyed or isinstance(texts, bytes | bytearray | Set) or not isinstance(texts, Iterable):
         advice = (
             f"Pass one of its columns, there are {', '.join(map(repr, list(texts)[:8]))}." if keyed else _advice(texts)
         )
         raise TypeError(f"`texts` must be a string or a sequence of strings, got {_shown(texts)}. {advice}")
-    return list(texts)
 
 
 def _shown(value: object) -> str:

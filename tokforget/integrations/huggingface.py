@@ -6,8 +6,9 @@ from pathlib import Path
 
 from tokforget.compression.compressor import Compressor
 from tokforget.compression.counting import TokenCounter
+from tokforget.compression.request import check_rows
 from tokforget.compression.results import COLUMNS, columns
-from tokforget.integrations._common import ready
+from tokforget.integrations._common import check_batch_size, ready
 
 
 class ColumnCompressor:
@@ -138,8 +139,7 @@ class CompressionPipeline:
 
     def __init__(self, model: Compressor | str | Path | None = None, device=None, batch_size: int = 64, **options):
         self.compressor, self.batch_size, self.options = ready(model, options), batch_size, options
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+        check_batch_size(batch_size)
         if device is not None:
             self.compressor.to(device)
 
@@ -149,6 +149,7 @@ class CompressionPipeline:
             return [columns(self.compressor.compress(inputs, **options))]
         if isinstance(inputs, (list, tuple)):
             return [columns(result) for result in self.compressor.compress(inputs, **options)]
+        check_rows(inputs)
         ready(self.compressor, options)  # now, not when the first result is asked for
         return self._one_by_one(iter(inputs), options)
 
