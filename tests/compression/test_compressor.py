@@ -9,7 +9,10 @@ from html.parser import HTMLParser
 from io import StringIO
 from itertools import pairwise
 
+import datasets
 import numpy as np
+import pandas
+import pyarrow
 import pytest
 import torch
 from rich.console import Console
@@ -537,6 +540,9 @@ def test_the_terminal_shows_what_was_dropped_with_and_without_colours(compressor
     [
         ({"texts": None}, "`texts` must be a string or a sequence of strings, got None. Leave out what is missing"),
         ({"texts": {"text": ["a"], "id": [1]}}, "got a dict, .* Pass one of its columns, there are 'text', 'id'"),
+        ({"texts": pandas.DataFrame({"text": ["a"], "id": [1]})}, "got a DataFrame, .* Pass one of its columns, there are 'text', 'id'"),
+        ({"texts": pyarrow.table({"text": ["a"]})}, "got a Table, .* Pass one of its columns, there are 'text'"),
+        ({"texts": datasets.Dataset.from_dict({"text": ["a"]})}, "got a Dataset, .* Pass one of its columns, there are 'text'"),
         ({"texts": 5}, "sequence of strings, got a int, 5"),
         ({"texts": b"abc"}, "got a bytes, b'abc'. Decode bytes first"),
         ({"texts": {"a"}}, "Pass a list: a set has no order"),
@@ -552,9 +558,9 @@ def test_the_terminal_shows_what_was_dropped_with_and_without_colours(compressor
         ({"min_tokens": None}, "`min_tokens` must be a whole number of at least 0, got None"),
         ({"min_tokens": float("nan")}, "`min_tokens` must be a whole number of at least 0, got nan"),
         ({"min_tokens": 2.5}, "`min_tokens` must be a whole number"),
-        ({"nested": "no"}, "`nested` must be True or False, got a str, 'no'"),
+        ({"nested": "no"}, "`nested` must be True or False, got 'no', a str"),
         ({"prefix_stable": "false"}, "`prefix_stable` must be True or False"),
-        ({"tags": 1}, "`tags` must be True or False, got a int, 1"),
+        ({"tags": 1}, "`tags` must be True or False, got 1, a int"),
         ({"mark_omissions": None}, "`mark_omissions` must be True or False, got None"),
         ({"unit": 0}, "`unit` must be one of"),
         ({"unit": ""}, "`unit` must be one of"),
@@ -575,6 +581,18 @@ def test_what_is_of_the_wrong_type_is_named_in_one_line(compressor, words, messa
     with pytest.raises((TypeError, ValueError), match=message) as error:
         compressor.compress(**({"texts": "the cat sat"} | words))
     assert "\n" not in str(error.value)
+
+
+def test_a_column_of_a_table_is_a_row_of_texts(compressor):
+    texts = ["the cat sat on the mat", "a dog ran to the red house"]
+    expected = [result.text for result in compressor.compress(texts)]
+    for column in (
+        pandas.Series(texts),
+        np.array(texts),
+        datasets.Dataset.from_dict({"text": texts})["text"],
+        tuple(texts),
+    ):
+        assert [result.text for result in compressor.compress(column)] == expected
 
 
 def test_a_span_may_be_of_numpy(compressor):

@@ -8,6 +8,7 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+import pyarrow
 import pytest
 
 from tests.conftest import make_model
@@ -314,6 +315,17 @@ def test_a_data_set_is_mapped(compressor, how):
     for row, result in zip(mapped, compressor.compress(TEXTS, rate=0.5)):
         assert row["compressed"] == result.text
         assert (row["original_tokens"], row["compressed_tokens"]) == (result.original_tokens, result.compressed_tokens)
+
+
+def test_a_row_that_is_no_text_is_named(compressor):
+    function = compress_column(compressor, column="n")
+    for rows, message in (({"n": 5}, "Column 'n' must hold strings, and holds a int, 5"), ({"n": b"a"}, "and holds a bytes"),
+                          ({"n": [1, 2]}, "Text 0 of `texts` must be a string, got a int, 1")):  # fmt: skip
+        with pytest.raises(TypeError, match=message):
+            function(rows)
+    table = pyarrow.table({"n": ["a text"]})
+    with pytest.raises(TypeError, match=r"Rows came as a table .* map `dataset.with_format\(None\)`"):
+        function(table)
 
 
 def test_the_output_column_of_a_data_set_is_chosen(compressor):

@@ -44,7 +44,7 @@ from tokforget.models.onnx_policy import GRAPHS
 from tokforget.models.word_features import token_features
 from tokforget.optional import needed
 from tokforget.packaged import EMBEDDED, forget_model_path, reader_model_path
-from tokforget.rates import allowed_tokens, check_number
+from tokforget.rates import allowed_tokens, check_number, check_whole
 
 
 class OverBudgetWarning(UserWarning):
@@ -455,13 +455,16 @@ class Compressor:
         unknown = sorted(options.keys() - {"unit", "protect", "on_impossible", "question"})
         if unknown:
             raise ValueError(f"`compress_stream` does not take {', '.join(unknown)}.")
-        if isinstance(parts, bytes | bytearray | Mapping | Set) or not isinstance(parts, Iterable):
+        if (
+            hasattr(parts, "columns")
+            or isinstance(parts, bytes | bytearray | Mapping | Set)
+            or not isinstance(parts, Iterable)
+        ):
             raise TypeError(
                 f"`parts` must be strings that follow each other, such as an open file or a generator, got a {type(parts).__name__}, "
                 f"{parts!r:.60}."
             )
-        if isinstance(block_chars, bool) or not isinstance(block_chars, int | np.integer) or block_chars < 1:
-            raise ValueError(f"`block_chars` must be a whole number of at least 1, got {block_chars!r}.")
+        check_whole(block_chars, "block_chars", 1)
         # Built here, so that a mistake shows now and not when the first block is asked for.
         (question,) = self._questions(options.pop("question", None), 1)
         options["unit"] = options.get("unit") or self.policy.unit
@@ -668,8 +671,7 @@ class Compressor:
             raise ValueError(f"`abstain_below` is a probability in (0, 1], got {abstain_below}.")
         if not isinstance(gap, str):
             raise TypeError(f"`gap` must be a string, got a {type(gap).__name__}, {gap!r:.60}.")
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
-            raise ValueError(f"`batch_size` must be a whole number of at least 1, got {batch_size!r}.")
+        check_whole(batch_size, "batch_size", 1)
         single = not isinstance(compressed, list)
         given = [compressed] if single else compressed
         texts = [full_length(one, self.fingerprint) for one in given]

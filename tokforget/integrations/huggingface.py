@@ -1,6 +1,6 @@
 """A function for `datasets.map`, and a callable in the manner of a `transformers` pipeline."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -47,8 +47,16 @@ class ColumnCompressor:
             )
 
     def __call__(self, rows: dict) -> dict:
+        if not isinstance(rows, Mapping) and hasattr(rows, "column_names"):
+            raise TypeError(
+                "Rows came as a table of Arrow or Polars, and what is read is a dictionary of columns: map `dataset.with_format(None)`."
+            )
         self.check_columns(rows)
         texts = rows[self.column]
+        if texts is not None and (isinstance(texts, bytes) or not isinstance(texts, Iterable)):
+            raise TypeError(
+                f"Column {self.column!r} must hold strings, and holds a {type(texts).__name__}, {texts!r:.60}."
+            )
         missing = [texts] if texts is None else [] if isinstance(texts, str) else [t for t in texts if t is None]
         if missing:
             raise ValueError(
