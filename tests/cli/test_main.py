@@ -248,6 +248,13 @@ def test_a_result_never_takes_the_place_of_a_model(shell, folder, tmp_path):
     assert {path: path.read_bytes() for path in model.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no links there")
+def test_links_that_lead_to_each_other_are_one_line(shell):
+    Path("loop").symlink_to("loop")
+    done = shell("compress", "-o", "loop", stdin=TEXT.encode())
+    assert done.code == 2 and "`--output` loop: " in done.err and done.err.count("\n") == 1
+
+
 def test_a_redirected_input_is_no_output_either(folder, tmp_path):
     path = tmp_path / "in.txt"
     path.write_bytes(TEXT.encode())
@@ -318,6 +325,30 @@ def test_a_closed_standard_input_is_one_line(folder):
         done.returncode == 2
         and done.stderr == b"tokforget: error: There is no standard input to read from: it is closed. Name a file.\n"
     )
+
+
+@pytest.mark.parametrize(
+    "words", [["compress", "in.txt"], ["compress", "--stream", "in.txt"], ["diff", "in.txt"], ["env"]], ids=" ".join
+)
+def test_a_closed_standard_output_is_one_line(shell, monkeypatch, words):
+    Path("in.txt").write_text(TEXT)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        said = io.StringIO()
+        patch.setattr(sys, "stderr", said)
+        code = cli.main(words + (["--model", "embedded"] if words != ["env"] else []))
+    assert code == 2 and said.getvalue().startswith(
+        "tokforget: error: There is no standard output to write to: it is closed."
+    )
+    assert said.getvalue().count("\n") == 1
+
+
+def test_with_standard_error_closed_the_result_is_whole(folder, tmp_path):
+    (tmp_path / "in.txt").write_text(TEXT * 30)
+    command = f"{sys.executable} -m tokforget compress --model {folder} {tmp_path}/in.txt"
+    whole = subprocess.run(["sh", "-c", command], capture_output=True)
+    closed = subprocess.run(["sh", "-c", f"{command} 2>&-"], stdout=subprocess.PIPE)
+    assert (closed.returncode, closed.stdout) == (whole.returncode, whole.stdout) == (0, whole.stdout) and whole.stdout
 
 
 def test_text_with_some_foreign_bytes_is_read(shell):
@@ -576,6 +607,11 @@ def test_env_can_ask_torch(shell):
         (["compress", "--target-tokens", "2", "--keep-first", "9"], "The smallest feasible budget is"),
         (["compress", "--output", "no/such/file"], "no such folder"),
         (["compress", "--output", ""], "`--output` got an empty name: name a file."),
+        pytest.param(["compress", "--output", "/proc/short.txt"], "/proc/short.txt: ", marks=pytest.mark.skipif(sys.platform != "linux", reason="a folder in which nobody can write")),
+        (["compress", "--output", "no\0file"], "`--output` no\0file: "),
+        (["compress", "--column", ""], "`--column` got an empty name: name a column."),
+        (["compress", "--column", "text", "--output-column", ""], "`--output-column` got an empty name"),
+        (["compress", "--column", "text", "--question-column", ""], "`--question-column` got an empty name"),
         (["inspect", "--html", ""], "`--html` got an empty name"),
         (["inspect", "--html", "no/such/page.html"], "`--html` no/such/page.html: no such folder."),
         (["diff", "--html", "."], "`--html` . is a folder: name a file in it."),

@@ -283,6 +283,10 @@ def test_wrong_types_are_refused(compressor):
         ("code_fences", "1. a:\n    ```sh\n    rm\n    ```\n- b\n\t~~~\n\tx\nend", ["    ```sh\n    rm\n    ```", "\t~~~\n\tx\n"]),
         ("code_fences", "> ```\n> x\n> ```\n> ~~~\n> y\nout", ["> ```\n> x\n> ```", "> ~~~\n> y\n"]),
         ("code_fences", "```x``` text\n    ```\nno fence", []),
+        ("code_fences", "```md\n> ```\n> x\n> ```\ny\n```\nz", ["```md\n> ```\n> x\n> ```\ny\n```"]),
+        ("code_fences", "> ```\n> > ```\n> x\n> ```\nz", ["> ```\n> > ```\n> x\n> ```"]),
+        ("code_fences", "```\nx\n    ```\ny\n   ```\nz", ["```\nx\n    ```\ny\n   ```"]),
+        ("code_fences", "> ```\n> x\n~~~\ny\n~~~\nz", ["> ```\n> x\n", "~~~\ny\n~~~"]),
         ("code_fences", "a\n```py\nx\n~~~\n```\nb\n~~~\nopen", ["```py\nx\n~~~\n```", "~~~\nopen"]),
     ],
 )  # fmt: skip

@@ -275,13 +275,22 @@ def _escaped(text: str) -> str:
     return text if text.isascii() else _SURROGATES.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
+def standard_output() -> BinaryIO:
+    """Standard output in bytes; `UserError` if the process was started without one, as by `>&-`."""
+    if sys.stdout is None:
+        raise UserError(
+            "There is no standard output to write to: it is closed. Leave it open, or name a file where a command takes one."
+        )
+    return sys.stdout.buffer
+
+
 @contextmanager
 def open_output(path: str | None) -> Iterator[BinaryIO]:
     """
     Standard output, or a file that appears, whole, only when all went well: a failure leaves what was there before.
     """
     if path is None:
-        yield sys.stdout.buffer
+        yield standard_output()
         sys.stdout.buffer.flush()
         return
     target = Path(path).resolve()
@@ -291,7 +300,12 @@ def open_output(path: str | None) -> Iterator[BinaryIO]:
         return
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        with open(part, "xb") as file:
+        try:
+            file = open(part, "xb")  # noqa: SIM115 - closed below
+        except OSError as error:
+            error.filename = path  # as the user knows it
+            raise
+        with file:
             yield file
         if target.exists():
             shutil.copymode(target, part)
@@ -321,6 +335,14 @@ def check_output_file(path: str, sources: list[str], option: str = "--output") -
     """`UserError` if no file can be written there, or if it is an input."""
     if not path:
         raise UserError(f"`{option}` got an empty name: name a file.")
+    try:
+        Path(path).resolve()
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # links that lead to each other; what no system takes for a name
+        raise UserError(f"`{option}` {path}: {getattr(error, 'strerror', None) or error}.") from error
     if Path(path).is_dir():
         raise UserError(f"`{option}` {path} is a folder: name a file in it.")
     if not Path(path).resolve().parent.is_dir():
@@ -363,7 +385,7 @@ class Outputs:
     @property
     def on_terminal(self) -> bool:
         """Whether results are shown where a progress bar would be, too."""
-        return self.path is None and sys.stdout.isatty()
+        return self.path is None and sys.stdout is not None and sys.stdout.isatty()
 
     @property
     def line_is_open(self) -> bool:

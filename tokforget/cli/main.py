@@ -34,6 +34,7 @@ from tokforget.cli.files import (
     read_parts,
     read_rows,
     read_texts,
+    standard_output,
     with_columns,
 )
 from tokforget.cli.messages import check_options, message_options, read_conversations
@@ -54,6 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv`, or the process's own, and return its exit code."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     words = sys.argv[1:] if argv is None else argv
+    if sys.stderr is None:  # started with it closed, as by `2>&-`: what is said there is for nobody
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
     if words and words[0] in RECIPES:  # their words are read by the recipe, its warnings are its own
         try:
             with needed(f"`tokforget {words[0]}`"):
@@ -71,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        return _say_error(f"{error.filename}: {error.strerror}.", 2)
+        return _say_error(f"{error.filename or 'reading or writing'}: {error.strerror or error}.", 2)
     except OSError as error:
         return _say_error(f"{error.filename or 'writing'}: {error.strerror or error}.", 1)
     except KeyboardInterrupt:
@@ -279,6 +282,9 @@ def _compress(args: argparse.Namespace) -> int:
         options = {
             name: options[name] for name in ("rate", "threshold", "unit", "protect", "on_impossible", "question")
         }
+    for option in ("column", "question_column", "output_column"):
+        if getattr(args, option) == "":
+            raise UserError(f"`--{option.replace('_', '-')}` got an empty name: name a column.")
     if args.question_column and (not args.column or args.question):
         raise UserError("`--question-column` is for the rows of --column, and takes the place of --question.")
     if args.output_column is not None:
@@ -548,7 +554,7 @@ def _show(args: argparse.Namespace, make: Callable) -> int:
         console = Console()
         with console.capture() as screen:
             console.print(shown)
-        sys.stdout.buffer.write(screen.get().encode())
+        standard_output().write(screen.get().encode())
         sys.stdout.buffer.flush()
     report = _Report(args.quiet)
     report.add(shown.result)
@@ -561,10 +567,10 @@ def _env(args: argparse.Namespace) -> int:
     with needed("`--torch`"):
         facts = describe(ask_torch=args.torch)
     if args.json:
-        sys.stdout.buffer.write(json_line(facts))
+        standard_output().write(json_line(facts))
     else:
         width = max(map(len, facts)) + 1
-        sys.stdout.buffer.write("".join(f"{name + ':':{width}} {value}\n" for name, value in facts.items()).encode())
+        standard_output().write("".join(f"{name + ':':{width}} {value}\n" for name, value in facts.items()).encode())
     sys.stdout.buffer.flush()
     return 0
 

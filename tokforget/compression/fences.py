@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from functools import cache
 
 
 _FENCE = re.compile(r"`{3,}(?=[^`\n]*$)|~{3,}")
@@ -9,6 +10,11 @@ _QUOTE = re.compile(r"(?: {0,3}>[ \t]?)*")
 _LIST_ITEM = re.compile(r"(?:[-*+]|\d{1,9}[.)])(?:[ \t]+|$)")
 # More than this many spaces before it, and a fence is a line of code.
 _FENCE_INDENT = 3
+
+
+@cache
+def _quotes(depth: int) -> re.Pattern:
+    return re.compile(rf"(?: {{0,3}}>[ \t]?){{0,{depth}}}")
 
 
 def find_code_fences(text: str) -> Iterator[tuple[int, int]]:
@@ -33,14 +39,23 @@ def scan_fences(text: str, mark: str = "") -> tuple[list[tuple[int, int]], str]:
     place = 0
     for line in text.splitlines(keepends=True):
         begin, place = place, place + len(line)
-        depth = (quote := _QUOTE.match(line)[0]).count(">")
+        quote = (_QUOTE if not mark else _quotes(quotes)).match(line)[0]  # in a fence a further one is a line of code
+        depth = quote.count(">")
         rest = line[len(quote) :].expandtabs(4).rstrip()
         indent = len(rest) - len(rest.lstrip())
         if mark:
             if depth < quotes or (rest and indent < inside):  # what it stands in ends, and the fence with it
                 found.append((start, begin))
                 mark = ""
-            elif rest.strip() == mark[0] * len(rest.strip()) and len(rest.strip()) >= len(mark):
+                quote = _QUOTE.match(line)[0]
+                depth = quote.count(">")
+                rest = line[len(quote) :].expandtabs(4).rstrip()
+                indent = len(rest) - len(rest.lstrip())
+            elif (
+                indent - inside <= _FENCE_INDENT
+                and rest.strip() == mark[0] * len(rest.strip())
+                and len(rest.strip()) >= len(mark)
+            ):
                 found.append((start, begin + len(line.rstrip())))
                 mark = ""
                 continue
