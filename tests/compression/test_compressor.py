@@ -1,6 +1,7 @@
 """The compressor as its users see it: loading, arguments, protection, streams, restoring, explaining."""
 
 import doctest
+import random
 import re
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from tests.conftest import make_model
 from tests.support.fuzz_compressor import make_compressor
 from tokforget import CompressedText, Compressor, packaged
 from tokforget.compression import compressor as compressor_module
+from tokforget.compression.fences import Place, scan_fences
 from tokforget.compression.pieces import Pieces, cut
 from tokforget.compression.protection import BUILT_IN, Segment, parse_tags
 from tokforget.compression.search import Ranked, run_searches, search_budget, search_nested
@@ -436,6 +438,56 @@ def test_a_stream_protects_over_the_ends_of_its_blocks(compressor, unit):
     assert len(output) < len(text) - 200, "prose behind the fence was kept too"
     if unit == "word":
         assert set(re.findall(r"\S* ?September ?\S*", output)) == {"30 September 2027"}
+
+
+@pytest.mark.parametrize("parted", ["lines", "words"])
+def test_fences_of_a_text_in_parts_are_those_of_the_whole(parted):
+    """Whatever a part begins with: the middle of a line, the code of a list item, a mark that closes nothing."""
+    draw = random.Random(0)
+    lines = [
+        "```",
+        "~~~",
+        "```py",
+        "a ``` b",
+        "1. a:",
+        "    ```sh",
+        "    ```",
+        "> ```",
+        "> x",
+        "> > ```",
+        "- b",
+        "  ```",
+        "",
+        "word ```",
+        "x",
+    ]
+    cut_at = {"lines": r"[^\n]*\n", "words": r"\s*\S+\s?|\s+"}[parted]
+    for _ in range(400):
+        text = "\n".join(draw.choices(lines, k=draw.randrange(1, 12))) + "\n"
+        whole = np.zeros(len(text), dtype=bool)
+        for start, end in scan_fences(text)[0]:
+            whole[start:end] = True
+        found, place, at = np.zeros(len(text), dtype=bool), Place(), 0
+        for part in re.findall(cut_at, text):
+            spans, place = scan_fences(part, place)
+            for start, end in spans:
+                found[at + start : at + end] = True
+            at += len(part)
+        assert at == len(text)
+        missing = "".join(np.array(list(text))[whole & ~found])
+        assert not missing.strip(" >`~"), (text, missing)  # of a line whose fence did not show yet
+        if parted == "lines":
+            assert (found == whole).all(), text
+
+
+def test_a_block_of_a_stream_may_begin_with_a_mark_in_the_middle_of_a_line(compressor):
+    code = "".join(f"say ``` value {i} and more of it\n" for i in range(200))
+    text = f"before it\n```\n{code}```\nbehind it\n"
+    for size in (60, 75, 90):
+        done = compressor.compress_stream(
+            [text], rate=0.5, protect="code_fences", block_chars=size, on_impossible="warn"
+        )
+        assert code in "".join(result.text for result in done)
 
 
 # -- restoring ---------------------------------------------------------------------------------------------------------

@@ -493,7 +493,7 @@ class Compressor:
             start += len(block)
             request.protection.first = 1
             if request.protection.keeps_fences:
-                request.protection.open_fence = scan_fences(block, request.protection.open_fence)[1]
+                request.protection.place = scan_fences(block, request.protection.place)[1]
             yield result
 
     def _encode(self, texts: list[str], tags: bool) -> list[RankedText]:

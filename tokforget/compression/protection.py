@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-from tokforget.compression.fences import find_code_fences, scan_fences
+from tokforget.compression.fences import Place, find_code_fences, scan_fences
 from tokforget.compression.meaning import find_line_breaks, find_negations, find_roles, find_sentence_ends
 from tokforget.compression.wholes import PATTERNS, find, find_wholes, matches
 
@@ -47,7 +47,7 @@ class Protection:
         finders (`list`): Functions from a text to the character spans that are kept.
         spans (`list`): Character spans given outright; for a single text.
         first (`int`), last (`int`): Tokens kept at both ends.
-        open_fence (`str`): The mark of the code fence within which the text begins; for the blocks of a stream.
+        place (`Place`): Where in Markdown the text begins; for the blocks of a stream.
         readable (`bool`): Whether negations, limits and marks come first or along, by words and as far as the budget allows.
     """
 
@@ -55,7 +55,7 @@ class Protection:
     spans: list[tuple[int, int]] = field(default_factory=list)
     first: int = 0
     last: int = 0
-    open_fence: str = ""
+    place: Place = field(default_factory=Place)
     readable: bool = False
 
     @classmethod
@@ -121,8 +121,9 @@ class Protection:
         for _, end in self.spans:
             if end > len(text):
                 raise ValueError(f"A protected span ends at character {end}, but the text has {len(text)}.")
-        fences = scan_fences(text, self.open_fence)[0] if self.keeps_fences and self.open_fence else []
-        return [*self.spans, *fences, *(span for finder in self.finders for span in _spans_of(finder, text))]
+        fences = scan_fences(text, self.place)[0] if self.keeps_fences else []
+        finders = [finder for finder in self.finders if finder is not find_code_fences]
+        return [*self.spans, *fences, *(span for finder in finders for span in _spans_of(finder, text))]
 
     @property
     def keeps_fences(self) -> bool:
