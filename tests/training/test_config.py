@@ -119,6 +119,7 @@ def test_one_line_and_exit_code_2(words, message, capsys):
         ("- a list", "must be a mapping"),
         ("a: [", "is not YAML"),
         ("use_cpu: perhaps", "expected"),
+        ("max_steps: 1\nseed: 2\nmax_steps: 3", "the run file has the key `max_steps` twice; leave out one of them"),
     ],
 )
 def test_a_run_file_is_checked_like_the_command_line(content, message, tmp_path, capsys):
