@@ -89,9 +89,12 @@ _NAME = r"[\w.@%+~-]"
 # One word of a folder's name with spaces in it: C:\Program Files\x
 _FOLDER = r"[^\s\\/:*?\"<>|,;]+"
 
+# All but what is right behind its comparison: most lines have no sign of one.
+_PLAIN = f"{_DATE}|{_TWO_UNITS}|{_IPV6}|{_VERSION}|{_GROUPED}|(?<!\\w)['’]\\d\\ds(?!\\w)|{_QUANTITY}"
+
 PATTERNS = {
     # 7, -$35, <3, .5 mg, 1,000, 12:30, 2024-05-01, 30 May 2024, $9.99, 50 %, 1.2 billion, 1e-5, 10–20, and words with a digit in them
-    "numbers": f"{_DATE}|{_TWO_UNITS}|{_IPV6}|{_VERSION}|{_GROUPED}|(?<!\\w)['’]\\d\\ds(?!\\w)|{_QUANTITY}|{_COMPARED}",
+    "numbers": f"{_PLAIN}|{_COMPARED}",
     "urls": r"(?<!\w)(?:[A-Za-z][A-Za-z0-9+.-]{1,15}://|www\.|mailto:)[^\s<>\"`\u3000-\u303f\uff01-\uff20]+",
     "emails": r"(?<![\w.+%'’-])[\w.+%'’-]+@(?:[\w-]+(?:\.[\w-]+)+|[\w-]+(?=:[\w~/]))(?::[\w.~/-]+)?",
     "paths": (
@@ -131,6 +134,7 @@ _DOTTED = re.compile(
 _DOT = re.compile(r"\.(?=[A-Za-z]\.| )")
 # Without one of these signs a text holds nothing of the kind.
 _SIGNS = {"urls": ("://", "www.", "mailto:"), "emails": ("@",), "paths": ("/", "\\")}
+_PLAIN_NUMBERS, _COMPARISON = re.compile(_PLAIN, re.MULTILINE), re.compile("[<>=≤≥≈±]")
 _HAS_NUMBER = re.compile(rf"[\d{_FRACTIONS}]|::")
 # Ends a sentence rather than a URL or a path.
 _TRAILING = ".,;:!?'*_"
@@ -172,7 +176,8 @@ def _numbers(text: str) -> Iterator[tuple[int, int]]:
         end = text.find("\n", start)
         end = len(text) if end < 0 else end
         if _HAS_NUMBER.search(text, start, end):
-            yield from (match.span() for match in COMPILED["numbers"].finditer(text, start, end))
+            pattern = COMPILED["numbers"] if _COMPARISON.search(text, start, end) else _PLAIN_NUMBERS
+            yield from (match.span() for match in pattern.finditer(text, start, end))
         start = end + 1
 
 
