@@ -46,6 +46,7 @@ from tokforget.parsing import refuse
 
 
 END = "<|endoftext|>"
+RECORD = "training_record.json"
 _UNTIMED_STEPS = 10  # kernels are chosen and memory is taken in the first
 _EVALUATED_ROWS = 64
 
@@ -180,6 +181,13 @@ def parse() -> argparse.Namespace:
     args.positions = args.positions or longest  # so that every position is trained
     if args.positions < longest:
         parser.error(f"`--positions` must be at least {longest}, the longest prefix row, got {args.positions}.")
+    folder = Path(args.output_dir)
+    args.output_dir = str(folder)  # without a slash at its end, behind which the unfinished one would go
+    if folder.exists() and not (folder / RECORD).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+        parser.error(
+            f"`--output_dir` {folder} holds something else than a model of this recipe, and all of it would be deleted: name "
+            "another folder."
+        )
     return args
 
 
@@ -255,7 +263,7 @@ def main() -> None:
     shutil.rmtree(staging, ignore_errors=True)
     model.half().save_pretrained(staging)
     tokenizer.save_pretrained(staging)
-    (staging / "training_record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (staging / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     if args.dataset_name == EMBEDDED:
         write_card(staging, record)
     shutil.rmtree(args.output_dir, ignore_errors=True)

@@ -8,7 +8,9 @@ from pathlib import Path
 from tokforget.packaged import EMBEDDED
 
 
-_LOCAL_PATH = re.compile(r"(?:/|\.{1,2}/|~|[A-Za-z]:[\\/]|\\\\)")
+_LOCAL_PATH = re.compile(r"(?:/|\.{1,2}[\\/]|~|[A-Za-z]:[\\/]|\\\\|file:/)")
+# Not at its beginning, but by its parts: an id of the Hub has one slash, and an address is none of this machine.
+_RELATIVE_PATH = re.compile(r"(?!\w+://)[^\s/\\]+(?:(?:/[^\s/\\]+){2,}/?|(?:\\[^\s/\\]+)+\\?)")
 _LABELLED = re.compile(r"(-{0,2}\w[\w.-]*=)(.+)")  # as in `--model_path policy=outputs/policy`
 _LONGEST = 1024
 
@@ -17,22 +19,24 @@ def without_local_paths(value):
     """A record without the folders of this machine: of a path its last name, a label before it kept. Ids of the Hub stay."""
     if isinstance(value, dict):
         return {key: without_local_paths(inner) for key, inner in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [without_local_paths(inner) for inner in value]
+    if isinstance(value, Path):
+        value = str(value)
     if isinstance(value, str) and len(value) < _LONGEST and "\n" not in value and value != EMBEDDED:
         label, path = _parted(value)
-        if _LOCAL_PATH.match(path) or ("/" in path and Path(path).exists()):
+        if _LOCAL_PATH.match(path) or _RELATIVE_PATH.fullmatch(path) or ("/" in path and Path(path).exists()):
             return label + _last_name(path)
     return value
 
 
 def local_paths(record) -> dict[str, str]:
     """Every path of this machine in a record, and what stands for it where others read."""
-    if isinstance(record, dict | list):
+    if isinstance(record, dict | list | tuple):
         inner = record.values() if isinstance(record, dict) else record
         return {path: name for one in inner for path, name in local_paths(one).items()}
     shown = without_local_paths(record)
-    return {} if shown == record else {record: shown}
+    return {} if shown == record else {str(record): shown}
 
 
 def shown_names(names: Iterable[str]) -> dict[str, str]:

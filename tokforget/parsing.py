@@ -24,6 +24,17 @@ def check_at_least(arguments, name: str, least: int) -> None:
         raise ValueError(f"`{name}` must be at least {least}, got {getattr(arguments, name)}.")
 
 
+class _OnceLoader(yaml.SafeLoader):
+    """As `yaml.safe_load`, which takes the last of two values of one key without a word."""
+
+    def construct_mapping(self, node, deep=False):
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"the run file has the key `{twice}` twice; leave out one of them.")
+        return super().construct_mapping(node, deep)
+
+
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Defaults behind each key; the description, which holds a command, as it stands."""
 
@@ -124,7 +135,7 @@ def _with_config(argv: list[str], parser: argparse.ArgumentParser) -> list[str]:
     path = Path(argv[at + 1])
     try:
         path = run_file(argv[at + 1])
-        keys = yaml.safe_load(path.read_text(encoding="utf-8-sig"))  # whatever the locale says
+        keys = yaml.load(path.read_text(encoding="utf-8-sig"), _OnceLoader)  # in UTF-8, whatever the locale says
     except UnicodeDecodeError as error:
         parser.error(
             f"the run file {path} is not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8, for instance with `iconv -f "

@@ -16,6 +16,19 @@ def check_number(value: float, name: str) -> float:
     return float(value)
 
 
+def check_whole(value: int, name: str, least: int) -> int:
+    """Return `value` if it is a whole number of at least `least`, else raise `ValueError`."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"`{name}` must be a whole number of at least {least}, got {value!r}.")
+    return int(value)
+
+
+def check_flag(value: bool, name: str) -> None:
+    """Raise `TypeError` unless `value` is True or False: "no" and "false" would be taken for yes."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"`{name}` must be True or False, got {value!r:.60}, a {type(value).__name__}.")
+
+
 def check_rate(rate: float, name: str = "rate") -> float:
     """Return `rate` if it is a compression rate in (0, 1], else raise `ValueError`; `TypeError` if it is no number."""
     if not 0.0 < check_number(rate, name) <= 1.0:

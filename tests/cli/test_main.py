@@ -4,9 +4,13 @@ import gzip
 import io
 import json
 import os
+import pickle
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -206,11 +210,17 @@ def test_files_do_not_run_into_each_other(shell, mode):
         ["compress", "in.txt", "-o", "in.txt"],
         ["compress", "other.txt", "in.txt", "--output", "./in.txt", "--stream"],
         ["compress", "in.txt", "-o", "link.txt"],
+        ["compress", "in.txt", "-o", "hard.txt"],
+        ["compress", "link.txt", "-o", "nothing/../in.txt"],
         ["compress", "in.txt", "-o", "."],
         ["compress", "in.txt", "--json", "-o", "in.txt"],
         ["compress", "in.txt", "--column", "text", "-o", "in.txt"],
         ["restore", "in.txt", "-o", "in.txt"],
         ["inspect", "in.txt", "--html", "in.txt"],
+        ["diff", "in.txt", "--html", "hard.txt"],
+        ["compress", "other.txt", "--count-with", "in.txt", "-o", "in.txt"],
+        ["restore", "other.txt", "--base-model", "in.txt", "-o", "link.txt"],
+        ["compress", "--messages", "in.txt", "-o", "in.txt"],
     ],
     ids=" ".join,
 )
@@ -218,10 +228,31 @@ def test_an_output_never_takes_the_place_of_its_input(shell, words):
     for name in ("in.txt", "other.txt"):
         Path(name).write_bytes(TEXT.encode())
     Path("link.txt").symlink_to("in.txt")
+    os.link("in.txt", "hard.txt")
     done = shell(*words)
     assert done.code == 2 and done.out == b"" and done.err.count("\n") == 1
-    assert "is an input itself (in.txt), and what is dropped would be lost. Name another file." in done.err
+    assert re.search(
+        r"is an input itself \((in|link|hard).txt\), and what is dropped would be lost. Name another file.", done.err
+    )
     assert Path("in.txt").read_bytes() == TEXT.encode()
+
+
+def test_a_result_never_takes_the_place_of_a_model(shell, folder, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(folder, model)
+    Path("config.json").write_text(TEXT)
+    before = {path: path.read_bytes() for path in model.rglob("*") if path.is_file()}
+    for words in (["-o", str(model)], ["-o", str(model / "tokenizer.json")]):
+        done = shell("compress", "config.json", "--model", str(model), *words, model=False)
+        assert done.code == 2 and "is an input itself" in done.err and done.err.count("\n") == 1
+    assert {path: path.read_bytes() for path in model.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no links there")
+def test_links_that_lead_to_each_other_are_one_line(shell):
+    Path("loop").symlink_to("loop")
+    done = shell("compress", "-o", "loop", stdin=TEXT.encode())
+    assert done.code == 2 and "`--output` loop: " in done.err and done.err.count("\n") == 1
 
 
 def test_a_redirected_input_is_no_output_either(folder, tmp_path):
@@ -244,6 +275,12 @@ UNREADABLE = {
     "an image": b"\x89PNG\r\n\x1a\n" + bytes(range(256)),
     "a zip archive or an office document": b"PK\x03\x04" + bytes(300),
     "a PDF": b"%PDF-1.7\n",
+    "an RTF document": rb"{\rtf1\ansi a letter}",
+    "an SQLite database": b"SQLite format 3\0" + b"a row of text " * 50,
+    "a pickle": pickle.dumps({"text": TEXT}, protocol=4),
+    "an array of NumPy": b"\x93NUMPY\x01\x00v\x00{'descr': '<f8'}" + b" " * 90,
+    "UTF-16 of two letters": "Hi".encode("utf-16-le"),
+    "UTF-16 the other way round": TEXT.encode("utf-16-be"),
     "another alphabet": "Съешь же ещё этих мягких французских булок".encode("koi8-r"),
     "bytes": bytes(range(256)) * 9,
 }
@@ -260,6 +297,58 @@ def test_what_is_no_text_is_refused_in_one_line(shell, kind, words):
     done = shell(*words, "in.bin", "--quiet")
     assert done.code == 2 and done.out == b"" and done.err.count("\n") == 1 and "UTF-8" in done.err
     assert (f"in.bin is {kind}, and" in done.err) or "in.bin is no UTF-8 text: " in done.err
+
+
+@pytest.mark.parametrize(("encoding", "named"), [("utf-16-le", "UTF-16LE"), ("utf-16-be", "UTF-16BE")])
+def test_the_order_of_utf_16_without_a_mark_is_told(shell, encoding, named):
+    Path("in.txt").write_bytes("Er kam am 3. Mai. ".encode(encoding))
+    assert f"iconv -f {named} -t UTF-8" in shell("compress", "in.txt").err
+
+
+@pytest.mark.parametrize("kind", ["a gzip archive", "UTF-16"])
+@pytest.mark.parametrize("words", [[], ["--stream"], ["--messages"]], ids=" ".join)
+def test_standard_input_is_known_from_its_first_bytes_however_slowly_they_come(folder, kind, words):
+    """What a peek sees of a pipe may be one byte."""
+    data = UNREADABLE[kind]
+    command = [sys.executable, "-m", "tokforget", "compress", "--model", str(folder), *words]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as started:
+        os.write(started.stdin.fileno(), data[:1])
+        time.sleep(3)
+        out, err = started.communicate(data[1:])
+    assert started.returncode == 2 and out == b"" and f"- is {kind}, and".encode() in err and err.count(b"\n") == 1
+
+
+def test_a_closed_standard_input_is_one_line(folder):
+    command = f"{sys.executable} -m tokforget compress --model {folder} <&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True)
+    assert (
+        done.returncode == 2
+        and done.stderr == b"tokforget: error: There is no standard input to read from: it is closed. Name a file.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "words", [["compress", "in.txt"], ["compress", "--stream", "in.txt"], ["diff", "in.txt"], ["env"]], ids=" ".join
+)
+def test_a_closed_standard_output_is_one_line(shell, monkeypatch, words):
+    Path("in.txt").write_text(TEXT)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        said = io.StringIO()
+        patch.setattr(sys, "stderr", said)
+        code = cli.main(words + (["--model", "embedded"] if words != ["env"] else []))
+    assert code == 2 and said.getvalue().startswith(
+        "tokforget: error: There is no standard output to write to: it is closed."
+    )
+    assert said.getvalue().count("\n") == 1
+
+
+def test_with_standard_error_closed_the_result_is_whole(folder, tmp_path):
+    (tmp_path / "in.txt").write_text(TEXT * 30)
+    command = f"{sys.executable} -m tokforget compress --model {folder} {tmp_path}/in.txt"
+    whole = subprocess.run(["sh", "-c", command], capture_output=True)
+    closed = subprocess.run(["sh", "-c", f"{command} 2>&-"], stdout=subprocess.PIPE)
+    assert (closed.returncode, closed.stdout) == (whole.returncode, whole.stdout) == (0, whole.stdout) and whole.stdout
 
 
 def test_text_with_some_foreign_bytes_is_read(shell):
@@ -498,7 +587,7 @@ def test_env_can_ask_torch(shell):
     [
         (["compress", "--rate", "4"], "must lie in (0, 1], got 4.0"),
         (["compress", "--rate", "0.5", "--target-tokens", "3"], "not allowed with argument"),
-        (["compress", "--rate", "50"], "`rate` must lie in (0, 1], got 50.0. It is the fraction of tokens kept; for 50 % pass 0.5."),
+        (["compress", "--rate", "50"], "`--rate` must lie in (0, 1], got 50.0. It is the fraction of tokens kept; for 50 % pass 0.5."),
         (["compress", "--rat", "0.5"], "unrecognized arguments: --rat"),
         (["compress", "--units", "word"], "tokforget compress: error: unrecognized arguments: --units. Did you mean --unit? (`tokforget compress --help`"),
         (["inspect", "--htm=a.html"], "Did you mean --html? (`tokforget inspect --help` lists"),
@@ -517,8 +606,21 @@ def test_env_can_ask_torch(shell):
         (["compress", "--prefix-stable", "--nested"], "does not nest"),
         (["compress", "--target-tokens", "2", "--keep-first", "9"], "The smallest feasible budget is"),
         (["compress", "--output", "no/such/file"], "no such folder"),
+        (["compress", "--output", ""], "`--output` got an empty name: name a file."),
+        pytest.param(["compress", "--output", "/proc/short.txt"], "/proc/short.txt: ", marks=pytest.mark.skipif(sys.platform != "linux", reason="a folder in which nobody can write")),
+        (["compress", "--output", "no\0file"], "`--output` no\0file: "),
+        (["compress", "--column", ""], "`--column` got an empty name: name a column."),
+        (["compress", "--column", "text", "--output-column", ""], "`--output-column` got an empty name"),
+        (["compress", "--column", "text", "--question-column", ""], "`--question-column` got an empty name"),
+        (["inspect", "--html", ""], "`--html` got an empty name"),
+        (["inspect", "--html", "no/such/page.html"], "`--html` no/such/page.html: no such folder."),
+        (["diff", "--html", "."], "`--html` . is a folder: name a file in it."),
+        (["compress", ""], "A file's name is empty"),
+        (["compress", "--protect", "numbers,urls"], "knows no 'numbers,urls'. Several are passed one by one."),
+        (["compress", "--protect", "number"], "knows no 'number'. Did you mean 'numbers'?"),
+        (["compress", "--min-tokens", "-1"], "`--min-tokens` must be a whole number of at least 0, got -1"),
         (["compress", "--output", "."], "standard input has no name"),
-        (["compress", "--device", "nonsense"], "`--device` nonsense"),
+        (["compress", "--device", "nonsense"], "`--device` 'nonsense' cannot be used"),
         (["restore", "--abstain-below", "7"], "probability in (0, 1], got 7.0"),
         (["restore", "--batch-size", "0"], "at least 1, got 0"),
         (["inspect", "--unit", "letter"], "invalid choice: 'letter'"),

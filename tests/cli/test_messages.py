@@ -105,7 +105,7 @@ def test_a_budget_is_counted_in_the_vocabulary_that_is_named(shell):
     (["--messages", "--column", "text", "--tags"], "[]", "does not go with --tags, --column"),
     (["--stable"], "hello", "--stable: only with --messages"),
     (["--messages", "--no-question", "--question", "Why?"], "[]", "does not go with --question"),
-    (["--messages", "--roles", "system"], "[]", "`roles` must be a list out of"),
+    (["--messages", "--roles", "system"], "[]", "`--roles` must be a list out of"),
     (["--messages", "--stable", "--target-tokens", 9], "[]", "one budget for all moves"),
     (["--messages"], "hello", "- holds no messages, neither as JSON nor as JSON Lines: Expecting value"),
     (["--messages"], '{"text": "a"}', "there is an object with 'text'"),

@@ -1,6 +1,7 @@
 """The compressor as its users see it: loading, arguments, protection, streams, restoring, explaining."""
 
 import doctest
+import random
 import re
 import subprocess
 import sys
@@ -9,7 +10,10 @@ from html.parser import HTMLParser
 from io import StringIO
 from itertools import pairwise
 
+import datasets
 import numpy as np
+import pandas
+import pyarrow
 import pytest
 import torch
 from rich.console import Console
@@ -18,6 +22,7 @@ from tests.conftest import make_model
 from tests.support.fuzz_compressor import make_compressor
 from tokforget import CompressedText, Compressor, packaged
 from tokforget.compression import compressor as compressor_module
+from tokforget.compression.fences import Place, scan_fences
 from tokforget.compression.pieces import Pieces, cut
 from tokforget.compression.protection import BUILT_IN, Segment, parse_tags
 from tokforget.compression.search import Ranked, run_searches, search_budget, search_nested
@@ -244,7 +249,7 @@ def test_small_texts_can_be_left_alone(compressor):
         ({"threshold": 1.5}, "in (0, 1)"),
         ({"unit": "sentence"}, "`unit` must be one of ('token', 'word', 'auto')"),
         ({"budget": "all"}, "`budget` must be one of"),
-        ({"protect": "number"}, "knows no 'number'. It takes code_fences, emails"),
+        ({"protect": "number"}, "knows no 'number'. Did you mean 'numbers'? It takes code_fences, emails"),
         ({"protect": "re:("}, "broken regular expression"),
         ({"protect": (5, 900)}, "ends at character 900"),
         ({"nested": True, "prefix_stable": True}, "does not nest"),
@@ -280,6 +285,10 @@ def test_wrong_types_are_refused(compressor):
         ("code_fences", "1. a:\n    ```sh\n    rm\n    ```\n- b\n\t~~~\n\tx\nend", ["    ```sh\n    rm\n    ```", "\t~~~\n\tx\n"]),
         ("code_fences", "> ```\n> x\n> ```\n> ~~~\n> y\nout", ["> ```\n> x\n> ```", "> ~~~\n> y\n"]),
         ("code_fences", "```x``` text\n    ```\nno fence", []),
+        ("code_fences", "```md\n> ```\n> x\n> ```\ny\n```\nz", ["```md\n> ```\n> x\n> ```\ny\n```"]),
+        ("code_fences", "> ```\n> > ```\n> x\n> ```\nz", ["> ```\n> > ```\n> x\n> ```"]),
+        ("code_fences", "```\nx\n    ```\ny\n   ```\nz", ["```\nx\n    ```\ny\n   ```"]),
+        ("code_fences", "> ```\n> x\n~~~\ny\n~~~\nz", ["> ```\n> x\n", "~~~\ny\n~~~"]),
         ("code_fences", "a\n```py\nx\n~~~\n```\nb\n~~~\nopen", ["```py\nx\n~~~\n```", "~~~\nopen"]),
     ],
 )  # fmt: skip
@@ -431,6 +440,56 @@ def test_a_stream_protects_over_the_ends_of_its_blocks(compressor, unit):
         assert set(re.findall(r"\S* ?September ?\S*", output)) == {"30 September 2027"}
 
 
+@pytest.mark.parametrize("parted", ["lines", "words"])
+def test_fences_of_a_text_in_parts_are_those_of_the_whole(parted):
+    """Whatever a part begins with: the middle of a line, the code of a list item, a mark that closes nothing."""
+    draw = random.Random(0)
+    lines = [
+        "```",
+        "~~~",
+        "```py",
+        "a ``` b",
+        "1. a:",
+        "    ```sh",
+        "    ```",
+        "> ```",
+        "> x",
+        "> > ```",
+        "- b",
+        "  ```",
+        "",
+        "word ```",
+        "x",
+    ]
+    cut_at = {"lines": r"[^\n]*\n", "words": r"\s*\S+\s?|\s+"}[parted]
+    for _ in range(400):
+        text = "\n".join(draw.choices(lines, k=draw.randrange(1, 12))) + "\n"
+        whole = np.zeros(len(text), dtype=bool)
+        for start, end in scan_fences(text)[0]:
+            whole[start:end] = True
+        found, place, at = np.zeros(len(text), dtype=bool), Place(), 0
+        for part in re.findall(cut_at, text):
+            spans, place = scan_fences(part, place)
+            for start, end in spans:
+                found[at + start : at + end] = True
+            at += len(part)
+        assert at == len(text)
+        missing = "".join(np.array(list(text))[whole & ~found])
+        assert not missing.strip(" >`~"), (text, missing)  # of a line whose fence did not show yet
+        if parted == "lines":
+            assert (found == whole).all(), text
+
+
+def test_a_block_of_a_stream_may_begin_with_a_mark_in_the_middle_of_a_line(compressor):
+    code = "".join(f"say ``` value {i} and more of it\n" for i in range(200))
+    text = f"before it\n```\n{code}```\nbehind it\n"
+    for size in (60, 75, 90):
+        done = compressor.compress_stream(
+            [text], rate=0.5, protect="code_fences", block_chars=size, on_impossible="warn"
+        )
+        assert code in "".join(result.text for result in done)
+
+
 # -- restoring ---------------------------------------------------------------------------------------------------------
 def test_saved_results_restore_like_the_original(folder, texts, tmp_path):
     compressor = Compressor.from_pretrained(folder)
@@ -537,6 +596,9 @@ def test_the_terminal_shows_what_was_dropped_with_and_without_colours(compressor
     [
         ({"texts": None}, "`texts` must be a string or a sequence of strings, got None. Leave out what is missing"),
         ({"texts": {"text": ["a"], "id": [1]}}, "got a dict, .* Pass one of its columns, there are 'text', 'id'"),
+        ({"texts": pandas.DataFrame({"text": ["a"], "id": [1]})}, "got a DataFrame, .* Pass one of its columns, there are 'text', 'id'"),
+        ({"texts": pyarrow.table({"text": ["a"]})}, "got a Table, .* Pass one of its columns, there are 'text'"),
+        ({"texts": datasets.Dataset.from_dict({"text": ["a"]})}, "got a Dataset, .* Pass one of its columns, there are 'text'"),
         ({"texts": 5}, "sequence of strings, got a int, 5"),
         ({"texts": b"abc"}, "got a bytes, b'abc'. Decode bytes first"),
         ({"texts": {"a"}}, "Pass a list: a set has no order"),
@@ -548,7 +610,23 @@ def test_the_terminal_shows_what_was_dropped_with_and_without_colours(compressor
         ({"rate": float("nan")}, r"`rate` must lie in \(0, 1\], got nan"),
         ({"threshold": "x"}, "`threshold` must be a number"),
         ({"quality": "high"}, "`quality` must be a number"),
-        ({"min_tokens": "x"}, "`min_tokens` must be a number"),
+        ({"min_tokens": "x"}, "`min_tokens` must be a whole number of at least 0, got 'x'"),
+        ({"min_tokens": None}, "`min_tokens` must be a whole number of at least 0, got None"),
+        ({"min_tokens": float("nan")}, "`min_tokens` must be a whole number of at least 0, got nan"),
+        ({"min_tokens": 2.5}, "`min_tokens` must be a whole number"),
+        ({"nested": "no"}, "`nested` must be True or False, got 'no', a str"),
+        ({"prefix_stable": "false"}, "`prefix_stable` must be True or False"),
+        ({"tags": 1}, "`tags` must be True or False, got 1, a int"),
+        ({"mark_omissions": None}, "`mark_omissions` must be True or False, got None"),
+        ({"unit": 0}, "`unit` must be one of"),
+        ({"unit": ""}, "`unit` must be one of"),
+        ({"question": 5}, "`question` must be a string, .* got a int, 5"),
+        ({"question": b"a"}, "`question` must be a string, .* got a bytes"),
+        ({"question": {"q": "a"}}, "`question` must be a string, .* got a dict"),
+        ({"protect": b"numbers"}, "`protect` takes names, .* got a bytes: b'numbers'"),
+        ({"protect": re.compile(b"x")}, "a regular expression for bytes, b'x': compile it from a string"),
+        ({"protect": lambda text: None}, "A function in `protect` gave a NoneType, None; it must give spans"),
+        ({"protect": lambda text: 5}, "A function in `protect` gave a int, 5; it must give spans"),
         ({"target_tokens": True}, "`target_tokens` must be a whole number of at least 1, got True"),
         ({"protect": 5}, "`protect` takes names, .* got a int: 5"),
         ({"protect": [None]}, "`protect` takes names"),
@@ -558,6 +636,75 @@ def test_the_terminal_shows_what_was_dropped_with_and_without_colours(compressor
 def test_what_is_of_the_wrong_type_is_named_in_one_line(compressor, words, message):
     with pytest.raises((TypeError, ValueError), match=message) as error:
         compressor.compress(**({"texts": "the cat sat"} | words))
+    assert "\n" not in str(error.value)
+
+
+def test_a_column_of_a_table_is_a_row_of_texts(compressor):
+    texts = ["the cat sat on the mat", "a dog ran to the red house"]
+    expected = [result.text for result in compressor.compress(texts)]
+    for column in (
+        pandas.Series(texts),
+        np.array(texts),
+        datasets.Dataset.from_dict({"text": texts})["text"],
+        tuple(texts),
+    ):
+        assert [result.text for result in compressor.compress(column)] == expected
+
+
+def test_a_span_may_be_of_numpy(compressor):
+    span = (np.int64(0), np.int64(7))
+    assert compressor.compress("the cat sat on the mat", rate=0.5, protect=[span]).text.startswith("the cat")
+
+
+@pytest.mark.parametrize("parts", [None, 5, b"abc", {"text": "the cat"}, {"the cat"}], ids=str)
+def test_what_is_no_stream_is_named_before_it_is_read(compressor, parts):
+    with pytest.raises(TypeError, match="`parts` must be strings that follow each other, .* got a ") as error:
+        compressor.compress_stream(parts, rate=0.5)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, "5", None, True], ids=str)
+def test_blocks_of_no_size_do_not_go_on_for_ever(compressor, size):
+    with pytest.raises(ValueError, match="`block_chars` must be a whole number of at least 1, got "):
+        compressor.compress_stream([TEXT], rate=0.5, block_chars=size)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"abstain_below": "x"}, "`abstain_below` must be a number, got 'x'"),
+        ({"gap": None}, "`gap` must be a string, got a NoneType"),
+        ({"batch_size": 0}, "`batch_size` must be a whole number of at least 1, got 0"),
+        ({"batch_size": "3"}, "`batch_size` must be a whole number of at least 1, got '3'"),
+    ],
+    ids=str,
+)
+def test_what_restoring_cannot_use_is_named_in_one_line(compressor, words, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        compressor.restore(compressor.compress(TEXT), **words)
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        (5, {}, "A model is named by its folder or its id on the Hub, got a int, 5"),
+        (b"x", {}, "A model is named by .* got a bytes"),
+        ("", {}, "A model is named by .* got an empty name"),
+        (__file__, {}, "is a file: pass the model's folder"),
+        ("embeded", {}, "Did you mean 'embedded'"),
+        ("embedded", {"revsion": "x"}, "Loading a model takes no option 'revsion'. Did you mean 'revision'"),
+        (None, {"chache_dir": "x"}, "takes no option 'chache_dir'. Did you mean 'cache_dir'"),
+        ("embedded", {"base_model": 5}, "A model is named by .* got a int, 5"),
+        ("embedded", {"device": "cud"}, "`device` 'cud' cannot be used: Expected one of"),
+        ("embedded", {"device": "cuda:99"}, "`device` 'cuda:99' cannot be used: "),
+        ("embedded", {"dtype": "float61"}, "`dtype` must be a floating type such as torch.bfloat16, got 'float61'"),
+        ("embedded", {"dtype": "int8"}, "`dtype` must be a floating type"),
+    ],
+    ids=str,
+)
+def test_a_model_that_cannot_be_loaded_so_is_named_in_one_line(name, words, message):
+    with pytest.raises((TypeError, ValueError), match=message) as error:
+        Compressor.from_pretrained(name, **words)
     assert "\n" not in str(error.value)
 
 

@@ -16,6 +16,7 @@ from tokforget.data.blocks import load_blocks
 from tokforget.files import write_json
 from tokforget.hub.cards import write_card
 from tokforget.hub.staging import DATA, MODEL, RECONSTRUCTOR, kind_of, stage
+from tokforget.local_paths import local_paths, without_local_paths
 from tokforget.packaged import forget_model_path
 
 
@@ -420,3 +421,32 @@ def test_what_cannot_be_pushed_is_one_line(words, message, packaged, prepared, t
         push_to_hub.main([word.format(**places) for word in words])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error and error.count("\n") == 1, error
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("/home/ann/data/texts.jsonl", "texts.jsonl"),
+        ("../data/texts.jsonl", "texts.jsonl"),
+        ("data/private/texts.jsonl", "texts.jsonl"),
+        ("data/private/runs/", "runs"),
+        ("~/texts.jsonl", "texts.jsonl"),
+        ("file:///home/ann/texts.jsonl", "texts.jsonl"),
+        ("C:\\Users\\ann\\texts.jsonl", "texts.jsonl"),
+        ("C:/Users/ann/texts.jsonl", "texts.jsonl"),
+        ("data\\private\\texts.jsonl", "texts.jsonl"),
+        ("\\\\server\\share\\texts.jsonl", "texts.jsonl"),
+        ("policy=runs/private/first", "policy=first"),
+        (Path("/home/ann/texts.jsonl"), "texts.jsonl"),
+        ("org/model", "org/model"),
+        ("https://example.org/a/b/texts.jsonl", "https://example.org/a/b/texts.jsonl"),
+        ("hf://datasets/org/name/x.parquet", "hf://datasets/org/name/x.parquet"),
+        ("my_package.rewards:mine", "my_package.rewards:mine"),
+        ("one of / a kind / of text", "one of / a kind / of text"),
+        ("embedded", "embedded"),
+    ],
+    ids=str,
+)
+def test_of_a_path_of_this_machine_its_last_name_is_published(value, shown):
+    assert without_local_paths({"a": [value], "b": (value,)}) == {"a": [shown], "b": [shown]}
+    assert local_paths((value,)) == ({} if value == shown else {str(value): shown})

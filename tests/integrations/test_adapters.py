@@ -8,6 +8,7 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+import pyarrow
 import pytest
 
 from tests.conftest import make_model
@@ -156,6 +157,36 @@ def test_what_cannot_be_followed_is_refused(lingua):
         PromptCompressor("microsoft/llmlingua-2-xlm-roberta-large-meetingbank", use_llmlingua2=True)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"context": {"text": "a b"}}, "sequence of strings, got a dict"),
+        ({"context": b"a b"}, "sequence of strings, got a bytes"),
+        ({"context": ["a", None]}, "Context 1 must be a string, got a NoneType, None"),
+        ({"instruction": None}, "`instruction` must be a string, got a NoneType, None; leave it out for none"),
+        ({"question": ["when?"]}, "`question` must be a string, got a list"),
+        ({"target_token": 0}, "`target_token` must be at least 1, or -1 to go by `rate`, got 0"),
+        ({"target_token": float("nan")}, "`target_token` must be at least 1, .* got nan"),
+        ({"target_token": "20"}, "`target_token` must be a number, got '20'"),
+        ({"force_tokens": "not"}, "`force_tokens` takes a list of strings, got 'not': for one of them pass"),
+    ],
+    ids=str,
+)
+def test_what_is_of_the_wrong_type_is_named(lingua, words, message):
+    with pytest.raises((TypeError, ValueError), match=message) as error:
+        lingua.compress_prompt(**({"context": TEXTS} | words))
+    assert "\n" not in str(error.value)
+
+
+def test_no_context_is_an_empty_one(lingua):
+    assert lingua.compress_prompt(None)["compressed_prompt"] == lingua.compress_prompt([])["compressed_prompt"] == ""
+
+
+def test_a_unit_that_is_none_is_refused_before_the_first_prompt(compressor):
+    with pytest.raises(ValueError, match="`unit` must be one of"):
+        PromptCompressor(compressor, unit="words")
+
+
 # -- LangChain ---------------------------------------------------------------------------------------------------------
 def test_a_langchain_pipeline_compresses_what_it_retrieves(compressor, folder):
     pytest.importorskip("langchain_core")
@@ -189,6 +220,17 @@ def test_a_langchain_pipeline_compresses_what_it_retrieves(compressor, folder):
     assert shorten.compress_documents(shelf.documents, "who ran?") == found
     assert asyncio.run(shorten.acompress_documents(shelf.documents, "who ran?")) == found
     assert shorten.compress_documents([], "who ran?") == []
+
+
+def test_what_are_no_documents_is_one_clear_error(compressor):
+    pytest.importorskip("langchain_core")
+    from langchain_core.documents import Document
+
+    from tokforget.integrations.langchain import ForgetDocumentCompressor
+
+    for documents in (["a text"], Document("a text"), "a text", [None]):
+        with pytest.raises(TypeError, match="`documents` must be a list of LangChain's documents"):
+            ForgetDocumentCompressor(compressor).transform_documents(documents)
 
 
 def test_a_common_budget_may_leave_documents_out(compressor):
@@ -275,6 +317,17 @@ def test_a_data_set_is_mapped(compressor, how):
         assert (row["original_tokens"], row["compressed_tokens"]) == (result.original_tokens, result.compressed_tokens)
 
 
+def test_a_row_that_is_no_text_is_named(compressor):
+    function = compress_column(compressor, column="n")
+    for rows, message in (({"n": 5}, "Column 'n' must hold strings, and holds a int, 5"), ({"n": b"a"}, "and holds a bytes"),
+                          ({"n": [1, 2]}, "Text 0 of `texts` must be a string, got a int, 1")):  # fmt: skip
+        with pytest.raises(TypeError, match=message):
+            function(rows)
+    table = pyarrow.table({"n": ["a text"]})
+    with pytest.raises(TypeError, match=r"Rows came as a table .* map `dataset.with_format\(None\)`"):
+        function(table)
+
+
 def test_the_output_column_of_a_data_set_is_chosen(compressor):
     datasets = pytest.importorskip("datasets")
     dataset = datasets.Dataset.from_dict({"article": TEXTS, "compressed": [1, 2, 3]})
@@ -344,5 +397,10 @@ def test_the_pipeline_takes_texts_lists_and_streams(compressor, folder):
     assert list(islice(pipe(endless()), 3)) == pipe([TEXTS[0]] * 3)
     with pytest.raises(ValueError, match="got 9"):
         pipe(endless(), rate=9)
-    with pytest.raises(ValueError, match="`batch_size` must be at least 1"):
+    with pytest.raises(ValueError, match="`batch_size` must be a whole number of at least 1, got 0"):
         CompressionPipeline(compressor, batch_size=0)
+    with pytest.raises(ValueError, match="`batch_size` must be a whole number of at least 1, got '2'"):
+        CompressionPipeline(compressor, batch_size="2")
+    for rows, kind in (({"text": TEXTS}, "dict"), (b"abc", "bytes"), (None, "None"), ({"a"}, "set")):
+        with pytest.raises(TypeError, match=f"`texts` must be a string or a sequence of strings, got .*{kind}"):
+            pipe(rows)  # keys and bytes would be taken for texts

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from peft import PeftModel
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -17,6 +18,7 @@ from tests.conftest import make_model
 from tokforget import Compressor
 from tokforget.hub.staging import stage
 from tokforget.models.forget_model import ForgetModel, check_model_folder
+from tokforget.models.loading import load_base_model, load_tokenizer
 
 
 @pytest.fixture
@@ -103,6 +105,16 @@ def test_a_folder_that_is_no_model(tmp_path, base_folder):
 def test_a_name_that_is_neither_here_nor_on_the_hub(name):
     with pytest.raises(ValueError, match="is no local folder and could not be had from the Hub"):
         ForgetModel.from_pretrained(name)
+
+
+@pytest.mark.parametrize("load", [load_tokenizer, load_base_model])
+def test_offline_nothing_is_said_of_a_connection(load, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        ValueError, match="never downloaded here, and HF_HUB_OFFLINE is set. Unset that variable"
+    ) as error:
+        load("nobody/no-such-model")
+    assert "onnection" not in str(error.value) and "\n" not in str(error.value)
 
 
 def test_another_kind_of_model(saved):

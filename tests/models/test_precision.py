@@ -45,8 +45,10 @@ def test_the_precision_is_the_one_that_was_asked_for(asked, dtype, whole):
     for name in ("dtype", "torch_dtype"):
         model = ForgetModel.from_pretrained(forget_model_path(), **{name: asked})
         assert {p.dtype for p in model.parameters()} == {dtype} and model.dtype == dtype
-    if isinstance(asked, torch.dtype):
-        scores = Compressor.from_pretrained("embedded", dtype=asked).compress(TEXT).scores
+    compressor = Compressor.from_pretrained("embedded", dtype=asked)
+    if asked is not None:
+        scores = compressor.compress(TEXT).scores
+        assert {p.dtype for p in compressor.policy.parameters()} == {dtype}
         np.testing.assert_allclose(scores, whole, atol=0.05)
 
 
@@ -54,6 +56,8 @@ def test_the_precision_is_the_one_that_was_asked_for(asked, dtype, whole):
 def test_what_is_no_precision_is_named(asked):
     with pytest.raises(ValueError, match=r"`dtype` must be a floating type such as torch.bfloat16, got "):
         ForgetModel.from_pretrained(forget_model_path(), dtype=asked)
+    with pytest.raises(ValueError, match=r"`dtype` must be a floating type such as torch.bfloat16, got "):
+        Compressor.from_pretrained("embedded", dtype=asked)
 
 
 def test_word_counts_are_whole_numbers_too():

@@ -74,6 +74,18 @@ BAD = [
     (["--reward_weights", "1"], "got 2 `reward_funcs` and 1 `reward_weights`"),
     (["--early_stopping_patience", "2"], "needs `load_best_model_at_end: true`"),
     (["--learning_rate", "1"], "ambiguous"),
+    (["--seed", "-1"], "`seed` must lie in [0, 4294967296), got -1"),
+    (["--batch_size", "0"], "must be at least 1, got 0"),
+    (["--per_device_train_batch_size", "-2"], "must be at least 1, got -2"),
+    (["--gradient_accumulation_steps", "0"], "`gradient_accumulation_steps` must be at least 1, got 0"),
+    (["--policy_learning_rate", "nan"], "`policy_learning_rate` must be finite and not negative, got nan"),
+    (
+        ["--reconstructor_learning_rate", "inf"],
+        "`reconstructor_learning_rate` must be finite and not negative, got inf",
+    ),
+    (["--weight_decay", "nan"], "`weight_decay` must be finite and not negative, got nan"),
+    (["--max_grad_norm", "-1"], "`max_grad_norm` must be finite and not negative, got -1"),
+    (["--entropy_coef", "nan"], "`entropy_coef` must be finite and not negative, got nan"),
     (["--random_mask_fraction", "1"], "must lie in [0, 1), got 1.0"),
     (["--warm_start_steps", "-1"], "`warm_start_steps` must be at least 0, got -1"),
     (["--warm_start_texts", "0"], "`warm_start_texts` must be at least 1, got 0"),
@@ -107,6 +119,7 @@ def test_one_line_and_exit_code_2(words, message, capsys):
         ("- a list", "must be a mapping"),
         ("a: [", "is not YAML"),
         ("use_cpu: perhaps", "expected"),
+        ("max_steps: 1\nseed: 2\nmax_steps: 3", "the run file has the key `max_steps` twice; leave out one of them"),
     ],
 )
 def test_a_run_file_is_checked_like_the_command_line(content, message, tmp_path, capsys):

@@ -293,7 +293,7 @@ BAD = [
     (["--mask_kinds", "span", "span"], "got ['span', 'span']"),
     (["--mask_weights", "1", "2"], "got 3 `mask_kinds` and 2 `mask_weights`"),
     (["--mask_weights", "1", "0", "1"], "leave a kind without weight out"),
-    (["--learning_rate", "-1"], "`learning_rate` must not be negative"),
+    (["--learning_rate", "-1"], "`learning_rate` must be finite and not negative, got -1"),
     (["--min_rate", "0"], "must lie in (0, 1], got 0.0"),
     (["--max_rate", "1"], "`min_rate` <= `max_rate` < 1"),
     (["--layout", "suffix"], "`layout` must be 'prefix' or 'infill'"),

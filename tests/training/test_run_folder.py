@@ -104,6 +104,13 @@ def test_a_model_without_a_record_is_not_written_over(run_dir, capsys):
     assert "holds a model" in refusal(args, as_record(args), capsys)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "adapter_model.safetensors", "model.safetensors.index.json"])
+def test_weights_alone_are_not_written_over(tmp_path, capsys, name):
+    (tmp_path / name).write_bytes(b"of somebody")
+    args = ForgetConfig(output_dir=str(tmp_path), use_cpu=True)
+    assert "holds a model. Name another folder, or pass" in refusal(args, as_record(args), capsys)
+
+
 def test_what_is_learnt_from_is_not_deleted(run_dir, capsys):
     args, record = asked(run_dir, overwrite_output_dir=True)
     for path in (run_dir, run_dir / "adapter"):

@@ -80,6 +80,19 @@ def test_the_recipe_trains_a_base_model_on_other_text(tmp_path, monkeypatch, cap
     assert reconstructor.max_tokens == 16
 
 
+def test_a_folder_of_something_else_is_not_deleted(tmp_path, monkeypatch, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    for folder in (tmp_path, tmp_path / "notes.txt"):
+        monkeypatch.setattr(sys, "argv", ["train_base_model.py", "--output_dir", str(folder)])
+        with pytest.raises(SystemExit) as ended:
+            train_base_model.parse()
+        assert ended.value.code == 2 and "holds something else than a model of this recipe" in capsys.readouterr().err
+    (tmp_path / "new").mkdir()
+    for name in ("new/", "none"):
+        monkeypatch.setattr(sys, "argv", ["train_base_model.py", "--output_dir", f"{tmp_path}/{name}"])
+        assert train_base_model.parse().output_dir == str(tmp_path / name.rstrip("/"))
+
+
 def test_flops_and_pace_by_hand():
     # Two layers of width 32: 12 * 32 * 32 weights and 13 * 32 biases and norms each; the head, the final norm.
     model = make_gpt2(100)

@@ -21,6 +21,8 @@ STDIN = "-"
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _BETWEEN = re.compile(r"[\s:,]*")  # what stands between the keys and values of an object of JSON
 _BLOCK_BYTES = 65_536
+# Enough to know the longest mark of what is no text.
+_MARK_BYTES = 64
 _UTF_16 = "Convert it first, for instance with `iconv -f UTF-16 -t UTF-8`."
 _UNPACK, _EXTRACT = "Unpack it first.", "Take the text out of it first."
 # How what is no text begins, what it is, and what to do about it. The longer mark of two comes first.
@@ -31,11 +33,14 @@ _NO_TEXT = (
     (b"\x1f\x8b", "a gzip archive", _UNPACK.replace("it", "it with `gunzip`")),
     (b"BZh", "a bzip2 archive", _UNPACK), (b"\xfd7zXZ", "an xz archive", _UNPACK), (b"\x28\xb5\x2f\xfd", "a zstd archive", _UNPACK),
     (b"PK\x03\x04", "a zip archive or an office document", _EXTRACT), (b"PAR1", "a Parquet table", _EXTRACT),
-    (b"%PDF-", "a PDF", _EXTRACT), (b"\x89PNG", "an image", _EXTRACT), (b"\xff\xd8\xff", "an image", _EXTRACT),
-    (b"GIF8", "an image", _EXTRACT),
+    (b"%PDF-", "a PDF", _EXTRACT), (b"{\\rtf", "an RTF document", _EXTRACT), (b"SQLite format 3\0", "an SQLite database", _EXTRACT),
+    (b"\x89PNG", "an image", _EXTRACT), (b"\xff\xd8\xff", "an image", _EXTRACT), (b"GIF8", "an image", _EXTRACT),
+    (b"\x93NUMPY", "an array of NumPy", _EXTRACT), (b"\x80\x04\x95", "a pickle", _EXTRACT), (b"\x80\x05\x95", "a pickle", _EXTRACT),
 )  # fmt: skip
 # Bytes that are no UTF-8, and control characters that no text has; terminals' escapes and backspaces stand in logs.
 _NO_CHARACTERS = re.compile("[\udc80-\udcff\x00-\x07\x0e-\x1a\x1c-\x1f]")
+# Above this share of zeros a file is no text, however short it is.
+_ZEROS = 1 / 16
 
 
 class UserError(Exception):
@@ -82,12 +87,34 @@ def open_input(source: str) -> Iterator[io.BufferedReader]:
             check_is_text(file.peek(_BLOCK_BYTES), source)
             yield file
         return
+    if sys.stdin is None:  # started with its standard input closed, as by `<&-`
+        raise UserError("There is no standard input to read from: it is closed. Name a file.")
     if sys.stdin.isatty():
         sys.stderr.write("tokforget: reading from the terminal; end with Ctrl-D.\n")
     buffer = sys.stdin.buffer
-    if hasattr(buffer, "peek"):
-        check_is_text(buffer.peek(), source)
-    yield buffer
+    # Of a pipe a peek sees what has come so far, which may be a single byte.
+    beginning = buffer.read(_MARK_BYTES) if not sys.stdin.isatty() else b""
+    check_is_text(beginning + (buffer.peek() if hasattr(buffer, "peek") else b""), source)
+    yield io.BufferedReader(_Continued(beginning, buffer), _BLOCK_BYTES)
+
+
+class _Continued(io.RawIOBase):
+    """A stream of which the beginning was read already."""
+
+    def __init__(self, beginning: bytes, rest: BinaryIO):
+        self.beginning, self.rest = beginning, rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target) -> int:
+        data = self.beginning[: len(target)]
+        if data:
+            self.beginning = self.beginning[len(data) :]
+        else:
+            data = self.rest.read1(len(target))
+        target[: len(data)] = data
+        return len(data)
 
 
 def check_is_text(beginning: bytes, source: str) -> None:
@@ -100,6 +127,13 @@ def check_is_text(beginning: bytes, source: str) -> None:
         if beginning.startswith(mark):
             raise UserError(f"{source} is {kind}, and what is read is UTF-8 text. {advice}")
     sample = beginning[:_BLOCK_BYTES]
+    zeros = sample.count(0)
+    if zeros > len(sample) * _ZEROS:
+        order = "LE" if sample[1::2].count(0) > sample[::2].count(0) else "BE"
+        raise UserError(
+            f"{source} is no UTF-8 text: {zeros:,} of its first {len(sample):,} bytes are zero. If it is UTF-16, convert it first, for "
+            f"instance with `iconv -f UTF-16{order} -t UTF-8`; of any other file, take the text out of it."
+        )
     broken = len(_NO_CHARACTERS.findall(sample.decode("utf-8", "surrogateescape")))
     if broken >= 8 and broken > len(sample) / 4:
         raise UserError(
@@ -241,13 +275,22 @@ def _escaped(text: str) -> str:
     return text if text.isascii() else _SURROGATES.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
+def standard_output() -> BinaryIO:
+    """Standard output in bytes; `UserError` if the process was started without one, as by `>&-`."""
+    if sys.stdout is None:
+        raise UserError(
+            "There is no standard output to write to: it is closed. Leave it open, or name a file where a command takes one."
+        )
+    return sys.stdout.buffer
+
+
 @contextmanager
 def open_output(path: str | None) -> Iterator[BinaryIO]:
     """
     Standard output, or a file that appears, whole, only when all went well: a failure leaves what was there before.
     """
     if path is None:
-        yield sys.stdout.buffer
+        yield standard_output()
         sys.stdout.buffer.flush()
         return
     target = Path(path).resolve()
@@ -257,7 +300,12 @@ def open_output(path: str | None) -> Iterator[BinaryIO]:
         return
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        with open(part, "xb") as file:
+        try:
+            file = open(part, "xb")  # noqa: SIM115 - closed below
+        except OSError as error:
+            error.filename = path  # as the user knows it
+            raise
+        with file:
             yield file
         if target.exists():
             shutil.copymode(target, part)
@@ -268,6 +316,7 @@ def open_output(path: str | None) -> Iterator[BinaryIO]:
 
 def refuse_input_as_output(path: Path, sources: list[str], option: str = "--output") -> None:
     """`UserError` if a result would take the place of a text that it is made from: what was dropped would be gone for good."""
+    named_as, path = path, path.resolve()  # where it is written: `nothing/../a.txt` is `a.txt`
     if not path.is_file():
         return
     for source in sources:
@@ -278,8 +327,27 @@ def refuse_input_as_output(path: Path, sources: list[str], option: str = "--outp
         if os.path.samestat(there, path.stat()):
             named = "standard input" if source == STDIN else source
             raise UserError(
-                f"`{option}` {path} is an input itself ({named}), and what is dropped would be lost. Name another file."
+                f"`{option}` {named_as} is an input itself ({named}), and what is dropped would be lost. Name another file."
             )
+
+
+def check_output_file(path: str, sources: list[str], option: str = "--output") -> None:
+    """`UserError` if no file can be written there, or if it is an input."""
+    if not path:
+        raise UserError(f"`{option}` got an empty name: name a file.")
+    try:
+        Path(path).resolve()
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # links that lead to each other; what no system takes for a name
+        raise UserError(f"`{option}` {path}: {getattr(error, 'strerror', None) or error}.") from error
+    if Path(path).is_dir():
+        raise UserError(f"`{option}` {path} is a folder: name a file in it.")
+    if not Path(path).resolve().parent.is_dir():
+        raise UserError(f"`{option}` {path}: no such folder.")
+    refuse_input_as_output(Path(path), sources, option)
 
 
 class Outputs:
@@ -291,17 +359,16 @@ class Outputs:
         path (`str`, *optional*): Nothing for standard output; a folder that exists or a name that ends in a slash; or a file.
         sources (`list[str]`): The inputs, which name the files in a folder.
         suffix (`str`): What is added to these names.
+        read_along (`list[str]`): Other files that no result may take the place of.
     """
 
-    def __init__(self, path: str | None, sources: list[str], suffix: str = ""):
+    def __init__(self, path: str | None, sources: list[str], suffix: str = "", read_along: Sequence[str] = ()):
         self.last = b""  # byte that was written
         self.path, self.suffix = path, suffix
-        self.is_folder = path is not None and (Path(path).is_dir() or path.endswith(("/", os.sep)))
+        self.is_folder = bool(path) and (Path(path).is_dir() or path.endswith(("/", os.sep)))
         if not self.is_folder:
-            if path is not None and not Path(path).resolve().parent.is_dir():
-                raise UserError(f"`--output` {path}: no such folder.")
             if path is not None:
-                refuse_input_as_output(Path(path), sources)
+                check_output_file(path, [*sources, *read_along])
             return
         names = [Path(source).name for source in sources]
         if STDIN in sources:
@@ -312,13 +379,13 @@ class Outputs:
                 f"`--output` is a folder, and several inputs are called {twice[0]}: write them one by one."
             )
         for name in names:
-            refuse_input_as_output(Path(path, name + suffix), sources)
+            refuse_input_as_output(Path(path, name + suffix), [*sources, *read_along])
         Path(path).mkdir(parents=True, exist_ok=True)
 
     @property
     def on_terminal(self) -> bool:
         """Whether results are shown where a progress bar would be, too."""
-        return self.path is None and sys.stdout.isatty()
+        return self.path is None and sys.stdout is not None and sys.stdout.isatty()
 
     @property
     def line_is_open(self) -> bool:

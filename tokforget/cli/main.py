@@ -8,6 +8,7 @@ Results go to standard output, everything else to standard error. Exit codes: 0 
 # Only what costs nothing is imported here: `--help` and `env` must not wait for torch.
 import argparse
 import os
+import re
 import signal
 import sys
 import threading
@@ -26,13 +27,14 @@ from tokforget.cli.files import (
     Outputs,
     Record,
     UserError,
+    check_output_file,
     encode,
     json_line,
     open_output,
     read_parts,
     read_rows,
     read_texts,
-    refuse_input_as_output,
+    standard_output,
     with_columns,
 )
 from tokforget.cli.messages import check_options, message_options, read_conversations
@@ -53,6 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv`, or the process's own, and return its exit code."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     words = sys.argv[1:] if argv is None else argv
+    if sys.stderr is None:  # started with it closed, as by `2>&-`: what is said there is for nobody
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
     if words and words[0] in RECIPES:  # their words are read by the recipe, its warnings are its own
         try:
             with needed(f"`tokforget {words[0]}`"):
@@ -70,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        return _say_error(f"{error.filename}: {error.strerror}.", 2)
+        return _say_error(f"{error.filename or 'reading or writing'}: {error.strerror or error}.", 2)
     except OSError as error:
         return _say_error(f"{error.filename or 'writing'}: {error.strerror or error}.", 1)
     except KeyboardInterrupt:
@@ -119,8 +123,19 @@ def _ended_in_order() -> Iterator[None]:
 
 
 # -- what all commands do ----------------------------------------------------------------------------------------------
+def _read_along(args: argparse.Namespace) -> list[str]:
+    """Files that are read beside the texts, and that no result may take the place of: those of the model, and a vocabulary."""
+    names = [args.model, getattr(args, "base_model", None), getattr(args, "count_with", None)]
+    files = []
+    for path in (Path(name) for name in names if name):
+        files += [str(one) for one in path.rglob("*") if one.is_file()] if path.is_dir() else [str(path)]
+    return files
+
+
 def _check_files(files: list[str]) -> None:
     """What can be said before a model is loaded."""
+    if "" in files:
+        raise UserError("A file's name is empty: name a file, or `-` for standard input.")
     if files.count(STDIN) > 1:
         raise UserError("Standard input, `-`, can be read only once.")
     for name in files:
@@ -130,13 +145,21 @@ def _check_files(files: list[str]) -> None:
             raise UserError(f"{name} is a folder: name its files, for instance {name.rstrip('/')}/*.txt.")
 
 
+# Arguments of the library that are options here, and how those are written that have another name.
+_OPTION = re.compile(
+    "`(rate|target_tokens|threshold|quality|unit|protect|min_tokens|min_message_tokens|question|roles|device|count_tokens|"
+    "abstain_below|batch_size|gap)`"
+)
+_WRITTEN = {"count_tokens": "count_with"}
+
+
 @contextmanager
 def _users_mistake(place: str = "") -> Iterator[None]:
     """What the library refuses is the user's to mend: one line, with the command line's names."""
     try:
         yield
     except (ValueError, TypeError, OSError) as error:
-        message = str(error).replace("`count_tokens`", "`--count-with`")
+        message = _OPTION.sub(lambda match: f"`--{_WRITTEN.get(match[1], match[1]).replace('_', '-')}`", str(error))
         raise UserError(f"{place}: {message}" if place else message) from error
 
 
@@ -150,14 +173,11 @@ def _load(args: argparse.Namespace, options: dict | None = None):
         )
         compressor.compress([], **(options or {}))
         if args.device and args.device != "cpu":
-            try:
-                if args.backend not in (None, "torch"):
-                    raise ValueError(
-                        f"`--backend` {args.backend} runs on the CPU: leave out `--device`, or pass `--backend torch`."
-                    )
-                compressor.to(args.device)
-            except (RuntimeError, AssertionError) as error:
-                raise ValueError(f"`--device` {args.device}: {str(error).splitlines()[0]}") from error
+            if args.backend not in (None, "torch"):
+                raise ValueError(
+                    f"`--backend` {args.backend} runs on the CPU: leave out `--device`, or pass `--backend torch`."
+                )
+            compressor.to(args.device)
     return compressor
 
 
@@ -254,12 +274,17 @@ def _compress(args: argparse.Namespace) -> int:
                 warnings.warn(
                     f"{name} is compressed as one text; --column NAME compresses a column of its rows.", stacklevel=1
                 )
-    outputs = Outputs(args.output, files, suffix=".json" if args.json and not args.column else "")
+    outputs = Outputs(
+        args.output, files, suffix=".json" if args.json and not args.column else "", read_along=_read_along(args)
+    )
     _check_files(files)
     if args.stream:
         options = {
             name: options[name] for name in ("rate", "threshold", "unit", "protect", "on_impossible", "question")
         }
+    for option in ("column", "question_column", "output_column"):
+        if getattr(args, option) == "":
+            raise UserError(f"`--{option.replace('_', '-')}` got an empty name: name a column.")
     if args.question_column and (not args.column or args.question):
         raise UserError("`--question-column` is for the rows of --column, and takes the place of --question.")
     if args.output_column is not None:
@@ -294,7 +319,7 @@ def _compress(args: argparse.Namespace) -> int:
 def _compress_messages(args: argparse.Namespace, options: dict) -> int:
     """Chats in, chats out; the line at the end names tokens before and after."""
     files = args.files or [STDIN]
-    outputs = Outputs(args.output, files)
+    outputs = Outputs(args.output, files, read_along=_read_along(args))
     _check_files(files)
     compressor = _load(args)
     with _users_mistake():
@@ -464,7 +489,7 @@ def _restore(args: argparse.Namespace) -> int:
         raise UserError(f"`--batch-size` must be at least 1, got {args.batch_size}.")
     files = args.files or [STDIN]
     _check_files(files)
-    outputs = Outputs(args.output, files, suffix=".txt" if not args.json else "")
+    outputs = Outputs(args.output, files, suffix=".txt" if not args.json else "", read_along=_read_along(args))
     with needed("`tokforget restore`"):  # before anything else is said of the files
         import tokforget.compression.restoration  # noqa: F401
     compressor = _load(args)
@@ -514,8 +539,8 @@ def _show(args: argparse.Namespace, make: Callable) -> int:
     """Something that rich shows and that writes itself as a page, here or as a page."""
     options = compress_options(args)
     _check_files([args.files])
-    if args.html:
-        refuse_input_as_output(Path(args.html), [args.files], "--html")
+    if args.html is not None:
+        check_output_file(args.html, [args.files, *_read_along(args)], "--html")
     record = next(read_texts([args.files]))
     compressor = _load(args, options)
     with _users_mistake(record.place):
@@ -529,7 +554,7 @@ def _show(args: argparse.Namespace, make: Callable) -> int:
         console = Console()
         with console.capture() as screen:
             console.print(shown)
-        sys.stdout.buffer.write(screen.get().encode())
+        standard_output().write(screen.get().encode())
         sys.stdout.buffer.flush()
     report = _Report(args.quiet)
     report.add(shown.result)
@@ -542,10 +567,10 @@ def _env(args: argparse.Namespace) -> int:
     with needed("`--torch`"):
         facts = describe(ask_torch=args.torch)
     if args.json:
-        sys.stdout.buffer.write(json_line(facts))
+        standard_output().write(json_line(facts))
     else:
         width = max(map(len, facts)) + 1
-        sys.stdout.buffer.write("".join(f"{name + ':':{width}} {value}\n" for name, value in facts.items()).encode())
+        standard_output().write("".join(f"{name + ':':{width}} {value}\n" for name, value in facts.items()).encode())
     sys.stdout.buffer.flush()
     return 0
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence, Set
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -31,12 +31,20 @@ from tokforget.compression.results import CompressedText, encodable
 from tokforget.compression.scores import WINDOW, score
 from tokforget.compression.search import Choice, run_searches
 from tokforget.forks import let_children_compute
-from tokforget.models.folders import local_folder, read_array_policy, read_onnx_policy, read_policy, read_tokenizer
+from tokforget.models.folders import (
+    check_hub_options,
+    check_name,
+    local_folder,
+    read_array_policy,
+    read_onnx_policy,
+    read_policy,
+    read_tokenizer,
+)
 from tokforget.models.onnx_policy import GRAPHS
 from tokforget.models.word_features import token_features
 from tokforget.optional import needed
 from tokforget.packaged import EMBEDDED, forget_model_path, reader_model_path
-from tokforget.rates import allowed_tokens
+from tokforget.rates import allowed_tokens, check_number, check_whole
 
 
 class OverBudgetWarning(UserWarning):
@@ -144,6 +152,9 @@ class Compressor:
         """
         backend = _chosen(backend, device, dtype)
         name = pretrained_model_name_or_path
+        check_hub_options(hub_options)
+        if base_model is not None:
+            check_name(base_model)
         if name is None:
             folder = reader_model_path()
         else:
@@ -152,7 +163,9 @@ class Compressor:
         policy = _READ[backend](folder)
         tokenizer = read_tokenizer(folder, policy.vocab_size)
         if backend == "torch" and (device is not None or dtype is not None):
-            policy = policy.to(device=device, dtype=dtype)
+            from tokforget.models.policy import floating
+
+            policy = _moved(policy.to(dtype=floating(dtype)), device)
         # `restore` reads it later, when the process may stand in another folder.
         compressor = cls(policy, tokenizer, folder.absolute())
         if base_model is not None:  # a folder stays where it is when the process moves
@@ -234,7 +247,7 @@ class Compressor:
             `ValueError`: If arguments exclude each other, or what is protected does not fit the budget.
         """
         request = Request(
-            rate=rate, target_tokens=target_tokens, threshold=threshold, quality=quality, risk=risk, unit=unit or self.policy.unit, protect=protect, nested=nested,
+            rate=rate, target_tokens=target_tokens, threshold=threshold, quality=quality, risk=risk, unit=self.policy.unit if unit is None else unit, protect=protect, nested=nested,
             prefix_stable=prefix_stable, budget=budget, tags=tags, min_tokens=min_tokens, on_impossible=on_impossible,
             count_tokens=count_tokens, mark_omissions=mark_omissions,
         )  # fmt: skip
@@ -262,7 +275,7 @@ class Compressor:
                 raise ValueError(f"This compressor was built from a policy in {self.backend}, without a folder: load it with "
                                  "`from_pretrained(..., backend='torch')`.")  # fmt: skip
             self.policy = read_policy(self.folder)
-        self.policy.to(device)
+        self.policy = _moved(self.policy, device)
         return self
 
     @property
@@ -272,6 +285,13 @@ class Compressor:
 
     def _questions(self, question: str | Sequence[str | None] | None, num_texts: int) -> list[str | None]:
         """A question or none for each text."""
+        if question is not None and (
+            isinstance(question, bytes | Mapping | Set) or not isinstance(question, Iterable)
+        ):
+            raise TypeError(
+                f"`question` must be a string, or a sequence of strings and None, one for each text; got a {type(question).__name__}, "
+                f"{question!r:.60}."
+            )
         questions = [question] * num_texts if question is None or isinstance(question, str) else list(question)
         if len(questions) != num_texts:
             raise ValueError(
@@ -441,6 +461,16 @@ class Compressor:
         unknown = sorted(options.keys() - {"unit", "protect", "on_impossible", "question"})
         if unknown:
             raise ValueError(f"`compress_stream` does not take {', '.join(unknown)}.")
+        if (
+            hasattr(parts, "columns")
+            or isinstance(parts, bytes | bytearray | Mapping | Set)
+            or not isinstance(parts, Iterable)
+        ):
+            raise TypeError(
+                f"`parts` must be strings that follow each other, such as an open file or a generator, got a {type(parts).__name__}, "
+                f"{parts!r:.60}."
+            )
+        check_whole(block_chars, "block_chars", 1)
         # Built here, so that a mistake shows now and not when the first block is asked for.
         (question,) = self._questions(options.pop("question", None), 1)
         options["unit"] = options.get("unit") or self.policy.unit
@@ -469,7 +499,7 @@ class Compressor:
             start += len(block)
             request.protection.first = 1
             if request.protection.keeps_fences:
-                request.protection.open_fence = scan_fences(block, request.protection.open_fence)[1]
+                request.protection.place = scan_fences(block, request.protection.place)[1]
             yield result
 
     def _encode(self, texts: list[str], tags: bool) -> list[RankedText]:
@@ -643,8 +673,11 @@ class Compressor:
         with needed("Restoring"):
             from tokforget.compression.restoration import fill_gaps, full_length, write_text
 
-        if abstain_below is not None and not 0.0 < abstain_below <= 1.0:
+        if abstain_below is not None and not 0.0 < check_number(abstain_below, "abstain_below") <= 1.0:
             raise ValueError(f"`abstain_below` is a probability in (0, 1], got {abstain_below}.")
+        if not isinstance(gap, str):
+            raise TypeError(f"`gap` must be a string, got a {type(gap).__name__}, {gap!r:.60}.")
+        check_whole(batch_size, "batch_size", 1)
         single = not isinstance(compressed, list)
         given = [compressed] if single else compressed
         texts = [full_length(one, self.fingerprint) for one in given]
@@ -675,6 +708,17 @@ def _chosen(backend: str | None, device, dtype) -> str:
         raise ValueError(f"`backend={backend!r}` computes on the CPU in float32, got device {device!r} and dtype {dtype!r}: pass "
                          "`backend='torch'`.")  # fmt: skip
     return backend
+
+
+def _moved(policy, device):
+    """A policy in torch on a device, or itself for `None`; `ValueError` in one line if there is no such device."""
+    if device is None:
+        return policy
+    try:
+        return policy.to(device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(f"`device` {device!r} cannot be used: {str(error).splitlines()[0].rstrip('.')}. Pass 'cpu', or 'cuda' where "
+                         "there is a GPU.") from error  # fmt: skip
 
 
 def _check_feasible(choice: Choice, group: list[RankedText], on_impossible: str, vocabulary: str) -> str | None:

@@ -14,7 +14,7 @@ import hashlib
 import json
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from tokforget.compression.protection import PRESET
 from tokforget.compression.request import Request
 from tokforget.compression.results import CompressedText
 from tokforget.compression.structure import find_structure
-from tokforget.rates import allowed_tokens, check_number, check_rate
+from tokforget.rates import allowed_tokens, check_flag, check_rate, check_whole
 from tokforget.text_units import split_sentences
 
 
@@ -392,9 +392,14 @@ class _Setting:
                 f"`question` must be a string, True (taken from the last user message) or None, got {_shown(self.question)}."
             )
         for name in ("min_tokens", "min_message_tokens"):
-            if getattr(self, name) is not None and check_number(getattr(self, name), name) < 0:
-                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
+            if getattr(self, name) is not None or name == "min_message_tokens":
+                check_whole(getattr(self, name), name, 0)
         check_rate(self.min_rate, "min_rate")
+        check_flag(self.stable, "stable")
+        if self.roles is not None and not isinstance(self.roles, Iterable):
+            raise TypeError(f"`roles` must be a list out of {ROLES}, got {_shown(self.roles)}.")
+        if self.roles is not None and not isinstance(self.roles, str):
+            self.roles = tuple(self.roles)
         if self.roles is None:
             self.roles = ("tool",) if self.stable else ROLES
         unknown = [self.roles] if isinstance(self.roles, str) else [role for role in self.roles if role not in ROLES]
@@ -446,6 +451,8 @@ def compress_messages(
     check_messages(messages, system)
     if isinstance(setting.question, str) and setting.question and not compressor.takes_question:
         compressor._questions(setting.question, 1)  # says so
+    if memory is not None and not isinstance(memory, MutableMapping):
+        raise TypeError(f"`memory` must be a dictionary, or None for the compressor's own, got {_shown(memory)}.")
     key, memory = setting.key(compressor.fingerprint), compressor.memory if memory is None else memory
     texts = [text for number, message in enumerate(messages) for text in _find_texts(message, number)]
     last_user = _last_user_message(messages, texts)

@@ -2,13 +2,14 @@
 What a budget may not touch: built-in protectors, the user's own, and segments marked in the text.
 """
 
+import difflib
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-from tokforget.compression.fences import find_code_fences, scan_fences
+from tokforget.compression.fences import Place, find_code_fences, scan_fences
 from tokforget.compression.meaning import find_line_breaks, find_negations, find_roles, find_sentence_ends
 from tokforget.compression.wholes import PATTERNS, find, find_wholes, matches
 
@@ -46,7 +47,7 @@ class Protection:
         finders (`list`): Functions from a text to the character spans that are kept.
         spans (`list`): Character spans given outright; for a single text.
         first (`int`), last (`int`): Tokens kept at both ends.
-        open_fence (`str`): The mark of the code fence within which the text begins; for the blocks of a stream.
+        place (`Place`): Where in Markdown the text begins; for the blocks of a stream.
         readable (`bool`): Whether negations, limits and marks come first or along, by words and as far as the budget allows.
     """
 
@@ -54,7 +55,7 @@ class Protection:
     spans: list[tuple[int, int]] = field(default_factory=list)
     first: int = 0
     last: int = 0
-    open_fence: str = ""
+    place: Place = field(default_factory=Place)
     readable: bool = False
 
     @classmethod
@@ -66,7 +67,7 @@ class Protection:
         `"none"`, switches it off.
         """
         found = cls()
-        single = isinstance(protect, (str, re.Pattern)) or callable(protect) or _is_span(protect)
+        single = isinstance(protect, (str, bytes, re.Pattern)) or callable(protect) or _is_span(protect)
         if not single and protect is not None and not isinstance(protect, Iterable):
             protect = [protect]  # which is named below for what it is
         items = [protect] if single else list(protect or ())
@@ -83,6 +84,10 @@ class Protection:
 
     def _add(self, item) -> None:
         if isinstance(item, re.Pattern):
+            if isinstance(item.pattern, bytes):
+                raise TypeError(
+                    f"`protect` got a regular expression for bytes, {item.pattern!r:.80}: compile it from a string."
+                )
             self.finders.append(_matches(item))
         elif _is_span(item):
             if not 0 <= item[0] <= item[1]:
@@ -104,8 +109,10 @@ class Protection:
         elif match := re.fullmatch(r"(first|last):(\d+)", item):
             setattr(self, match[1], max(getattr(self, match[1]), int(match[2])))
         else:
+            near = difflib.get_close_matches(item, [*BUILT_IN, PRESET, NO_PRESET], 1, 0.7)
+            hint = " Several are passed one by one." if "," in item else f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(
-                f"`protect` knows no {item!r:.80}. It takes {', '.join(sorted(BUILT_IN))}, 'readable' or 'none', 'first:20', "
+                f"`protect` knows no {item!r:.80}.{hint} It takes {', '.join(sorted(BUILT_IN))}, 'readable' or 'none', 'first:20', "
                 "'last:5' (tokens), 're:<pattern>', a compiled regular expression, a span (start, end) or a function."
             )
 
@@ -114,8 +121,9 @@ class Protection:
         for _, end in self.spans:
             if end > len(text):
                 raise ValueError(f"A protected span ends at character {end}, but the text has {len(text)}.")
-        fences = scan_fences(text, self.open_fence)[0] if self.keeps_fences and self.open_fence else []
-        return [*self.spans, *fences, *(span for finder in self.finders for span in _spans_of(finder, text))]
+        fences = scan_fences(text, self.place)[0] if self.keeps_fences else []
+        finders = [finder for finder in self.finders if finder is not find_code_fences]
+        return [*self.spans, *fences, *(span for finder in finders for span in _spans_of(finder, text))]
 
     @property
     def keeps_fences(self) -> bool:
@@ -148,7 +156,13 @@ class Protection:
 
 def _spans_of(finder: Finder, text: str) -> Iterator[tuple[int, int]]:
     """What a function finds in a text, empty spans aside; one that lies outside would void what others protect."""
-    for span in finder(text):
+    found = finder(text)
+    if not isinstance(found, Iterable):
+        raise TypeError(
+            f"A function in `protect` gave a {type(found).__name__}, {found!r:.60}; it must give spans (start, end) in characters, or an "
+            "empty list."
+        )
+    for span in found:
         try:
             start, end = map(operator.index, span)
         except (TypeError, ValueError):
@@ -163,7 +177,7 @@ def _spans_of(finder: Finder, text: str) -> Iterator[tuple[int, int]]:
 
 
 def _is_span(item) -> bool:
-    return isinstance(item, tuple) and len(item) == 2 and all(isinstance(i, int) for i in item)
+    return isinstance(item, tuple) and len(item) == 2 and all(hasattr(i, "__index__") for i in item)
 
 
 # -- segments ----------------------------------------------------------------------------------------------------------

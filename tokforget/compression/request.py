@@ -9,7 +9,7 @@ import numpy as np
 
 from tokforget.compression.counting import TokenCounter
 from tokforget.compression.protection import PRESET, Protection
-from tokforget.rates import check_number, check_rate
+from tokforget.rates import check_flag, check_number, check_rate, check_whole
 
 
 @dataclass(kw_only=True)
@@ -53,13 +53,13 @@ class Request:
     def _check_values(self) -> None:
         if self.rate is not None:
             check_rate(self.rate)
-        target = self.target_tokens
-        whole = isinstance(target, (int, np.integer)) and not isinstance(target, bool)
-        if target is not None and not (whole and target >= 1):
-            raise ValueError(f"`target_tokens` must be a whole number of at least 1, got {target!r}.")
-        for name in ("threshold", "quality", "risk", "min_tokens"):
+        if self.target_tokens is not None:
+            check_whole(self.target_tokens, "target_tokens", 1)
+        for name in ("threshold", "quality", "risk"):
             if getattr(self, name) is not None:
                 check_number(getattr(self, name), name)
+        for name in ("nested", "prefix_stable", "tags", "mark_omissions"):
+            check_flag(getattr(self, name), name)
         if self.threshold is not None and not 0.0 < self.threshold < 1.0:
             raise ValueError(f"`threshold` must lie in (0, 1), got {self.threshold}.")
         if self.quality is not None and not 0.0 < self.quality <= 1.0:
@@ -74,8 +74,7 @@ class Request:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}.")
-        if self.min_tokens < 0:
-            raise ValueError(f"`min_tokens` must be at least 0, got {self.min_tokens}.")
+        check_whole(self.min_tokens, "min_tokens", 0)
 
     def _check_pairs(self) -> None:
         corpus, stable, threshold = self.budget == "corpus", self.prefix_stable, self.threshold is not None
@@ -143,17 +142,33 @@ def as_texts(texts: str | Iterable[str]) -> list[str]:
     """The texts of a call as a list; `TypeError` for what is neither a text nor a row of them."""
     if isinstance(texts, str):
         return [texts]
-    keyed = isinstance(texts, Mapping)
-    if keyed or isinstance(texts, bytes | bytearray | Set) or not isinstance(texts, Iterable):
-        advice = (
-            f"Pass one of its columns, there are {', '.join(map(repr, list(texts)[:8]))}." if keyed else _advice(texts)
-        )
-        raise TypeError(f"`texts` must be a string or a sequence of strings, got {_shown(texts)}. {advice}")
+    check_rows(texts)
     return list(texts)
 
 
+def check_rows(texts: Iterable[str]) -> None:
+    """`TypeError` for what is no row of texts, or one in which the keys or the bytes would be taken for them."""
+    names = _column_names(texts)
+    if names is not None or isinstance(texts, bytes | bytearray | Set) or not isinstance(texts, Iterable):
+        advice = _advice(texts)
+        if names is not None:
+            advice = f"Pass one of its columns, there are {', '.join(map(repr, names[:8])) or 'none'}."
+        raise TypeError(f"`texts` must be a string or a sequence of strings, got {_shown(texts)}. {advice}")
+
+
+def _column_names(texts: object) -> list | None:
+    """Of a dictionary or a table, of pandas, Polars, PyArrow or `datasets`: what iterating gives of it is no row of texts."""
+    if isinstance(texts, Mapping):
+        return list(texts)
+    for name in ("column_names", "columns"):
+        names = getattr(texts, name, None)
+        if names is not None and not isinstance(names, str) and not callable(names):
+            return list(names)
+    return None
+
+
 def _shown(value: object) -> str:
-    return "None" if value is None else f"a {type(value).__name__}, {value!r:.60}"
+    return "None" if value is None else " ".join(f"a {type(value).__name__}, {value!r:.60}".split())
 
 
 def _advice(value: object) -> str:

@@ -14,13 +14,22 @@ import numpy as np
 
 
 _S = "[ \u00a0\u202f\u2009]"
-_CURRENCY = "$€£¥₹₽₩₺₴₫฿₦₿¢"
-_CODES = "USD|EUR|GBP|CHF|JPY|INR|CNY|RUB|SEK|NOK|DKK|PLN|AUD|CAD"
+_CURRENCY = "$€£¥฿¢\u20a0-\u20cf"
+_CODES = (
+    "USD|EUR|GBP|CHF|JPY|INR|CNY|RUB|SEK|NOK|DKK|PLN|AUD|CAD|NZD|SGD|HKD|TWD|KRW|BRL|MXN|ARS|ZAR|AED|SAR|ILS|CZK|HUF|RON|UAH|THB|IDR|MYR|"
+    "PHP|VND|BTC|ETH"
+)
 # Digits with letters around them (GPT2, 3rd), and more of them behind a separator: 1,000, 12:30, 2024-05-01, 10^6, 10–20, 1e-5.
+# What follows a single digit sign of its own, such as 3½, is a letter to Python; ½ alone is a number, too.
 _DIGITS = r"[^\W\d]*\d\w*"
+_FRACTIONS = "¼-¾⅐-⅞"
 _NUMBER = (
-    rf"(?:{_DIGITS}|(?<!\.)\.\d\w*)"
-    rf"(?:(?:[.,:/'’+\-‐‑–—−^×*=]|[\u00a0\u202f\u2009](?=\d{{3}}(?!\d))|[\-–/][{_CURRENCY}]){_DIGITS})*"
+    rf"(?:{_DIGITS}|(?<!\.)\.\d\w*|[{_FRACTIONS}])"
+    rf"(?:(?:[.,:/'’+\-‐‑–—−^×*=·⁄٫٬]|\*\*|[\u00a0\u202f\u2009](?=\d{{3}}(?!\d))|[\-–/][{_CURRENCY}]){_DIGITS})*"
+    # how prices end that have no cents, and what begins at a number: CHF 50.–, 18+
+    rf"(?:[.,](?:[–—]|--?)(?![\w–—-])|\+(?![\w+=]))?"
+    # what it may be off by: 10 ± 2
+    rf"(?:{_S}?(?:±|\+/[-−–]){_S}?{_DIGITS}(?:[.,]{_DIGITS})*)?"
 )
 # Units that may stand apart. Left out is what is a word of its own as often: "in", "A".
 _UNITS = (
@@ -28,19 +37,23 @@ _UNITS = (
     "thousand|million|billion|trillion|Tausend|Millionen|Million|Milliarden|Milliarde|Mio\\.?|Mrd\\.?|millions?|milliards?|"
     "millón|millones|milhões|bilhões|milioni|miliardi|miljoen|miljard|тысяч[аи]?|млн\\.?|млрд\\.?|bn|mn|k|"
     "mm|cm|dm|km|m|ft|yd|miles?|m²|km²|m2|km2|m³|m3|ha|acres?|hectares?|"
-    "mcg|µg|mg|kg|g|t|lbs?|oz|tons?|tonnes?|ml|cl|dl|l|litres?|liters?|gallons?|"
-    "ns|µs|ms|s|sec|min|h|hrs?|seconds?|minutes?|hours?|days?|weeks?|months?|years?|Sekunden|Minuten|Stunden|Tagen?|Wochen|Monaten?|Jahren?|"
+    "nm|[µμ]m|mcg|[µμ]g|mg|kg|g|t|lbs?|oz|tons?|tonnes?|[µμ]l|m[lL]|cl|d[lL]|[lL]|litres?|liters?|Liter|gallons?|"
+    "ns|[µμ]s|ms|s|sec|min|h|hrs?|seconds?|minutes?|hours?|days?|weeks?|months?|years?|Sekunden|Minuten|Stunden|Tagen?|Wochen|Monaten?|Jahren?|"
     "Uhr|am|pm|a\\.m\\.|p\\.m\\.|AM|PM|"
-    "Hz|kHz|MHz|GHz|kB|KB|MB|GB|TB|KiB|MiB|GiB|TiB|bits?|bytes?|px|dpi|fps|W|kW|MW|GW|kWh|MWh|GWh|TWh|V|kV|mA|mV|Ah|mAh|"
-    "km/h|mph|m/s|rpm|mmHg|mmol|mol|kcal|kJ|J|N|Pa|hPa|kPa|bar|dB|"
+    "Hz|kHz|MHz|GHz|kB|KB|MB|GB|TB|PB|KiB|MiB|GiB|TiB|[kKMG]?bps|[kMG]bit|bits?|bytes?|ppm|ppb|px|dpi|fps|W|kW|MW|GW|kWh|MWh|GWh|TWh|V|kV|mA|mV|Ah|mAh|"
+    "km/h|mph|m/s|rpm|mmHg|mmol|mol|kcal|kJ|J|N|Pa|hPa|kPa|MPa|m?bar|psi|dB|"
     f"euros?|dollars?|pounds?|Euro|francs?|yen|rupees?|kr|Kč|zł|Ft|lei|руб\\.?|грн\\.?|{_CODES}"
 )
-_UNIT = rf"(?:{_S}?(?:[%‰](?!\w)|[′″](?:{_S}?[NSEWO](?!\w))?|°{_S}?[CFK]?|[{_CURRENCY}](?!\d))|{_S}?(?:{_UNITS})(?!\w)(?:⁻[¹²³⁴⁵⁶])?)"
+# What a quantity is of: 20 km/h, 9.81 m/s², 5 mg/kg, 3 €/m^2.
+_PER = r"(?:/[^\W\d_]{1,5}(?:[²³]|\^?-?\d)?(?!\w))?"
+_UNIT = rf"(?:{_S}?(?:[%‰](?!\w)|[′″](?:{_S}?[NSEWO](?!\w))?|°{_S}?[CFK]?|[{_CURRENCY}](?!\d){_PER})|{_S}?(?:{_UNITS})(?![^\W²³])(?:⁻[¹²³⁴⁵⁶])?{_PER})"
 _QUANTITY = (
-    rf"(?<!\w)(?:(?:(?<!^)(?<![\"'/])[<>]=?|[≤≥≈±~∼]){_S}?)?(?:[+\-−](?![+\-−]))?"
-    rf"(?:(?:(?:US|CA|AU|NZ|HK|R)?[{_CURRENCY}]|(?:{_CODES}|Rs\.?)(?=[ \u00a0\d])){_S}?[+\-−]?)?"
+    rf"(?<!\w)(?:(?:(?<!^)(?<![\"'/])[<>]=?|[≤≥≈±~∼]|§§?|№){_S}?)?(?:[+\-−](?![+\-−]))?"
+    rf"(?:(?:(?:US|CA|AU|NZ|HK|NT|MX|[RACS])?[{_CURRENCY}]|(?:{_CODES}|Rs\.?|kr\.?|S?Fr\.|Rp\.?|RM)(?=[ \u00a0\d])){_S}?[+\-−]?)?"
     rf"(?:\d[\d.,]*{_S}[x×]{_S}(?=\d))*{_NUMBER}{_UNIT}{{0,2}}"
 )
+# Right behind what it is compared with: p<0.05, price>=10.50; but <b>5 is a tag with what it holds.
+_COMPARED = rf"(?:(?<=\w)<=?|(?<=[\w)])[≤≥≈±]|(?<![\w</=\"'])[A-Za-z][\w.]{{0,30}}(?:>=?|[!=]=))(?=[+\-−]?[.\d])[+\-−]?{_NUMBER}{_UNIT}{{0,2}}"
 _MONTHS = (
     "January|February|March|April|May|June|July|August|September|October|November|December|Jan\\.?|Feb\\.?|Mar\\.?|Apr\\.?|Jun\\.?|"
     "Jul\\.?|Aug\\.?|Sept?\\.?|Oct\\.?|Nov\\.?|Dec\\.?|Januar|Februar|März|Mai|Juni|Juli|Oktober|Dezember|janvier|février|mars|avril|mai|juin|"
@@ -51,14 +64,24 @@ _DATE = (
     rf"(?<!\w)\d{{1,2}}(?:st|nd|rd|th|er|\.)?{_S}(?:of |de )?(?:{_MONTHS})(?!\w)(?:,?(?: de)?{_S}\d{{4}}(?!\w))?"
     rf"|(?<!\w)(?:{_MONTHS}){_S}\d{{1,2}}(?:st|nd|rd|th)?(?!\w)(?:,{_S}\d{{4}}(?!\w))?"
 )
+# Quantities of two units, of which one alone is another quantity: 2 h 30 min, 5 ft 3 in, 6 lb 3 oz, 14 h 30.
+_TWO_UNITS = (
+    rf"(?<!\w)\d+{_S}?(?:(?:h|hrs?|hours?|Std\.?|Stunden?|heures?|horas?){_S}?(?:and |und |et |y )?\d+(?:{_S}?(?:m|mins?|min|minutes?|Minuten|minutos))?"
+    rf"|(?:ft|feet|foot){_S}?\d+{_S}?(?:in|inch|inches)|lbs?{_S}?\d+{_S}?oz)(?!\w)"
+)
+# Two dots and more: 1.2.3-rc.1, v2.0.0-beta.2+build.5.
+_VERSION = r"(?<![\w.])[vV]?\d+(?:\.\d+){2,3}[-+][0-9A-Za-z]+(?:[.+-][0-9A-Za-z]+)*"
 _HEX = "[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{1,4})*"
-_IPV6 = rf"(?<![\w:])(?:{_HEX})?::{_HEX}(?:/\d{{1,3}})?(?!\w)"
+_IPV6 = rf"(?<![\w:])(?:{_HEX})?::{_HEX}(?:(?:\.\d{{1,3}}){{3}})?(?:%\w+)?(?:/\d{{1,3}})?(?!\w)"
 # Digits in groups with a plain space between them, which are one number: thousands, telephones, cards, accounts.
 _GROUPED = (
     rf"(?<![\w.,])[+\-−]?\d{{1,3}}(?: \d{{3}})+(?!\d)(?:[.,]\d+)?{_UNIT}{{0,2}}"
-    r"|(?<![\w+])\+\d{1,3}(?:[ ./-]?(?:\(\d{1,5}\)|\d{1,12})){1,7}(?!\w)"
+    r"|(?<![\w+])(?=\+\d(?:[ ./()-]{0,2}\d){6})\+\d{1,3}(?:[ ./-]?(?:\(\d{1,5}\)|\d{1,12})){1,7}(?!\w)"
     r"|(?<!\w)\(\d{2,5}\)[ -]?\d{2,9}(?:[ -]\d{2,6}){0,4}(?!\w)"
-    r"|(?<!\w)\d{2,5}[/ ]\d{2,4}(?: \d{2,4}){1,5}(?!\w)|(?<!\w)[A-Z]{2}\d{2}(?: [A-Z0-9]{4}){2,7}(?: [A-Z0-9]{1,3})?(?!\w)"
+    r"|(?<!\w)\d{2,5}[/ ]\d{2,4}(?: \d{2,4}){1,5}(?!\w)"
+    # without the country's code: a nought, and so much behind it that it is no column of a table
+    r"|(?<![\w.,:])0\d{1,4}(?: ?[/–-] ?| )\d{2,4}(?: \d{2,4}){1,4}(?!\w)|(?<![\w.,:])0\d{1,4}(?: ?[/–-] ?| )\d{5,9}(?!\w|[.,:]\d)"
+    r"|(?<!\w)[A-Z]{2}\d{2}(?: [A-Z0-9]{4}){2,7}(?: [A-Z0-9]{1,3})?(?!\w)"
     rf"|(?<!\w)\d{{1,3}}°{_S}?\d{{1,2}}[′'](?:{_S}?\d{{1,2}}(?:[.,]\d+)?[″\"])?(?:{_S}?[NSEWO](?!\w))?"
     r"|(?<!\w)\d'\d{1,2}[\"″]|(?<!\w)\d+[a-z]?(?:\(\w{1,4}\))+"
 )
@@ -66,9 +89,12 @@ _NAME = r"[\w.@%+~-]"
 # One word of a folder's name with spaces in it: C:\Program Files\x
 _FOLDER = r"[^\s\\/:*?\"<>|,;]+"
 
+# All but what is right behind its comparison: most lines have no sign of one.
+_PLAIN = f"{_DATE}|{_TWO_UNITS}|{_IPV6}|{_VERSION}|{_GROUPED}|(?<!\\w)['’]\\d\\ds(?!\\w)|{_QUANTITY}"
+
 PATTERNS = {
     # 7, -$35, <3, .5 mg, 1,000, 12:30, 2024-05-01, 30 May 2024, $9.99, 50 %, 1.2 billion, 1e-5, 10–20, and words with a digit in them
-    "numbers": f"{_DATE}|{_IPV6}|{_GROUPED}|{_QUANTITY}",
+    "numbers": f"{_PLAIN}|{_COMPARED}",
     "urls": r"(?<!\w)(?:[A-Za-z][A-Za-z0-9+.-]{1,15}://|www\.|mailto:)[^\s<>\"`\u3000-\u303f\uff01-\uff20]+",
     "emails": r"(?<![\w.+%'’-])[\w.+%'’-]+@(?:[\w-]+(?:\.[\w-]+)+|[\w-]+(?=:[\w~/]))(?::[\w.~/-]+)?",
     "paths": (
@@ -89,7 +115,7 @@ COMPILED = {name: re.compile(pattern, re.MULTILINE) for name, pattern in PATTERN
 _MORE = re.compile(
     r"(?<!`)`[^`\s]+`(?!`)|(?<!\w)(?:[A-Za-z]\+\+|[A-Z]#)(?!\w)|(?<![\w-])--[A-Za-z][\w-]*=[^\s\"']+"
     # a comparison without spaces, a place for a value in a template, a variable of Windows, a package with its version
-    r"|(?<![\w.])[A-Za-z_][\w.]*(?:[<>!]=|[<>])-?\d[\w.]*|\{\{[^{}\n]{1,60}\}\}|(?<!\w)%\w+%(?:\\[^\s\"<>|*?]*)?"
+    r"|(?<![\w.</])[A-Za-z_][\w.]*(?:[<>!]=|[<>])-?\d[\w.]*|\{\{[^{}\n]{1,60}\}\}|(?<!\w)%\w+%(?:\\[^\s\"<>|*?]*)?"
     r"|(?<![\w@])@?[\w./-]+@[\^~]?\d[\w.+-]*"
 )
 # A tag of HTML or XML with its attributes, a comment, a declaration, and scripts and styles with all that is in them.
@@ -108,7 +134,8 @@ _DOTTED = re.compile(
 _DOT = re.compile(r"\.(?=[A-Za-z]\.| )")
 # Without one of these signs a text holds nothing of the kind.
 _SIGNS = {"urls": ("://", "www.", "mailto:"), "emails": ("@",), "paths": ("/", "\\")}
-_HAS_NUMBER = re.compile(r"\d|::")
+_PLAIN_NUMBERS, _COMPARISON = re.compile(_PLAIN, re.MULTILINE), re.compile("[<>=≤≥≈±]")
+_HAS_NUMBER = re.compile(rf"[\d{_FRACTIONS}]|::")
 # Ends a sentence rather than a URL or a path.
 _TRAILING = ".,;:!?'*_"
 _BRACKETS = (("(", ")"), ("[", "]"), ("{", "}"))
@@ -149,7 +176,8 @@ def _numbers(text: str) -> Iterator[tuple[int, int]]:
         end = text.find("\n", start)
         end = len(text) if end < 0 else end
         if _HAS_NUMBER.search(text, start, end):
-            yield from (match.span() for match in COMPILED["numbers"].finditer(text, start, end))
+            pattern = COMPILED["numbers"] if _COMPARISON.search(text, start, end) else _PLAIN_NUMBERS
+            yield from (match.span() for match in pattern.finditer(text, start, end))
         start = end + 1
 
 

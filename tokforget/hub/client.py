@@ -176,10 +176,15 @@ def _seconds_until_retry(error: Exception) -> float | None:
     return float(asked) if asked.isdigit() else 0.0
 
 
+OFFLINE = (
+    "It was never downloaded here, and HF_HUB_OFFLINE is set. Unset that variable, or pass a folder that is there."
+)
+
+
 def explain(error: Exception) -> str:
     """An error of the Hub's client in one line: what came, and what to do."""
     if constants.HF_HUB_OFFLINE and isinstance(error, LocalEntryNotFoundError):  # which would speak of the connection
-        return "It was never downloaded here, and HF_HUB_OFFLINE is set. Unset that variable, or pass a folder that is there."
+        return OFFLINE
     if not isinstance(error, HfHubHTTPError):
         return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     response = error.response

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tokforget.compression.compressor import Compressor
 from tokforget.compression.results import CompressedText
 from tokforget.optional import MissingPackage
+from tokforget.rates import check_whole
 
 
 if TYPE_CHECKING:
@@ -99,8 +100,7 @@ def check_each_row_alone(options: dict) -> None:
 
 def check_batch_size(batch_size: int) -> None:
     """Raise `ValueError` unless it is a whole number of at least 1."""
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"`batch_size` must be a whole number of at least 1, got {batch_size!r}.")
+    check_whole(batch_size, "batch_size", 1)
 
 
 def check_text_column(column: str, is_text: bool, kind: object) -> None:

@@ -1,13 +1,14 @@
 """A function for `datasets.map`, and a callable in the manner of a `transformers` pipeline."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
 from tokforget.compression.compressor import Compressor
 from tokforget.compression.counting import TokenCounter
+from tokforget.compression.request import check_rows
 from tokforget.compression.results import COLUMNS, columns
-from tokforget.integrations._common import ready, without_other_budgets
+from tokforget.integrations._common import check_batch_size, ready, without_other_budgets
 
 
 class ColumnCompressor:
@@ -46,8 +47,16 @@ class ColumnCompressor:
             )
 
     def __call__(self, rows: dict) -> dict:
+        if not isinstance(rows, Mapping) and hasattr(rows, "column_names"):
+            raise TypeError(
+                "Rows came as a table of Arrow or Polars, and what is read is a dictionary of columns: map `dataset.with_format(None)`."
+            )
         self.check_columns(rows)
         texts = rows[self.column]
+        if texts is not None and (isinstance(texts, bytes) or not isinstance(texts, Iterable)):
+            raise TypeError(
+                f"Column {self.column!r} must hold strings, and holds a {type(texts).__name__}, {texts!r:.60}."
+            )
         missing = [texts] if texts is None else [] if isinstance(texts, str) else [t for t in texts if t is None]
         if missing:
             raise ValueError(
@@ -138,8 +147,7 @@ class CompressionPipeline:
 
     def __init__(self, model: Compressor | str | Path | None = None, device=None, batch_size: int = 64, **options):
         self.compressor, self.batch_size, self.options = ready(model, options), batch_size, options
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+        check_batch_size(batch_size)
         if device is not None:
             self.compressor.to(device)
 
@@ -149,6 +157,7 @@ class CompressionPipeline:
             return [columns(self.compressor.compress(inputs, **options))]
         if isinstance(inputs, (list, tuple)):
             return [columns(result) for result in self.compressor.compress(inputs, **options)]
+        check_rows(inputs)
         ready(self.compressor, options)  # now, not when the first result is asked for
         return self._one_by_one(iter(inputs), options)
 

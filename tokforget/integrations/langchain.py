@@ -40,6 +40,10 @@ class ForgetDocumentCompressor(BaseDocumentCompressor, BaseDocumentTransformer):
     def transform_documents(self, documents: Sequence[Document], **kwargs: Any) -> list[Document]:
         """Each document shortened; `kwargs` are options of `compress` for this call."""
         options = self.options | kwargs
+        if isinstance(documents, Document | str) or not all(isinstance(document, Document) for document in documents):
+            raise TypeError(
+                "`documents` must be a list of LangChain's documents. For texts there is `Compressor.compress`."
+            )
         results = compress_documents(self.compressor, [document.page_content for document in documents], options)
         return [
             document.model_copy(

@@ -20,8 +20,9 @@ from pathlib import Path
 from tokforget.compression.compressor import Compressor
 from tokforget.compression.counting import TokenCounter
 from tokforget.compression.protection import PRESET, parse_tags
+from tokforget.compression.request import as_texts
 from tokforget.compression.results import CompressedText, encodable
-from tokforget.rates import allowed_tokens, check_rate
+from tokforget.rates import allowed_tokens, check_number, check_rate
 
 
 _SEPARATOR = "\n\n"
@@ -80,6 +81,7 @@ class PromptCompressor:
         loaded = isinstance(model_name, Compressor)
         self.compressor = model_name if loaded else Compressor.from_pretrained(model_name, device=device_map)
         self.unit, self.counter = unit, TokenCounter.of(count_tokens)
+        self.compressor.compress([], unit=unit)  # a wrong unit is said now
 
     def __call__(self, *args, **kwargs) -> dict:
         """The same as `compress_prompt`."""
@@ -126,12 +128,18 @@ class PromptCompressor:
             if labels were asked for.
         """
         _refuse(others)
-        contexts = [context] if isinstance(context, str) else list(context or [""])
+        contexts = _contexts(context)
+        _check_strings(instruction=instruction, question=question)
+        _check_target(target_token)
+        if isinstance(force_tokens, str):
+            raise TypeError(
+                f"`force_tokens` takes a list of strings, got {force_tokens!r:.60}: for one of them pass [{force_tokens!r:.60}]."
+            )
         origin_tokens = self._count(_laid_out(contexts, instruction, question)[0])
         if target_token == -1:
             budget = max(int(allowed_tokens(origin_tokens, check_rate(rate))), 1)
         else:
-            budget = int(target_token)
+            budget = int(target_token)  # as LLMLingua, which takes 200.0, too
         text, spans, fixed = _laid_out(contexts, instruction, question if concate_question else "")
         protect = [PRESET, *fixed, *_forced(force_tokens, force_reserve_digit)]
         result = self.compressor.compress(text, target_tokens=budget, unit=self.unit, protect=protect, count_tokens=self.counter,
@@ -173,7 +181,9 @@ class PromptCompressor:
         into a rate of the contexts, as LLMLingua does, so that segments may lead away from it.
         """
         _refuse(others)
-        contexts = [context] if isinstance(context, str) else list(context or [""])
+        contexts = _contexts(context)
+        _check_strings(instruction=instruction, question=question)
+        _check_target(target_token)
         question_shown = question if concate_question else ""
         plain = [parse_tags(one)[0] for one in contexts]
         for name, value in (("instruction", instruction), ("question", question_shown)):
@@ -211,6 +221,30 @@ class PromptCompressor:
             "saving": f", Saving ${saving:.1f} in GPT-4.",
             "vocabulary": self.compressor.vocabulary if self.counter is None else self.counter.name,
         }
+
+
+def _contexts(context) -> list[str]:
+    """The contexts of a call; none at all is an empty one."""
+    if context is None:
+        return [""]
+    contexts = as_texts(context) or [""]
+    for place, one in enumerate(contexts):
+        if not isinstance(one, str):
+            raise TypeError(f"Context {place} must be a string, got a {type(one).__name__}, {one!r:.60}.")
+    return contexts
+
+
+def _check_strings(**values) -> None:
+    for name, value in values.items():
+        if not isinstance(value, str):
+            raise TypeError(
+                f"`{name}` must be a string, got a {type(value).__name__}, {value!r:.60}; leave it out for none."
+            )
+
+
+def _check_target(target_token: float) -> None:
+    if target_token != -1 and not check_number(target_token, "target_token") >= 1:
+        raise ValueError(f"`target_token` must be at least 1, or -1 to go by `rate`, got {target_token}.")
 
 
 def _refuse(others: dict) -> None:

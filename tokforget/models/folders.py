@@ -5,6 +5,7 @@ A trained model's folder, read without Transformers: what compressing needs load
     policy.onnx, policy.int8.onnx, where `tokforget export` wrote them, for ONNX Runtime
 """
 
+import difflib
 import inspect
 import shutil
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from tokforget.models.folder_checks import (
 )
 from tokforget.models.onnx_policy import GRAPHS, OnnxPolicy
 from tokforget.optional import needed
+from tokforget.packaged import EMBEDDED
 
 
 if TYPE_CHECKING:
@@ -39,14 +41,22 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TOKENIZER = "tokenizer.json"
 
 
+# What is passed on to the Hub's client.
+_HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
 # What a trained model consists of: what is downloaded of a repository, and copied beside an export.
 _PARTS = ["*.json", "*.safetensors", f"{ADAPTER}/*"]
 
 
 def local_folder(name_or_path: str | Path, graphs: bool = False, **hub_options) -> Path:
     """A local folder as it is; a Hub id downloaded, with its graphs for ONNX Runtime if they are asked for."""
+    check_name(name_or_path)
+    check_hub_options(hub_options)
     if Path(name_or_path).is_dir():
         return Path(name_or_path)
+    if Path(name_or_path).is_file():
+        raise ValueError(
+            f"{name_or_path} is a file: pass the model's folder, which holds its config.json and weights."
+        )
     # Only here: a local path must cost no network library.
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -59,9 +69,30 @@ def local_folder(name_or_path: str | Path, graphs: bool = False, **hub_options) 
         _check_model_type(Path(hf_hub_download(str(name_or_path), "config.json", **hub_options)), name_or_path)
         return Path(snapshot_download(str(name_or_path), allow_patterns=wanted, **hub_options))
     except (HTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        near = difflib.get_close_matches(str(name_or_path).lower(), [EMBEDDED], 1, 0.8)
+        hint = f" Did you mean {near[0]!r}, the model that the package carries?" if near else ""
         raise ValueError(
-            f"{name_or_path!r} is no local folder and could not be had from the Hub: {explain(error)}"
+            f"{str(name_or_path)!r} is no local folder and could not be had from the Hub: {explain(error)}{hint}"
         ) from error
+
+
+def check_hub_options(options: dict) -> None:
+    """`TypeError` for an option that does not exist: a local folder would not miss it."""
+    unknown = sorted(options.keys() - set(_HUB_OPTIONS))
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], _HUB_OPTIONS, 1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(map(repr, _HUB_OPTIONS))}."
+        raise TypeError(f"Loading a model takes no option {unknown[0]!r}. {hint}")
+
+
+def check_name(name: str | Path) -> None:
+    """`TypeError` or `ValueError` for what can be neither a folder nor an id of the Hub."""
+    if not isinstance(name, str | Path):
+        raise TypeError(
+            f"A model is named by its folder or its id on the Hub, got a {type(name).__name__}, {name!r:.60}."
+        )
+    if not str(name) or name == Path():
+        raise ValueError("A model is named by its folder or its id on the Hub, got an empty name.")
 
 
 def _check_model_type(config: Path, name: str | Path) -> None:

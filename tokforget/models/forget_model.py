@@ -22,7 +22,7 @@ from tokforget.masking import Generators, keep_count
 from tokforget.models.folder_checks import check_safetensors, check_shapes
 from tokforget.models.folders import ADAPTER, MODEL_TYPE, WEIGHTS, check_model_folder, local_folder
 from tokforget.models.loading import load_adapter, load_base_model
-from tokforget.models.policy import KeepMaskPolicy
+from tokforget.models.policy import KeepMaskPolicy, floating
 from tokforget.models.reconstructor import Reconstructor
 from tokforget.models.reconstructor_folder import load_trainable, load_weights, save_weights
 from tokforget.models.sharded_weights import read_into
@@ -352,7 +352,7 @@ class ForgetModel(PreTrainedModel):
         Raises:
             `ValueError`: If the folder is no tokforget model, or its weights are broken or of another shape.
         """
-        dtype = _floating(dtype if dtype is not None else kwargs.pop("torch_dtype", None))
+        dtype = floating(dtype if dtype is not None else kwargs.pop("torch_dtype", None))
         folder = local_folder(
             pretrained_model_name_or_path,
             revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only,
@@ -388,16 +388,6 @@ class ForgetModel(PreTrainedModel):
         check_model_folder(Path(folder))
         self.load_policy(folder)
         load_weights(self.reconstructor, Path(folder, ADAPTER))
-
-
-def _floating(dtype: torch.dtype | str | None) -> torch.dtype:
-    """A floating type by itself or its name; float32 for `None` and "auto", as which folders are read."""
-    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if dtype in (None, "auto"):
-        return torch.float32
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"`dtype` must be a floating type such as torch.bfloat16, got {dtype!r}.")
-    return found
 
 
 def _replace_file(path: Path, write) -> None:

@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from huggingface_hub import constants
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tokforget.forks import let_children_compute
+from tokforget.hub.client import OFFLINE
 from tokforget.models.folder_checks import (
     Shapes,
     check_adapter,
@@ -78,7 +80,7 @@ def load_base_model(
             path, revision=revision, dtype=dtype, trust_remote_code=False, use_safetensors=True
         )
     except Exception as error:  # the config of a stranger: its class may stumble over it in any way
-        raise ValueError(f"{name_or_path!r} could not be loaded: {' '.join(str(error).split())[:500]}") from error
+        raise ValueError(f"{name_or_path!r} could not be loaded: {_said(error, path)}") from error
     model.requires_grad_(False)
     return model
 
@@ -175,6 +177,7 @@ def tokenizer_source(reconstructor_name_or_path: str) -> str:
 
 def load_tokenizer(name_or_path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a reconstructor; `ValueError` in one line if it cannot be had."""
+    source = name_or_path
     try:
         source = tokenizer_source(name_or_path)
         if Path(source).is_dir():
@@ -183,5 +186,12 @@ def load_tokenizer(name_or_path: str, revision: str | None = None) -> PreTrained
     except Exception as error:  # the library raises nothing narrower for a broken tokenizer.json
         raise ValueError(
             f"The tokenizer of {name_or_path!r} could not be loaded; it is no folder that a run has saved, and no id that "
-            f"can be reached: {' '.join(str(error).split())[:500]}"
+            f"can be reached: {_said(error, source)}"
         ) from error
+
+
+def _said(error: Exception, source: str) -> str:
+    """An error of a library in one line; offline it would speak of a connection, and nobody wants one there."""
+    if constants.HF_HUB_OFFLINE and not Path(source).is_dir() and "couldn't connect" in str(error):
+        return OFFLINE
+    return " ".join(str(error).split())[:500]

@@ -418,3 +418,13 @@ def meet_budget(
     if logits.requires_grad:
         bias = bias - (weight * (logits - logits.detach())).sum(1, keepdim=True)
     return bound * torch.tanh((logits + bias) / bound)
+
+
+def floating(dtype: torch.dtype | str | None) -> torch.dtype:
+    """A floating type by itself or its name; float32 for `None` and "auto", as which folders are read."""
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if dtype in (None, "auto"):
+        return torch.float32
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"`dtype` must be a floating type such as torch.bfloat16, got {dtype!r}.")
+    return found

@@ -92,6 +92,7 @@ class BaseForgetConfig(_BaseConfig):
             )
         _check_deepspeed(self.deepspeed)
         super().__post_init__()
+        self._check_host_numbers()
         for name in ("min_rate", "max_rate"):
             check_rate(getattr(self, name), name)
         if not self.min_rate <= self.max_rate < 1:
@@ -120,6 +121,17 @@ class BaseForgetConfig(_BaseConfig):
             )
         if self.label_smoothing_factor:
             raise ValueError("`label_smoothing_factor` would smooth the bits that are counted; leave it at 0.")
+
+    def _check_host_numbers(self) -> None:
+        """What the host takes as it comes, to fail on it when all is loaded, or to train to nan."""
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            check_at_least(self, name, 1)
+        for name in ("seed", "data_seed"):
+            if not 0 <= getattr(self, name) < 2**32:
+                raise ValueError(f"`{name}` must lie in [0, 4294967296), got {getattr(self, name)}.")
+        for name in ("dataloader_num_workers", "num_train_epochs", "weight_decay", "max_grad_norm", "learning_rate"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` must be finite and not negative, got {getattr(self, name)}.")
 
     def _check_best_model(self) -> None:
         """The host looks for the metric at the first evaluation, which may be hours away."""
@@ -272,6 +284,7 @@ class ForgetConfig(BaseForgetConfig):
         if self.num_train_epochs is None:
             self.num_train_epochs = BaseForgetConfig.num_train_epochs
             self.max_steps = self.max_steps if self.max_steps > 0 else self.default_max_steps
+        self._check_rates_of_learning()
         self.learning_rate = self.reconstructor_learning_rate
         super().__post_init__()
         check_at_least(self, "num_masks", 2)
@@ -308,9 +321,11 @@ class ForgetConfig(BaseForgetConfig):
             )
         if not 0 <= self.random_mask_fraction < 1:
             raise ValueError(f"`random_mask_fraction` must lie in [0, 1), got {self.random_mask_fraction}.")
+
+    def _check_rates_of_learning(self) -> None:
         for name in ("policy_learning_rate", "reconstructor_learning_rate", "entropy_coef"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` must be finite and not negative, got {getattr(self, name)}.")
 
 
 def _has_gpu() -> bool:
@@ -348,8 +363,6 @@ class ReconstructorConfig(BaseForgetConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.learning_rate < 0:
-            raise ValueError(f"`learning_rate` must not be negative, got {self.learning_rate}.")
         unknown = [kind for kind in self.mask_kinds if kind not in MASK_KINDS]
         if unknown or not self.mask_kinds or len(set(self.mask_kinds)) < len(self.mask_kinds):
             raise ValueError(

@@ -4,6 +4,7 @@ What a reader's policy is trained on, and its shape.
 No `from __future__ import annotations` here: the host's parser reads the annotations as types.
 """
 
+import math
 from dataclasses import dataclass, field
 
 from tokforget.parsing import check_at_least
@@ -196,5 +197,5 @@ class ReaderPolicyConfig(BaseForgetConfig):
             "reconstructor_weight",
             "reconstructor_learning_rate",
         ):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` must be finite and not negative, got {getattr(self, name)}.")

@@ -35,7 +35,9 @@ _LEFT = (
     "sampled_texts", "word_counts.json", "self_information.npz", "calibration.json",
 )  # fmt: skip
 # What of it says that there is something to lose: a run that has saved nothing yet has nothing.
-_SAVED = (STATE, "config.json", "adapter_config.json")
+_SAVED = (
+    STATE, "config.json", "adapter_config.json", "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors",
+)  # fmt: skip
 
 
 def texts_per_step(args: TrainingArguments) -> int:
