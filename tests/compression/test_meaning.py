@@ -161,6 +161,14 @@ Bank tidak akan mengembalikan uang sebelum Senin.|mengembalikan|tidak
 Ngân hàng không hoàn lại tiền trước thứ hai.|hoàn|không
 은행은 월요일 전에 돈을 돌려주지 않습니다.|돌려주지|않습니다
 비밀번호를 절대 공유하지 마세요.|공유하지|마세요
+The office is open from 9 to 5 on weekdays.|to 5|from 9
+The office is open between 9 and 5 on weekdays.|and 5|between 9
+Children aged 6 to 12 pay half the price.|to 12|6
+You are free from 11:30 am to 8:30 pm on Friday.|8:30 pm|11:30 am
+Das Büro ist von 9 bis 17 Uhr geöffnet.|17 Uhr|9 bis
+La oficina abre de 9 a 17 horas entre semana.|17|de 9 a
+Магазин работает с 9 до 18 часов.|18|с 9 до
+He taught at the school from 1975 to 1977 in all.|1975|to 1977
 """
 
 

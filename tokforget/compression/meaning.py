@@ -151,6 +151,16 @@ _TO_NUMBER = WordPattern(
     "à|dès|depuis|sous|desde|hacia|bajo|da|dal|sotto|met|naar|sinds|onder|от|с|на|свыше",
     behind=r"(?=[ \u00a0\u202f][-+−]?(?:[$€£¥₹]\s?)?\d)",
 )
+# A range is its two ends: "from 9 to 5" is not "to 5". Some of the words between them are of a range only behind one that begins it.
+_RANGE = re.compile(
+    r"\d[\w.,:/%°-]*(?:\s[^\W\d_]{1,9}\.?)?\s+(?:(to|till|until|through|bis|à|hasta|até|tot|til|до)|(a|al|alle|ao|do|по)"
+    r"|(and|und|et|y|e|en|och|og|i|и))\s+(?:[$€£¥₹]\s?)?\d",
+    re.IGNORECASE,
+)
+_FROM = frozenset(re.findall(r"\w+", "from von vom de du desde da dal dalle van från fra od с от"))
+_BETWEEN = frozenset(
+    re.findall(r"\w+", "between zwischen entre tra fra tussen mellan mellem mellom między mezi между")
+)
 _NUMBER_WORDS = "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty|hundred|thousand|one|half|most|some|many|few"
 # A share of things is not the things.
 _SHARE = re.compile(
@@ -666,6 +676,10 @@ class _Builder:
     def tie(self, first: int, last: int, at: int) -> None:
         self.rows += [(index, at, at + 1, -1) for index in range(first, last)]
 
+    def tie_all(self, first: int, last: int) -> None:
+        """Pieces in a row that come with any of them."""
+        self.rows += [(index, first, last, -1) for index in range(first, last)]
+
     def tie_clause(self, at: int) -> None:
         """What is said of a clause comes with any word of it: "certain" with what is far from certain."""
         if at + 1 < len(self.pieces) and self.seen[at + 1].bare == "that":
@@ -730,6 +744,12 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
         first, last = made.touched(*match.span())
         if last < len(pieces):
             made.tie(first, last, last)
+    for match in match_at(_RANGE, _DIGIT, text):
+        first, last = made.touched(*match.span())
+        before = made.seen[first - 1].bare if first else ""
+        opens = before in _BETWEEN if match[3] else before in _FROM
+        if opens or match[1]:
+            made.tie_all(first - opens, last)
     for match in _SHARE.finditer(text):
         first, last = made.touched(*match.span())
         at = made.content(last, 1)
