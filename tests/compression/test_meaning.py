@@ -161,6 +161,20 @@ Bank tidak akan mengembalikan uang sebelum Senin.|mengembalikan|tidak
 Ngân hàng không hoàn lại tiền trước thứ hai.|hoàn|không
 은행은 월요일 전에 돈을 돌려주지 않습니다.|돌려주지|않습니다
 비밀번호를 절대 공유하지 마세요.|공유하지|마세요
+The bank refused his request for a refund in May.|request|refused
+I doubt that the firm will pay its debts in time.|pay|doubt
+Smoking is banned in all public halls of the town.|Smoking|banned
+He forgot to lock the door of the shed at night.|lock|forgot
+Die Firma weigert sich, die Rechnung zu zahlen.|zahlen|weigert
+Der Antrag wurde abgelehnt, weil er zu spät kam.|Antrag|abgelehnt
+El banco se niega a devolver el dinero.|devolver|niega
+Банк отказался вернуть деньги клиенту.|вернуть|отказался
+All staff but the cook may leave early on Friday.|cook|but
+The form must be signed by J. R. Smith in person.|R.|J. Smith
+The form was signed by George W. Bush in person.|W.|Bush
+The offer is no longer valid for new members.|valid|no longer
+It was not only cheap but also very fast.|cheap|not only
+The fine is not more than 100,000 dollars for each case.|100,000|not more than
 The office is open from 9 to 5 on weekdays.|to 5|from 9
 The office is open between 9 and 5 on weekdays.|and 5|between 9
 Children aged 6 to 12 pay half the price.|to 12|6
@@ -180,6 +194,41 @@ def test_no_opinion_turns_a_statement_round(compressor, case):
         for rate in (0.4, 0.6, 0.8):
             for result in chosen.compress([text, before + text], rate=rate, unit="word"):
                 assert word not in result.text or all(one in result.text for one in needed.split()), result.text
+
+
+@pytest.mark.parametrize(
+    "text, word, needed",
+    [
+        ("(2) in the value of a house but not\n    greater than 5,000 dollars in any case.", "greater", "not"),
+        (
+            "(3) a fine of at least 250 dollars, but not more than\n    900 dollars for each case.",
+            "900",
+            "not more than",
+        ),
+        ("(4) The Board may not\napprove any loan above that sum.", "approve", "not"),
+        ("(5) He left before\nnoon on Friday of last week.", "noon", "before"),
+    ],
+)
+def test_a_line_break_within_a_clause_turns_nothing_round(compressor, text, word, needed):
+    for chosen in (ANY_OPINION, compressor, Compressor.from_pretrained()):
+        for rate in np.linspace(0.4, 0.9, 6):
+            output = chosen.compress(text, rate=rate, unit="word").text
+            assert word not in output or all(one in output for one in needed.split()), output
+
+
+def test_lines_of_a_list_are_clauses_of_their_own():
+    text = "no sugar\nred apples\nnot\nGreen tea\nwithout\n\nmilk"
+    places = np.arange(len(text))
+    pieces = cut(text, np.stack([places, places + 1], 1), "word")
+    bonds = find_bonds(text, pieces)
+    names = [text[a:b].strip() for a, b in pairwise(pieces.chars)]
+    along = {
+        (names[piece], names[at])
+        for piece, first, last in zip(bonds.pieces, bonds.first, bonds.last)
+        for at in range(first, last)
+    }
+    for negation, word in (("no", "red"), ("not", "Green"), ("without", "milk")):
+        assert (negation, word) not in along
 
 
 def test_a_clause_goes_whole_and_takes_its_negation_along(compressor):

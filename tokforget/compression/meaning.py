@@ -22,7 +22,7 @@ from tokforget.compression.fences import find_code_fences
 from tokforget.compression.pieces import Pieces
 from tokforget.compression.wholes import TAG
 from tokforget.compression.word_patterns import WordPattern, WordsOf, match_at
-from tokforget.text_units import ENDS_SENTENCE, STOP_WORDS, TITLES, bare_word, split_sentences
+from tokforget.text_units import ENDS_SENTENCE, NEGATIONS, STOP_WORDS, TITLES, bare_word, split_sentences
 
 
 # Words that negate in one language and mean nothing else in another.
@@ -93,6 +93,13 @@ _QUANTIFIERS = frozenset(
         """,
     )
 )
+# With these a negation is another one: "not only cheap" is not "not cheap", and "no longer" not "no".
+_WITH_NEGATION = frozenset(
+    re.findall(
+        r"\w+",
+        "only just merely simply longer yet nur bloß lediglich mehr seulement solo sólo solamente soltanto più apenas somente alleen slechts meer только",
+    )
+)
 
 # What makes a statement hold for some cases only; kept with what follows it.
 _LIMITS = WordPattern(
@@ -132,17 +139,34 @@ _CONDITIONS = WordPattern(
 # Words of weight that turn round what follows them: "failed to pay", "almost won", "denied", "little evidence".
 _TURNS = [
     WordPattern(
-        "failed|fails|fail|failing|refused|refuses|refuse|declined|declines|ceased|ceases|unable|unlikely|reluctant|limited|restricted"
+        "forgot|forget|forgets|neglected|neglects|neglect|failed|fails|fail|failing|refused|refuses|refuse|declined|declines|ceased|ceases|unable|unlikely|reluctant|limited|restricted"
         "|confined|supposed",
         behind=r"(?=\s+to(?!\w))",
     ),
     WordPattern(
-        "yet to|far from|free from|free of|exempt from|excluded from|instead of|lack of|absence of|devoid of|incapable of|denied|denies|deny|denying|avoid|avoids|avoided|avoiding|forbid|forbids|forbidden|prohibited|prohibits|stopped|almost|nearly"
+        "yet to|far from|free from|free of|exempt from|excluded from|instead of|lack of|absence of|devoid of|incapable of|avoid|avoids|avoided|avoiding|stopped|almost|nearly"
         "|allegedly|reportedly|supposedly|purportedly|might|would have|could have|might have|should have"
         "|beinahe|fast|angeblich|presque|casi|quase|quasi|bijna|почти"
     ),
     WordPattern("few|little", before=r"(?<!\ba )(?<!\bA )"),
 ]
+# Words that deny all the clause that they lead to, or the one of which they are said: "banned smoking in halls", "smoking is banned".
+_REFUSALS = WordPattern(
+    "denied|denies|deny|denying|refused|refuses|refuse|refusing|rejected|rejects|rejecting|doubt|doubts|doubted|forbid|forbids|forbade"
+    "|forbidden|prohibited|prohibits|banned|bans|disallowed|disallows"
+    "|weigert|weigerte|weigern|weigerten|verweigert|verweigerte|verbietet|verbot|verboten|untersagt|abgelehnt"
+    "|refusent|refusé|interdit|interdite|interdits|niega|niegan|negó|negaron|prohíbe|prohibido|prohibida|rifiuta|rifiutato|vietato|vietata"
+    "|recusa|recusou|proibido|proibida|verboden|verbiedt|отказался|отказалась|отказались|отказывается|запрещено|запрещена|запрещает"
+)
+_PASSIVE = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        is are was were be been being get gets got ist sind war waren wird werden wurde wurden est sont été es son está fue fueron
+        è sono stato stata foi é são werd wordt был была было были
+        """,
+    )
+)
 # A comparison says nothing of its second half without its first.
 _COMPARED = re.compile(r"(?<![\w'’-])(?:as\s+[\w-]+\s+as|[\w-]+\s+than)(?!\w)", re.IGNORECASE)
 # Before a number a word of place says what it does: "fell to 20" is not "fell 20".
@@ -162,6 +186,13 @@ _BETWEEN = frozenset(
     re.findall(r"\w+", "between zwischen entre tra fra tussen mellan mellem mellom między mezi между")
 )
 _NUMBER_WORDS = "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty|hundred|thousand|one|half|most|some|many|few"
+# "J. R. Smith" is not "R Smith": initials go together, and with the name behind them.
+_INITIALS = re.compile(r"(?<![\w.])(?:[^\W\d_a-zà-öø-ÿа-я]\.[ \u00a0]?){1,4}(?=[^\W\d_a-zà-öø-ÿа-я][^\W\d_])")
+# "All staff but the cook" is without the cook.
+_BUT = re.compile(
+    r"(?<!\w)(?:all|every|any|none|no)\s+(?:of\s+)?(?:the\s+)?[\w-]+\s+(but)(?=\s+(?:the|a|an|one|two|his|her|my|your|our|their)\s)",
+    re.IGNORECASE,
+)
 # A share of things is not the things.
 _SHARE = re.compile(
     rf"(?<![\w.,:/-])(?:(?:{_NUMBER_WORDS})|\d+(?:[.,]\d+)*(?:\s?%|\spercent|\sper\scent)?)\sof\s"
@@ -197,6 +228,10 @@ _LEADING = (
     | frozenset(map(str.lower, TITLES))
 )
 _SKIPPED = STOP_WORDS | _FOREIGN | _LEADING
+# Behind one of these a clause goes on in the next line.
+_GOES_ON = (
+    _SKIPPED | NEGATIONS | frozenset(re.findall(r"\w+", "than only nicht kein keine ohne nur pas sans niet geen"))
+)
 # Farther than any two scores are apart.
 _FAR = 1e6
 # A negation reaches over this many pieces, and a limit too.
@@ -575,6 +610,9 @@ class _Builder:
         self.chars = self.pieces.chars.tolist()
         self.words = [self.text[a:b] for a, b in pairwise(self.chars)]
         self.seen = list(map(_seen, self.words))
+        for index in [at for at, word in enumerate(self.seen) if word.breaks_line]:
+            if self.goes_on(index):
+                self.seen[index] = self.seen[index]._replace(ends_sentence=False, ends_clause=False)
         self.marks = np.zeros(len(self.pieces), dtype=bool)
         self.first_of_all = np.zeros(len(self.pieces), dtype=bool)
         self.denies = np.zeros(len(self.pieces), dtype=bool)
@@ -596,6 +634,18 @@ class _Builder:
 
     def word(self, index: int) -> str:
         return self.words[index]
+
+    def is_at(self, index: int, words: frozenset[str], unless: str = "") -> bool:
+        """Whether one of some words stands there, and none that is excepted behind it."""
+        bare = [word.bare for word in self.seen[index : index + 2]]
+        return bool(bare) and bare[0] in words and bare[1:] != [unless]
+
+    def goes_on(self, index: int) -> bool:
+        """Whether a line break stands within a clause: behind a word that leads to another, which begins in lower case or is a number."""
+        if not 0 < index < len(self.pieces) - 1 or self.words[index].count("\n") != 1 or self.seen[index].bare:
+            return False
+        before, behind = self.words[index - 1], self.words[index + 1].lstrip()
+        return self.seen[index - 1].bare in _GOES_ON and before[-1:].isalnum() and not behind[:1].isupper()
 
     def add_marks(self, start: int, end: int, first: int, last: int, begin: int = -1) -> None:
         """Pieces of a span, if there is no other word in them, come with those from `first` to `last`."""
@@ -705,6 +755,7 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
     text = TAG.sub(lambda tag: "<" + "\x00" * (len(tag[0]) - 2) + ">", text) if "</" in text else text
     found = WordsOf(text)
     negations = [made.touched(*span) for span in sorted(_find_negations(found))]
+    negations = [(first, last + made.is_at(last, _WITH_NEGATION, unless="than")) for first, last in negations]
     for first, last in negations:
         made.denies[first:last] = True
     for first, last in negations:
@@ -732,6 +783,14 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
         if at is not None:
             made.tie(first, last, at)
             made.tie_clause(at)
+    for match in _REFUSALS.finditer(found):
+        first, last = made.touched(*match.span())
+        passive = any(made.seen[at].bare in _PASSIVE for at in range(max(first - 2, 0), first))
+        at = made.content(first - 1, -1) if passive else made.content(last, 1)
+        if at is not None:
+            # "Refused" says enough by itself; the rest does not.
+            made.rows += [(index, at, at + 1 if passive else made.clause(at), -1) for index in range(first, last)]
+            made.tie_clause(at)
     denied = {last for _, last in negations}
     for match in _COMPARED.finditer(text):
         first, last = made.touched(*match.span())
@@ -750,6 +809,19 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
         opens = before in _BETWEEN if match[3] else before in _FROM
         if opens or match[1]:
             made.tie_all(first - opens, last)
+    for match in _INITIALS.finditer(text):
+        first, last = made.touched(match.start(), match.end() - 1)
+        name = made.touched(match.end(), match.end() + 1)[0]
+        if first < name and not made.seen[name].is_skipped:
+            made.tie_all(first, last)
+            made.rows += [(name, first, last, -1)]
+    for match in _BUT.finditer(text):
+        first, last = made.touched(*match.span(1))
+        at = made.content(last, 1)
+        if at is not None:
+            made.tie_all(first, last)
+            made.tie(first, last, at)
+            made.rows += [(at, index, index + 1, -1) for index in range(first, last)]
     for match in _SHARE.finditer(text):
         first, last = made.touched(*match.span())
         at = made.content(last, 1)
@@ -771,6 +843,7 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
                 made.rows += [(index, at + 1, made.named(at), -1) for index in (*range(first, last), at)]
             made.marks[first:last] = True  # "before" is misread where its date is gone
             if made.denies[first:last].any():  # "no later" says nothing without its "than noon"
+                made.denies[first:last] = True
                 made.rows += [(index, *made.around(first, last), -1) for index in (*range(first, last), at)]
     for match in chain(match_at(_DIGITS, _DIGIT, text), _COUNT.finditer(found)):
         first, last = made.touched(*match.span())
@@ -933,10 +1006,12 @@ def _lead(made: _Builder) -> None:
     marks, denies, leads_to = made.marks.tolist(), made.denies.tolist(), list(range(num_pieces))
     ahead = following = None
     for at in range(num_pieces - 1, -1, -1):
-        bare, _, ends_clause, _, is_apart, is_leading, is_skipped, _ = words[at]
+        bare, _, ends_clause, breaks_line, is_apart, is_leading, is_skipped, _ = words[at]
         if not bare:
             if ends_clause:
                 ahead = following = None
+            elif breaks_line:
+                following = None
             elif following is not None and (is_apart or at == 0 or words[at - 1].breaks_line):
                 leads_to[at] = following
             continue
