@@ -533,6 +533,28 @@ def test_pointers_and_products_are_no_emphasis(text, kept):
     assert short.count("*") >= text.count("*") - 2, short
 
 
+SPANS = """### **How It Works (High-Level)**
+- **No internal assumptions.** If it fails, call `ng s project_name` and wait.
+- Install it (**never as root!**) by `cpan -fi module name`, or `npm ci`.
+You do **not** need `ng test all` for that. See **the manual (part 2)** too.
+"""
+
+
+@pytest.mark.parametrize("rate", np.linspace(0.2, 0.9, 15))
+def test_signs_of_emphasis_and_code_stay_in_pairs(compressor, rate):
+    for chosen in (ANY_OPINION, compressor, Compressor.from_pretrained()):
+        for line in chosen.compress(SPANS, rate=rate, unit="word").text.splitlines():
+            assert line.count("**") % 2 == line.count("`") % 2 == 0, line
+
+
+def test_settings_at_the_head_of_a_document_stay_closed(compressor):
+    text = "---\nname: reviewer of code\ndescription: It reads what others wrote, line by line\n---\n\n# Mission\nRead the code. Say what is wrong.\n\n---\n\nBe brief.\n"
+    for chosen in (ANY_OPINION, compressor, Compressor.from_pretrained()):
+        for rate in np.linspace(0.3, 0.9, 13):
+            head, _, _ = chosen.compress(text, rate=rate, unit="word").text.partition("# Mission")
+            assert head.count("---") != 1, head
+
+
 def test_emphasis_goes_whole():
     text = "The **environment variable** (also *env var*) is set, and **Note:** 2 ** 3 is eight for all of us here.\n"
     for rate in (0.4, 0.6, 0.8):

@@ -314,6 +314,8 @@ _LOOSE = frozenset(
 # Emphasis says little, and half of it nothing; of code no pointer or product is taken for it: what opens stands behind no word, what
 # closes before none, and both on one line.
 _EMPHASIS = re.compile(r"(?<![\w*\\)\]])(\*{1,3})(?=[^\s*])[^*\n]*?(?<=[^\s*(&\[])(\1)(?![\w*(\[&>])")
+_CODE_SPAN = re.compile(r"(?<![\w`\\])(`)(?=[^`\s])[^`\n]*(?<=[^`\s])(`)(?![\w`])")
+_FRONT_MATTER = re.compile(r"\A---[ \t]*\n(?:(?!---)[^\n]*\n){1,80}---(?=[ \t]*(?:\n|\Z))")
 _ROW = re.compile(r"^[^|\n]*\|[^|\n]*\|.*$", re.MULTILINE)
 _RULE = re.compile(r"[ \t|:+-]*-[ \t|:+-]*\r?")
 _UNWRAPPED = re.compile(r"[ \t]*(?:[-*+•‣>#|\[<]|\(?\d|[A-Za-z][.)]\s)|.*(?: {3}|\t|[|{};\\]\s*$)|\s+\S")
@@ -857,6 +859,7 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
     _tie_marks(made)
     _tie_tags(made)
     _tie_pairs(made)
+    _tie_spans(made)
     _lead(made)
     return made.built()
 
@@ -948,12 +951,40 @@ def _tie_pairs(made: _Builder) -> None:
             made.rows += [(b, *row) for row in of_mark.get(a, ())] if made.marks[a] else [(b, a, a + 1, -1)]
 
 
+def _tie_spans(made: _Builder) -> None:
+    """
+    Of a word of code in a line no sign is left without the other; nor is one of emphasis, which may stay with the bracket or the full
+    stop that it stands at: "(High-Level)**".
+    """
+    for match in _CODE_SPAN.finditer(made.text) if "`" in made.text else ():
+        one, other = made.touched(*match.span(1))[0], made.touched(*match.span(2))[0]
+        if one != other:
+            made.rows += [(one, other, other + 1, -1), (other, one, one + 1, -1)]
+            if not any(map(str.isalnum, made.word(one) + made.word(other))):
+                made.pairs.append((one, other))
+    spans = [
+        [made.touched(*match.span(sign)) for sign in (1, 2)]
+        for match in (_EMPHASIS.finditer(made.text) if "*" in made.text else ())
+    ]
+    ends = {at for pair in spans for edge in pair for at in range(*edge)}
+    reasons: dict[int, list] = {}
+    for piece, *row in made.rows if ends else ():
+        if piece in ends:
+            reasons.setdefault(piece, []).append(row)
+    for opened, closed in spans:
+        for a, b in ((opened, closed), (closed, opened)):
+            why = [row for piece in range(*a) if made.marks[piece] for row in reasons.get(piece, ())]
+            made.rows += [(piece, *row) for piece in range(*b) if made.marks[piece] for row in why]
+
+
 def _tie_fences(made: _Builder) -> None:
-    """The lines that open and close a code fence, and the line breaks before them, come with what is left of the code."""
-    for start, end in find_code_fences(made.text):
+    """The lines that open and close a code fence or the settings at the head of a document, and the line breaks before them, come with what is left of the code."""
+    for start, end in chain(
+        (match.span() for match in _FRONT_MATTER.finditer(made.text)), find_code_fences(made.text)
+    ):
         opened = start + len(made.text[start:end].split("\n", 1)[0])
         closed = max(made.text.rfind("\n", opened, end) + 1, opened)
-        if not made.text[closed:end].strip(" \t\r>`~"):
+        if not made.text[closed:end].strip(" \t\r>`~-"):
             first, last = made.touched(opened, closed)
             for a, b in ((start, opened), (closed, end)):
                 made.add_marks(a, b, first, last)
