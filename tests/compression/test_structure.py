@@ -1,5 +1,6 @@
 """`unit="auto"`: JSON stays JSON, code and logs go by lines, and all else by words."""
 
+import ast
 import csv
 import json
 import re
@@ -241,6 +242,61 @@ def test_python_goes_by_lines_with_what_they_stand_in(rate):
         assert inner not in shown or outer in shown, result.text
     assert '"x",' in shown or "return item.strip(" not in shown, "a statement was cut"
     assert ("else:" in shown) == ("print(item)" in shown), "an empty block was left"
+
+
+NESTED = '''import os
+import sys
+
+
+class Store:
+    """What is kept of a text, for as long as it is asked for, with a docstring of more than one line.
+
+MORE
+    """
+
+    def __enter__(self):
+        return self
+
+    def read(self, path, times=3):
+        # Nothing to do where there is no file.
+        if not os.path.exists(path):
+            # Told once.
+            print("no such file", path)
+        # A folder holds no text.
+        elif os.path.isdir(path):
+            # Neither is one that is locked.
+            return None
+        else:
+            try:
+                with open(path) as file:
+                    for line in file:
+                        if line.startswith("#"): continue
+                        if not line.strip():
+                            # An empty line ends it.
+                            break
+            except OSError:
+                # Again, after a while.
+                self.read(path, times - 1)
+            finally:
+                self.close()
+
+    def close(self):
+        if self.file is None: return
+        self.file = None
+'''.replace("MORE", "\n".join(f"    Line {number} of what there is to say of it." for number in range(60)))
+
+
+@pytest.mark.parametrize("rate", OPINIONS)
+def test_no_block_of_python_is_left_without_a_statement(rate):
+    for text in (NESTED, NESTED.replace(NESTED[NESTED.index('"""') : NESTED.index("def __enter__")], "")):
+        for chosen in (ANY_OPINION, Compressor.from_pretrained()):
+            ast.parse(chosen.compress(text, rate=rate, unit="auto").text)
+
+
+@pytest.mark.parametrize("rate", OPINIONS)
+def test_no_function_seems_to_do_nothing(rate):
+    output = ANY_OPINION.compress(SCRIPT, rate=rate, unit="auto").text
+    assert not re.search(r"\{\s*\}(?!\))", output.replace("options = {}", "")), output
 
 
 @pytest.mark.parametrize("rate", OPINIONS)

@@ -57,6 +57,7 @@ _CODE_LINE = re.compile(
     r"\s*(?:(?:def|class|import|return|if|for|while|elif|except|with|async|await|raise|yield|assert|lambda|function|const|let|var|public|"
     r"private|protected|static|void|int|using|namespace|package|func|fn|impl|struct|enum|export|switch|case|throw|new|module|end|"
     r"SELECT|INSERT|UPDATE|CREATE|FROM|WHERE)\b.*[:({\[;,=)\]}\\]\s*$|(?:import|from|return|export|package|use|using)\s[\w.{*]+.*$"
+    r"|(?:if|elif|else|for|while|with|except)\b[^:]*:\s+(?:return|raise|continue|break|pass|yield|[\w.]+(?:\(|\s*=))"
     r"|(?:else|try|finally|do|then|fi|done|end|pass|break|continue|return)\b\s*[:{;]?\s*$|@[\w.]+(?:\(.*\))?\s*$|#include\b|#!|//|/\*|\*/|#\s"
     r"|.*;\s*(?:then|do)\s*$|(?:esac|then|do)\s*$|\w+\(\)\s*\{?\s*$|set -[a-z]|exit \d|echo [\"'$]|export \w+=|\S+ .*(?:<<-?\s*['\"]?\w+['\"]?|\s\\)\s*$"
     r"|(?:SELECT|INSERT INTO|VALUES|UPDATE|SET|DELETE FROM|CREATE|ALTER|DROP|FROM|(?:LEFT |RIGHT |INNER |FULL |CROSS )?(?:OUTER )?JOIN|WHERE"
@@ -91,9 +92,14 @@ _CLOSES = re.compile(r"\s*(?:(?:end|fi|done)\b|[\])}])")
 _FLOW = re.compile(
     r"\s*(?:if|for|while|with|try|unless|until|switch|match|do|loop|foreach|else|elif|case|async (?:for|with))\b"
 )
+_TRIES = re.compile(r"\s*try\b")
+# What opens a block that is not one of these.
+_HEAD = re.compile(r"[:{]\s*(?:(?:#|//).*)?\Z|\A\s*(?:(?:export |local |async )*(?:def|class|module|function|sub))\b")
 _QUOTED = re.compile(r"\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|(?:#|//).*")
 # A bracket that stays open for longer is one of prose or of a string.
 _STATEMENT_LINES = 40
+# So long may a text in triple quotes be.
+_QUOTED_LINES = 400
 
 _TIME = (
     r"(?:\d{4}[-/.]\d\d?[-/.]\d\d?(?:[T ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?)?(?:Z|[+-]\d\d:?\d\d)?|\d\d:\d\d:\d\d(?:[.,]\d+)?"
@@ -475,7 +481,9 @@ def _statements(lines: list[str], opening: str = "([", closing: str = ")]") -> l
             at = end
             continue
         depth, quotes, size = 0, 0, 0
-        for line in lines[at : at + _STATEMENT_LINES]:
+        for line in lines[at : at + _QUOTED_LINES]:
+            if size >= _STATEMENT_LINES and not quotes % 2:
+                break
             size += 1
             quotes += line.count('"""') + line.count("'''")
             if not quotes % 2:
@@ -501,9 +509,11 @@ def _add_code(parts: _Parts, lines: Iterable[str]) -> None:
         statements.append(statement)
     full = [number for number, statement in enumerate(statements) if statement.strip()]
     indents = {number: _indent(statements[number]) for number in full}
-    open_: list[
-        list[int]
-    ] = []  # openers of the blocks that are open, outermost first; each with what goes on with it: "else", "}"
+    for after, number in pairwise(full[::-1]):  # a comment before an "else" stands in the block above it
+        if _COMMENT.match(statements[number].strip()) and indents[number] == _indent(statements[after]):
+            indents[number] += _CONTINUES.match(statements[after]) is not None or indents[after] > indents[number]
+    # Openers of the blocks that are open, outermost first; each with what goes on with it: "else", "}".
+    open_: list[list[int]] = []
     for number in [*full, len(statements)]:
         indent = indents.get(number, -1)
         while open_ and indents[open_[-1][0]] >= indent:
@@ -516,6 +526,7 @@ def _add_code(parts: _Parts, lines: Iterable[str]) -> None:
                 parts.mark[base + member] = True
             if _FLOW.match(statements[chain[0]]) and any(n in indents for n in range(chain[0] + 1, number)):
                 parts.mark[base + chain[0]] = True  # an "if" without what it leads to says nothing
+            rows += _filled(statements, chain, number)
         else:
             open_.append([number])
     _tie_comments(parts, statements, base)
@@ -568,6 +579,33 @@ def _tie_clauses(parts: _Parts, statements: list[str], base: int) -> None:
                 if at == number or _LIMITING.match(statements[at]):
                     parts.rows.append((base + at, base + number, base + end, -1))
         number = end
+
+
+def _filled(statements: list[str], chain: list[int], end: int) -> list[tuple[int, int, int]]:
+    """
+    What keeps the blocks of an opener and of what goes on with it from being empty, where they are named or commented only: the
+    statement of each that costs least. "def f():" without anything behind it does not parse, and "{}" would say that nothing is done.
+    """
+    rows, root = [], chain[0]
+    for number, (opener, after) in enumerate(pairwise([*chain, end])):
+        inside = [n for n in range(opener + 1, after) if statements[n].strip()]
+        comments = [n for n in inside if _COMMENT.match(statements[n].strip())]
+        done = [
+            n
+            for n in inside
+            if n not in comments and not _FLOW.match(statements[n]) and not _CONTINUES.match(statements[n])
+        ]
+        if not done or not (number or _HEAD.search(statements[root]) or _FLOW.match(statements[root])):
+            continue
+        least = min(done, key=lambda n: len(statements[n].strip()))
+        rows += [(least, n, n + 1) for n in comments]
+        if number == 0:
+            rows.append((least, root, root + 1))
+            if after < end:
+                rows.append((least, after + 1, end))
+        if number == 1 and _TRIES.match(statements[root]):
+            rows += [(one, root + 1, opener) for one in (opener, least)]
+    return rows
 
 
 def _chained(statements: list[str], chain: list[int], end: int) -> list[tuple[int, int, int]]:
