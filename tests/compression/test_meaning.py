@@ -217,7 +217,7 @@ def test_a_line_break_within_a_clause_turns_nothing_round(compressor, text, word
 
 
 def test_lines_of_a_list_are_clauses_of_their_own():
-    text = "no sugar\nred apples\nnot\nGreen tea\nwithout\n\nmilk"
+    text = "no sugar\nred apples\nnot\nGreen tea\nwithout\n\nmilk for\ntom: fish not\n2. bread"
     places = np.arange(len(text))
     pieces = cut(text, np.stack([places, places + 1], 1), "word")
     bonds = find_bonds(text, pieces)
@@ -227,7 +227,13 @@ def test_lines_of_a_list_are_clauses_of_their_own():
         for piece, first, last in zip(bonds.pieces, bonds.first, bonds.last)
         for at in range(first, last)
     }
-    for negation, word in (("no", "red"), ("not", "Green"), ("without", "milk")):
+    for negation, word in (
+        ("no", "red"),
+        ("not", "Green"),
+        ("without", "milk"),
+        ("without", "fish"),
+        ("not", "bread"),
+    ):
         assert (negation, word) not in along
 
 
@@ -531,6 +537,35 @@ def test_pointers_and_products_are_no_emphasis(text, kept):
     short = ANY_OPINION.compress(text, rate=0.97, unit="word").text
     assert any(part in short for part in kept), short
     assert short.count("*") >= text.count("*") - 2, short
+
+
+TALK = """User: I'd like to find a place to eat in Brentwood, Latin American if there is one, and not too far from the station.
+Assistant: I have found two restaurants in Brentwood: Jalisco's Restaurant, and El Farol on Main Street. Which one do you prefer?
+User: The first one. Is it open on Sunday?
+Assistant: It is open from 11:30 am to 9 pm on Sunday, and there is music in the evening.
+"""
+
+
+@pytest.mark.parametrize(
+    "last", ["User: Please book a table for two at eight.\n", "Ann: Does it have a garden?", "Customer: Why?\n\n"]
+)
+def test_what_was_asked_last_stays(compressor, last):
+    for chosen in (ANY_OPINION, compressor, Compressor.from_pretrained()):
+        for rate in (0.3, 0.5, 0.7):
+            assert chosen.compress(TALK + last, rate=rate, unit="word").text.rstrip().endswith(last.rstrip())
+
+
+def test_only_a_last_turn_that_asks_stays_before_all_else(compressor):
+    for text in (
+        TALK,
+        TALK + "User: " + "It should not be loud there. " * 9,
+        "Note: one\nNote: two\nNote: why?",
+        "User: Why?",
+        TALK + "User:",
+    ):
+        places = np.arange(len(text))
+        pieces = cut(text, np.stack([places, places + 1], 1), "word")
+        assert not find_bonds(text, pieces).first_of_all.any()
 
 
 SPANS = """### **How It Works (High-Level)**

@@ -228,7 +228,8 @@ _LEADING = (
     | frozenset(map(str.lower, TITLES))
 )
 _SKIPPED = STOP_WORDS | _FOREIGN | _LEADING
-# Behind one of these a clause goes on in the next line.
+# Behind one of these a clause goes on in the next line, if that begins with a word in lower case or a number of things.
+_LOWER = re.compile(r"[ \t>]*(?:[a-zà-öø-ÿа-я]|[$€£¥₹]?\d[\d.,]*\s[a-zà-öø-ÿа-я]{2}|[$€£¥₹]\d)")
 _GOES_ON = (
     _SKIPPED | NEGATIONS | frozenset(re.findall(r"\w+", "than only nicht kein keine ohne nur pas sans niet geen"))
 )
@@ -271,6 +272,13 @@ _ROLE = re.compile(
     r"(?:[ \t]?\([^()\n]{1,30}\))?[\])*_]{0,3}[ \t]?[:：](?!//)[*_]{0,2}(?=\s|$))",
     re.MULTILINE,
 )
+# Of these, those who ask: what they said last is what is to be answered.
+_ASKS = re.compile(
+    r"\W*(?i:user|human|customer|client|caller|patient|student|interviewer|question|q|me|nutzer|benutzer|kunde|kundin|utilisateur|usuario"
+    r"|usuária|usuário|cliente|utente|gebruiker)\W*"
+)
+# Turns that make a conversation, and the share of it that the last one may take.
+_TURNS_LEAST, _LAST_SHARE = 3, 0.25
 # What begins a line that is one item of several: bullets, numbers, headings, quotes.
 _ITEM = re.compile(r"^[ \t]*(?:(?:[-*+•‣–]|#{1,6}|>|\(?(?:\d{1,3}|[a-zA-Z])[.)])(?=[ \t]))", re.MULTILINE)
 # A number of things, with the word for them behind it; a year counts nothing.
@@ -646,8 +654,14 @@ class _Builder:
         """Whether a line break stands within a clause: behind a word that leads to another, which begins in lower case or is a number."""
         if not 0 < index < len(self.pieces) - 1 or self.words[index].count("\n") != 1 or self.seen[index].bare:
             return False
-        before, behind = self.words[index - 1], self.words[index + 1].lstrip()
-        return self.seen[index - 1].bare in _GOES_ON and before[-1:].isalnum() and not behind[:1].isupper()
+        start = self.text.index("\n", self.chars[index]) + 1
+        return (
+            self.seen[index - 1].bare in _GOES_ON
+            and self.words[index - 1][-1:].isalnum()
+            and bool(_LOWER.match(self.text, start))
+            and not _ROLE.match(self.text, start)
+            and not _ITEM.match(self.text, start)
+        )
 
     def add_marks(self, start: int, end: int, first: int, last: int, begin: int = -1) -> None:
         """Pieces of a span, if there is no other word in them, come with those from `first` to `last`."""
@@ -860,6 +874,7 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
     _tie_tags(made)
     _tie_pairs(made)
     _tie_spans(made)
+    _keep_last_turn(made)
     _lead(made)
     return made.built()
 
@@ -975,6 +990,21 @@ def _tie_spans(made: _Builder) -> None:
         for a, b in ((opened, closed), (closed, opened)):
             why = [row for piece in range(*a) if made.marks[piece] for row in reasons.get(piece, ())]
             made.rows += [(piece, *row) for piece in range(*b) if made.marks[piece] for row in why]
+
+
+def _keep_last_turn(made: _Builder) -> None:
+    """
+    In a conversation that ends with a question, or with a turn of who asks, that comes before all else: what is to be answered is worth
+    more than what led to it, and a score that looks at the words does not know that they are the last.
+    """
+    roles = list(_ROLE.finditer(made.text))
+    if len(roles) < _TURNS_LEAST or len({role[0].strip() for role in roles}) < 2:
+        return
+    last = roles[-1]
+    said = made.text[last.end() :].rstrip()
+    first, end = made.touched(last.end(), last.end() + max(len(said), 1))
+    if said and end - first <= _LAST_SHARE * len(made.pieces) and (_ASKS.fullmatch(last[0]) or said[-1] in "?？؟"):
+        made.first_of_all[first:end] = True
 
 
 def _tie_fences(made: _Builder) -> None:
