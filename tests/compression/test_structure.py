@@ -1,6 +1,7 @@
 """`unit="auto"`: JSON stays JSON, code and logs go by lines, and all else by words."""
 
 import ast
+import configparser
 import csv
 import json
 import re
@@ -443,6 +444,41 @@ def test_rows_of_a_table_are_whole_with_their_names(rate):
     assert find_tables("a | b\n--- | ---\n1 | 2\n") and not find_tables("a | b\nc | d\n") and not find_tables("|-|\n")
 
 
+INI = """; of the staging server
+[server]
+host = 0.0.0.0
+port = 8080
+debug = false
+
+[client]
+; in seconds
+timeout = 30
+retries = 3
+user agent = tests of the client
+"""
+
+
+@pytest.mark.parametrize("rate", OPINIONS)
+def test_settings_of_an_ini_file_stay_in_their_section(rate):
+    assert kind_of(INI) == "settings" and kind_of("[note]\nDear Anna,\nthe parcel is here.\nYours") != "settings"
+    whole, left = configparser.ConfigParser(), configparser.ConfigParser()
+    whole.read_string(INI)
+    for chosen in (ANY_OPINION, Compressor.from_pretrained()):
+        left.clear()
+        left.read_string(chosen.compress(INI, rate=rate, unit="auto").text)
+        for section in left.sections():
+            assert left[section].items() <= whole[section].items()
+
+
+@pytest.mark.parametrize("rate", OPINIONS)
+def test_lines_around_a_table_or_a_fence_that_is_gone_stay_apart(rate):
+    for block in ("| Region | Q1 |\n|---|---|\n| North | 1,200 |\n| South | 900 |\n", f"```python\n{PYTHON}```\n"):
+        text = f"# Plan of the harbour\n\n{block}\n- Call the printer on Monday\n- Book the hall\n"
+        for chosen in (ANY_OPINION, Compressor.from_pretrained()):
+            output = chosen.compress(text, rate=rate, unit="auto").text
+            assert not re.search(r"# [^\n]*(?:printer|Monday|Call|hall|Book|- )", output), output
+
+
 @pytest.mark.parametrize("rate", OPINIONS)
 def test_settings_still_parse(rate):
     assert (kind_of(YAML), kind_of(TOML)) == ("settings", "settings")
@@ -578,8 +614,13 @@ XML = """<?xml version="1.0"?>
 """
 
 
+# Without white space between them several tags are one piece.
+DENSE = re.sub(r"\s*\n\s*", "", HTML[HTML.index("<body") : HTML.index("</html>")]).replace("06:15", "90 euros")
+
+
 @pytest.mark.parametrize(
-    "text", [HTML, XML, "Read <document>the <b>old</b> letter of 1874</document> and <i>never</i> <T> a List<String>."]
+    "text",
+    [HTML, XML, DENSE, "Read <document>the <b>old</b> letter of 1874</document> and <i>never</i> <T> a List<String>."],
 )
 @pytest.mark.parametrize("unit", ["word", "auto"])
 def test_tags_are_as_balanced_as_they_were(text, unit):

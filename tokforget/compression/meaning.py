@@ -309,6 +309,7 @@ _CLOSED_BY = {
 }
 # Tags say nothing by themselves; those of lists, tables, headings and of what is no HTML come with what stands in them.
 _TAGS = re.compile(rf"\s*(?:{TAG.pattern})+\s*")
+_MARKUP = re.compile(rf"\s*(?:{TAG.pattern}|<!--(?:(?!-->).){{0,2000}}-->)+\s*", re.DOTALL)
 _VOID = frozenset(re.findall(r"\w+", "area base br col embed hr img input link meta param source track wbr"))
 _LOOSE = frozenset(
     re.findall(
@@ -903,7 +904,9 @@ def _tie_tags(made: _Builder) -> None:
     for name, begin, end in elements:
         one, other = made.touched(*begin), made.touched(*end)
         pieces = [*range(*one), *range(*other)]
-        if name in _LOOSE or not all(_TAGS.fullmatch(made.word(piece)) for piece in pieces):
+        # A tag in one piece with others stays or goes with these.
+        alone = all(made.word(piece).count("<") == 1 for piece in pieces)
+        if (name in _LOOSE and alone) or not all(_MARKUP.fullmatch(made.word(piece)) for piece in pieces):
             made.rows += [(b, a, a + 1, -1) for a in pieces for b in pieces if a != b]
             continue
         first, last = one[1], other[0]

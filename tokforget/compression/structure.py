@@ -6,7 +6,7 @@ What a text is made of, where that is more than words: JSON, program code, logs.
 * Code and logs are kept or dropped by whole lines. A line of code brings the lines that open its blocks and those that close them;
   lines of a log that say the same but for their time are counted behind the first of them. What failed is kept first, and lines
   that differ in numbers only go first, counted too ([`tokforget.compression.records`]).
-* YAML and TOML go by whole entries, with the keys and sections they stand in; CSV by records, with the names of the columns.
+* YAML, TOML and INI go by whole entries, with the keys and sections they stand in; CSV by records, with the names of the columns.
 * Rows of a table and of what a command printed go whole, a header with its rows and a line with the line it is indented under:
   a number that moves to another column is a false statement.
 * A diff goes by lines with the hunk and the file they stand in, what changed before what did not.
@@ -150,7 +150,7 @@ class Structure:
     A text in pieces that are more than words.
 
     Args:
-        kind (`str`): `"json"`, `"code"`, `"log"`, `"diff"`, `"csv"`, `"settings"` (YAML or TOML), `"rows"`, `"fences"` or `"tables"`.
+        kind (`str`): `"json"`, `"code"`, `"log"`, `"diff"`, `"csv"`, `"settings"` (YAML, TOML or INI), `"rows"`, `"fences"` or `"tables"`.
         pieces (`TextPieces`), bonds (`Bonds`): The pieces, and what comes along with what.
         needed (`np.ndarray` of shape `(num_pieces,)`): Without which it is no such structure any more; bool.
         groups (`list[tuple[int, int]]`): Pieces in a row of which one should be left.
@@ -703,7 +703,7 @@ def _add_settings(parts: _Parts, lines: list[str], settings: Settings) -> None:
         place += sum(map(len, lines[at : at + size]))
         at += size
         parts.add(place, mark=number in settings.empty)
-        if lines[at - size].lstrip().startswith("#"):
+        if lines[at - size].lstrip().startswith(("#", ";")):
             parts.severity[base + number] = SIMILAR  # what sets something comes before what speaks of it
     parts.rows += [(base + one, base + first, base + last, -1) for one, first, last in settings.spans]
     inner = {number for one, first, last in settings.spans for number in range(first, last) if number != one}
@@ -770,10 +770,11 @@ def _fences(text: str) -> list[tuple[int, int]]:
 
 def _add_fences(parts: _Parts, spans: list[tuple[int, int]], tables: set[tuple[int, int]]) -> None:
     """Words, and lines where they stand in a code fence or are the rows of a table."""
-    text, place = parts.text, 0
+    text, place, before_spans = parts.text, 0, []
     for start, end in spans:
         if (start, end) in tables:
             _add_prose(parts, place, start)
+            before_spans.append(len(parts) - 1)
             before, first = len(parts) - 1, len(parts) + 2
             rows = text[start:end].splitlines(keepends=True)
             _add_rows(parts, rows, [1] * len(rows), 2)
@@ -787,6 +788,7 @@ def _add_fences(parts: _Parts, spans: list[tuple[int, int]], tables: set[tuple[i
             continue
         start = max(start, place)
         _add_prose(parts, place, start)
+        before_spans.append(len(parts) - 1)
         before = len(parts) - 1
         end = len(text) if "\n" not in text[end:] else text.index("\n", end - 1) + 1
         lines = text[start:end].splitlines(keepends=True)
@@ -804,6 +806,11 @@ def _add_fences(parts: _Parts, spans: list[tuple[int, int]], tables: set[tuple[i
             parts.rows.append((last, opened + 1, last, -1))
         place = end
     _add_prose(parts, place, len(text))
+    for before in before_spans:
+        if (
+            before >= 0 and parts.mark[before]
+        ):  # where none of it is left, what stands before and behind it stays on two lines
+            parts.rows.append((before, before + 1, len(parts), 0))
 
 
 def _add_prose(parts: _Parts, start: int, end: int) -> None:

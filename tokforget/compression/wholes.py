@@ -91,7 +91,7 @@ COMPILED = {name: re.compile(pattern, re.MULTILINE) for name, pattern in PATTERN
 _MORE = re.compile(
     r"(?<!`)`[^`\s]+`(?!`)|(?<!\w)(?:[A-Za-z]\+\+|[A-Z]#)(?!\w)|(?<![\w-])--[A-Za-z][\w-]*=[^\s\"']+"
     # a comparison without spaces, a place for a value in a template, a variable of Windows, a package with its version
-    r"|(?<![\w.])[A-Za-z_][\w.]*(?:[<>!]=|[<>])-?\d[\w.]*|\{\{[^{}\n]{1,60}\}\}|(?<!\w)%\w+%(?:\\[^\s\"<>|*?]*)?"
+    r"|(?<![\w.<>/=\"'])[A-Za-z_][\w.]*(?:[<>!]=|[<>])-?\d[\w.]*|\{\{[^{}\n]{1,60}\}\}|(?<!\w)%\w+%(?:\\[^\s\"<>|*?]*)?"
     r"|(?<![\w@])@?[\w./-]+@[\^~]?\d[\w.+-]*"
 )
 # A tag of HTML or XML with its attributes, a comment, a declaration, and scripts and styles with all that is in them.
