@@ -216,6 +216,25 @@ def test_a_line_break_within_a_clause_turns_nothing_round(compressor, text, word
             assert word not in output or all(one in output for one in needed.split()), output
 
 
+def test_what_a_line_ends_with_stays_on_it():
+    text = "The office pays for\n    (1) the lamps of the hall; and\n    (2) what costs more than the sum above but not\nmore than 5,000 dollars a year.\n"
+    for seed_rate in np.linspace(0.2, 0.9, 30):
+        for chosen in (ANY_OPINION, Compressor.from_pretrained()):
+            output = chosen.compress(text, rate=seed_rate, unit="word").text
+            assert not re.search(r"(?:lamps|hall|and|;)[^\n]* not", output), output
+
+
+@pytest.mark.parametrize("rate", np.linspace(0.2, 0.9, 8))
+def test_line_breaks_behind_an_opening_line_and_between_two_turns_stay(rate):
+    talk = "Barista: Is this order correct? Please let me know if you want me to change anything before I send it.\nCustomer: Yes, the order is correct"
+    head = "---\nname: reviewer of code\nkind: It reads what others wrote, line by line\n---\n\nRead the code."
+    fence = "```python\nx = one(two)\nprint(x or y)\n```\nThat is all that there is to say of it."
+    for chosen in (ANY_OPINION, Compressor.from_pretrained()):
+        for text in (talk, "Barista: Hello.\n\n" + talk, head, fence):
+            output = chosen.compress(text, rate=rate, unit="word").text
+            assert not re.search(r"[^\n]Customer:|---[^\S\n]*\w|```python[^\S\n]*\w", output), output
+
+
 def test_lines_of_a_list_are_clauses_of_their_own():
     text = "no sugar\nred apples\nnot\nGreen tea\nwithout\n\nmilk for\ntom: fish not\n2. bread"
     places = np.arange(len(text))

@@ -410,6 +410,8 @@ def _is_wrapped(lines: list[str]) -> bool:
     width = max(map(len, lines))
     if not _WRAP_WIDTHS[0] <= width <= _WRAP_WIDTHS[1] or any(_UNWRAPPED.match(line) for line in lines):
         return False
+    if any(_ROLE.match(line) for line in lines[1:]):  # turns of a conversation
+        return False
     firsts = [line.split(maxsplit=1)[0] if line.split() else "" for line in lines]
     return all(len(line) + 1 + len(after) > width for line, after in zip(lines, firsts[1:]) if after)
 
@@ -1011,7 +1013,10 @@ def _keep_last_turn(made: _Builder) -> None:
 
 
 def _tie_fences(made: _Builder) -> None:
-    """The lines that open and close a code fence or the settings at the head of a document, and the line breaks before them, come with what is left of the code."""
+    """
+    The lines that open and close a code fence, or the settings at the head of a document, and the line breaks around them, come with
+    what is left of the code.
+    """
     for start, end in chain(
         (match.span() for match in _FRONT_MATTER.finditer(made.text)), find_code_fences(made.text)
     ):
@@ -1019,6 +1024,9 @@ def _tie_fences(made: _Builder) -> None:
         closed = max(made.text.rfind("\n", opened, end) + 1, opened)
         if not made.text[closed:end].strip(" \t\r>`~-"):
             first, last = made.touched(opened, closed)
+            behind = made.touched(opened, opened + 1)[0]
+            if not made.word(behind).strip():  # the break behind the first line, whatever stands before that
+                made.rows.append((behind, first, last, -1))
             for a, b in ((start, opened), (closed, end)):
                 made.add_marks(a, b, first, last)
                 before = made.touched(a, b)[0] - 1 if b > a else -1
@@ -1110,11 +1118,21 @@ def _tie_marks(made: _Builder) -> None:
     def line_of(char: int) -> int:
         return bisect_right(line_starts, char) - 1
 
+    # Lines whose last word denies or limits what the next one says stay with that.
+    goes_on = {
+        line: ends[line + 1]
+        for line, (first, last) in enumerate(places)
+        if 0 < first < last
+        and made.marks[first - 1]
+        and made.seen[first - 1].bare
+        and not made.seen[first].ends_clause
+    }
     for pattern in (_ITEM, _ROLE):
         for match in pattern.finditer(text):
             line = line_of(match.end() - 1)
             _, behind = made.touched(*match.span())
             until = ends[line] if behind < ends[line] else ends[min(line + 1, len(ends) - 1)]
+            until = max(until, goes_on.get(line, 0))
             made.add_marks(*match.span(), min(behind, until), until)
     below = {row.start() for _, _, *rows in made.tables for row in rows}
     for match in _ROW.finditer(text) if "|" in text else ():
@@ -1139,4 +1157,4 @@ def _tie_marks(made: _Builder) -> None:
         first, last = starts[line], ends[line]
         if made.marks[first:last].all() and line + 1 < len(ends):  # the name of a speaker alone on its line
             last = ends[line + 1]
-        made.add_marks(a, b, first, last, begin=0)
+        made.add_marks(a, b, first, max(last, goes_on.get(line, 0)), begin=0)
