@@ -69,6 +69,7 @@ def test_negations_are_found_in_their_language_only(text, negations):
     [
         ("It is 3.5 m. Is it?! Yes (it is.) So", [".", "?!", ".)"]),
         ('Dr. Smith of the U.S. said e.g. this, No. 5. "No." We', [".", '."']),
+        ("Tickets? No. what time is it?\nAnn: Yes. at 7 pm by No. 5 or so.", ["?", ".", "?", ".", "."]),
         ("1. First item.\n2. Second", ["."]),
         ("これは本です。はい！", ["。", "！"]),
     ],
@@ -161,6 +162,10 @@ Bank tidak akan mengembalikan uang sebelum Senin.|mengembalikan|tidak
 Ngân hàng không hoàn lại tiền trước thứ hai.|hoàn|không
 은행은 월요일 전에 돈을 돌려주지 않습니다.|돌려주지|않습니다
 비밀번호를 절대 공유하지 마세요.|공유하지|마세요
+The rule applies only if the tenant has agreed in writing.|applies|only if tenant
+Payment is due on Friday unless the goods were damaged.|due|unless
+Der Rabatt gilt nur wenn die Ware bezahlt ist.|Rabatt|nur wenn
+Assistant: Do you want it? User: No. what time is it?|No|.
 The bank refused his request for a refund in May.|request|refused
 I doubt that the firm will pay its debts in time.|pay|doubt
 Smoking is banned in all public halls of the town.|Smoking|banned

@@ -136,6 +136,11 @@ _CONDITIONS = WordPattern(
     "|falls|wenn|sofern|sobald|solange|tant que|dès que|à condition que|à moins que|lorsque|si|a menos que|siempre que|desde que"
     "|purché|a meno che|tenzij|indien|zodra|zolang|mits|если|إذا|jeśli|jeżeli|pokud|hvis|jika|nếu"
 )
+# Of these, those without which the clause before them holds in any case: "the rule applies only if the tenant has agreed".
+_PROVISOS = WordPattern(
+    "only if|only when|only where|only after|only with|only on condition|unless|nur wenn|nur falls|es sei denn|seulement si|uniquement si"
+    "|solo si|sólo si|solo se|somente se|apenas se|alleen als|à moins que|a menos que|a meno che|tenzij|только если|только когда"
+)
 # Words of weight that turn round what follows them: "failed to pay", "almost won", "denied", "little evidence".
 _TURNS = [
     WordPattern(
@@ -249,7 +254,9 @@ _CLOSING = "\"'”’»)\\]*_"
 _SENTENCE_END = re.compile(
     # not where the sentence goes on in lower case
     rf"(?<![.!?…])(?:\.(?!\.){ENDS_SENTENCE}|\.{{2,3}}|[!?…]+|[؟۔।])[{_CLOSING}]*(?=\s+[^a-zà-öø-ÿа-я\s]|\s*\Z|\s*\n)"
-    r"|[。！？]+[」』）”]*",
+    r"|[。！？]+[」』）”]*"
+    # an answer of one word ends its sentence, whatever the next one begins with
+    r"|(?:(?<=[:?!.\n]\s[Nn]o)|(?<=[:?!.\n]\s[Yy]es)|(?<=[:?!.\n]\s[Nn]ope)|(?<=[:?!.\n]\s[Yy]eah))\.(?=\s+[a-z])",
     re.MULTILINE,
 )
 _SENTENCE_MARK = re.compile("[.!?…؟۔।。！？]")
@@ -853,6 +860,12 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
         if at is not None:
             end = made.clause(last)
             made.rows += [(index, last, end, -1) for index in (*range(first, last), at)]
+    for match in _PROVISOS.finditer(found):
+        first, last = made.touched(*match.span())
+        at = made.content(last, 1)
+        if at is not None:
+            start, _ = made.around(first, last)
+            made.rows += [(index, start, first, -1) for index in (*range(first, last), at)]
     for match in _LIMITS.finditer(found):
         first, last = made.touched(*match.span())
         at = made.content(last, 1)
