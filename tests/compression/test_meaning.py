@@ -162,6 +162,8 @@ Bank tidak akan mengembalikan uang sebelum Senin.|mengembalikan|tidak
 Ngân hàng không hoàn lại tiền trước thứ hai.|hoàn|không
 은행은 월요일 전에 돈을 돌려주지 않습니다.|돌려주지|않습니다
 비밀번호를 절대 공유하지 마세요.|공유하지|마세요
+The works will not end before autumn 2027 in the port.|2027|before autumn
+لن تنتهي الأعمال في الميناء قبل خريف 2027|2027|قبل خريف
 The rule applies only if the tenant has agreed in writing.|applies|only if tenant
 Payment is due on Friday unless the goods were damaged.|due|unless
 Der Rabatt gilt nur wenn die Ware bezahlt ist.|Rabatt|nur wenn

@@ -871,6 +871,11 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
         at = made.content(last, 1)
         if at is not None:
             made.tie(first, last, at)
+            if (
+                at + 1 < len(pieces) and made.seen[at + 1].bare.isdecimal()
+            ):  # "before autumn 2027" is not "before 2027"
+                made.tie(first, last, at + 1)
+                made.tie(at, at + 1, at + 1)
             if made.text[made.chars[first] : made.chars[last]].strip().lower() in _PICKS:
                 made.rows += [(index, at + 1, made.named(at), -1) for index in (*range(first, last), at)]
             made.marks[first:last] = True  # "before" is misread where its date is gone
