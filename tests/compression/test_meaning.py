@@ -231,6 +231,12 @@ def test_what_a_line_ends_with_stays_on_it():
             assert not re.search(r"(?:lamps|hall|and|;)[^\n]* not", output), output
 
 
+@pytest.mark.parametrize("text", ["`" * 80, "```", "a\n```", "---\n---", "~~~\n", "- ```"])
+def test_a_fence_may_be_all_that_there_is(text):
+    result = ANY_OPINION.compress(text, rate=0.9, unit="word")
+    assert result.shortfall >= 0 and set(result.text) <= set(text)
+
+
 @pytest.mark.parametrize("rate", np.linspace(0.2, 0.9, 8))
 def test_line_breaks_behind_an_opening_line_and_between_two_turns_stay(rate):
     talk = "Barista: Is this order correct? Please let me know if you want me to change anything before I send it.\nCustomer: Yes, the order is correct"

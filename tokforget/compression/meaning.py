@@ -1042,9 +1042,10 @@ def _tie_fences(made: _Builder) -> None:
         closed = max(made.text.rfind("\n", opened, end) + 1, opened)
         if not made.text[closed:end].strip(" \t\r>`~-"):
             first, last = made.touched(opened, closed)
-            behind = made.touched(opened, opened + 1)[0]
-            if not made.word(behind).strip():  # the break behind the first line, whatever stands before that
-                made.rows.append((behind, first, last, -1))
+            if (
+                opened < end and not made.word(first).strip()
+            ):  # the break behind the first line, whatever stands before that
+                made.rows.append((first, first, last, -1))
             for a, b in ((start, opened), (closed, end)):
                 made.add_marks(a, b, first, last)
                 before = made.touched(a, b)[0] - 1 if b > a else -1
