@@ -291,7 +291,7 @@ MORE
 def test_no_block_of_python_is_left_without_a_statement(rate):
     for text in (NESTED, NESTED.replace(NESTED[NESTED.index('"""') : NESTED.index("def __enter__")], "")):
         for chosen in (ANY_OPINION, Compressor.from_pretrained()):
-            ast.parse(chosen.compress(text, rate=rate, unit="auto").text)
+            assert ast.parse(chosen.compress(text, rate=rate, unit="auto").text).body
 
 
 @pytest.mark.parametrize("rate", OPINIONS)
