@@ -69,6 +69,7 @@ def test_negations_are_found_in_their_language_only(text, negations):
     [
         ("It is 3.5 m. Is it?! Yes (it is.) So", [".", "?!", ".)"]),
         ('Dr. Smith of the U.S. said e.g. this, No. 5. "No." We', [".", '."']),
+        ("Tickets? No. what time is it?\nAnn: Yes. at 7 pm by No. 5 or so.", ["?", ".", "?", ".", "."]),
         ("1. First item.\n2. Second", ["."]),
         ("これは本です。はい！", ["。", "！"]),
     ],
@@ -161,6 +162,34 @@ Bank tidak akan mengembalikan uang sebelum Senin.|mengembalikan|tidak
 Ngân hàng không hoàn lại tiền trước thứ hai.|hoàn|không
 은행은 월요일 전에 돈을 돌려주지 않습니다.|돌려주지|않습니다
 비밀번호를 절대 공유하지 마세요.|공유하지|마세요
+The works will not end before autumn 2027 in the port.|2027|before autumn
+لن تنتهي الأعمال في الميناء قبل خريف 2027|2027|قبل خريف
+The rule applies only if the tenant has agreed in writing.|applies|only if tenant
+Payment is due on Friday unless the goods were damaged.|due|unless
+Der Rabatt gilt nur wenn die Ware bezahlt ist.|Rabatt|nur wenn
+Assistant: Do you want it? User: No. what time is it?|No|.
+The bank refused his request for a refund in May.|request|refused
+I doubt that the firm will pay its debts in time.|pay|doubt
+Smoking is banned in all public halls of the town.|Smoking|banned
+He forgot to lock the door of the shed at night.|lock|forgot
+Die Firma weigert sich, die Rechnung zu zahlen.|zahlen|weigert
+Der Antrag wurde abgelehnt, weil er zu spät kam.|Antrag|abgelehnt
+El banco se niega a devolver el dinero.|devolver|niega
+Банк отказался вернуть деньги клиенту.|вернуть|отказался
+All staff but the cook may leave early on Friday.|cook|but
+The form must be signed by J. R. Smith in person.|R.|J. Smith
+The form was signed by George W. Bush in person.|W.|Bush
+The offer is no longer valid for new members.|valid|no longer
+It was not only cheap but also very fast.|cheap|not only
+The fine is not more than 100,000 dollars for each case.|100,000|not more than
+The office is open from 9 to 5 on weekdays.|to 5|from 9
+The office is open between 9 and 5 on weekdays.|and 5|between 9
+Children aged 6 to 12 pay half the price.|to 12|6
+You are free from 11:30 am to 8:30 pm on Friday.|8:30 pm|11:30 am
+Das Büro ist von 9 bis 17 Uhr geöffnet.|17 Uhr|9 bis
+La oficina abre de 9 a 17 horas entre semana.|17|de 9 a
+Магазин работает с 9 до 18 часов.|18|с 9 до
+He taught at the school from 1975 to 1977 in all.|1975|to 1977
 """
 
 
@@ -172,6 +201,72 @@ def test_no_opinion_turns_a_statement_round(compressor, case):
         for rate in (0.4, 0.6, 0.8):
             for result in chosen.compress([text, before + text], rate=rate, unit="word"):
                 assert word not in result.text or all(one in result.text for one in needed.split()), result.text
+
+
+@pytest.mark.parametrize(
+    "text, word, needed",
+    [
+        ("(2) in the value of a house but not\n    greater than 5,000 dollars in any case.", "greater", "not"),
+        (
+            "(3) a fine of at least 250 dollars, but not more than\n    900 dollars for each case.",
+            "900",
+            "not more than",
+        ),
+        ("(4) The Board may not\napprove any loan above that sum.", "approve", "not"),
+        ("(5) He left before\nnoon on Friday of last week.", "noon", "before"),
+    ],
+)
+def test_a_line_break_within_a_clause_turns_nothing_round(compressor, text, word, needed):
+    for chosen in (ANY_OPINION, compressor, Compressor.from_pretrained()):
+        for rate in np.linspace(0.4, 0.9, 6):
+            output = chosen.compress(text, rate=rate, unit="word").text
+            assert word not in output or all(one in output for one in needed.split()), output
+
+
+def test_what_a_line_ends_with_stays_on_it():
+    text = "The office pays for\n    (1) the lamps of the hall; and\n    (2) what costs more than the sum above but not\nmore than 5,000 dollars a year.\n"
+    for seed_rate in np.linspace(0.2, 0.9, 30):
+        for chosen in (ANY_OPINION, Compressor.from_pretrained()):
+            output = chosen.compress(text, rate=seed_rate, unit="word").text
+            assert not re.search(r"(?:lamps|hall|and|;)[^\n]* not", output), output
+
+
+@pytest.mark.parametrize("text", ["`" * 80, "```", "a\n```", "---\n---", "~~~\n", "- ```"])
+def test_a_fence_may_be_all_that_there_is(text):
+    result = ANY_OPINION.compress(text, rate=0.9, unit="word")
+    assert result.shortfall >= 0 and set(result.text) <= set(text)
+
+
+@pytest.mark.parametrize("rate", np.linspace(0.2, 0.9, 8))
+def test_line_breaks_behind_an_opening_line_and_between_two_turns_stay(rate):
+    talk = "Barista: Is this order correct? Please let me know if you want me to change anything before I send it.\nCustomer: Yes, the order is correct"
+    head = "---\nname: reviewer of code\nkind: It reads what others wrote, line by line\n---\n\nRead the code."
+    fence = "```python\nx = one(two)\nprint(x or y)\n```\nThat is all that there is to say of it."
+    for chosen in (ANY_OPINION, Compressor.from_pretrained()):
+        for text in (talk, "Barista: Hello.\n\n" + talk, head, fence):
+            output = chosen.compress(text, rate=rate, unit="word").text
+            assert not re.search(r"[^\n]Customer:|---[^\S\n]*\w|```python[^\S\n]*\w", output), output
+
+
+def test_lines_of_a_list_are_clauses_of_their_own():
+    text = "no sugar\nred apples\nnot\nGreen tea\nwithout\n\nmilk for\ntom: fish not\n2. bread"
+    places = np.arange(len(text))
+    pieces = cut(text, np.stack([places, places + 1], 1), "word")
+    bonds = find_bonds(text, pieces)
+    names = [text[a:b].strip() for a, b in pairwise(pieces.chars)]
+    along = {
+        (names[piece], names[at])
+        for piece, first, last in zip(bonds.pieces, bonds.first, bonds.last)
+        for at in range(first, last)
+    }
+    for negation, word in (
+        ("no", "red"),
+        ("not", "Green"),
+        ("without", "milk"),
+        ("without", "fish"),
+        ("not", "bread"),
+    ):
+        assert (negation, word) not in along
 
 
 def test_a_clause_goes_whole_and_takes_its_negation_along(compressor):
@@ -474,6 +569,57 @@ def test_pointers_and_products_are_no_emphasis(text, kept):
     short = ANY_OPINION.compress(text, rate=0.97, unit="word").text
     assert any(part in short for part in kept), short
     assert short.count("*") >= text.count("*") - 2, short
+
+
+TALK = """User: I'd like to find a place to eat in Brentwood, Latin American if there is one, and not too far from the station.
+Assistant: I have found two restaurants in Brentwood: Jalisco's Restaurant, and El Farol on Main Street. Which one do you prefer?
+User: The first one. Is it open on Sunday?
+Assistant: It is open from 11:30 am to 9 pm on Sunday, and there is music in the evening.
+"""
+
+
+@pytest.mark.parametrize(
+    "last", ["User: Please book a table for two at eight.\n", "Ann: Does it have a garden?", "Customer: Why?\n\n"]
+)
+def test_what_was_asked_last_stays(compressor, last):
+    for chosen in (ANY_OPINION, compressor, Compressor.from_pretrained()):
+        for rate in (0.3, 0.5, 0.7):
+            assert chosen.compress(TALK + last, rate=rate, unit="word").text.rstrip().endswith(last.rstrip())
+
+
+def test_only_a_last_turn_that_asks_stays_before_all_else(compressor):
+    for text in (
+        TALK,
+        TALK + "User: " + "It should not be loud there. " * 9,
+        "Note: one\nNote: two\nNote: why?",
+        "User: Why?",
+        TALK + "User:",
+    ):
+        places = np.arange(len(text))
+        pieces = cut(text, np.stack([places, places + 1], 1), "word")
+        assert not find_bonds(text, pieces).first_of_all.any()
+
+
+SPANS = """### **How It Works (High-Level)**
+- **No internal assumptions.** If it fails, call `ng s project_name` and wait.
+- Install it (**never as root!**) by `cpan -fi module name`, or `npm ci`.
+You do **not** need `ng test all` for that. See **the manual (part 2)** too.
+"""
+
+
+@pytest.mark.parametrize("rate", np.linspace(0.2, 0.9, 15))
+def test_signs_of_emphasis_and_code_stay_in_pairs(compressor, rate):
+    for chosen in (ANY_OPINION, compressor, Compressor.from_pretrained()):
+        for line in chosen.compress(SPANS, rate=rate, unit="word").text.splitlines():
+            assert line.count("**") % 2 == line.count("`") % 2 == 0, line
+
+
+def test_settings_at_the_head_of_a_document_stay_closed(compressor):
+    text = "---\nname: reviewer of code\ndescription: It reads what others wrote, line by line\n---\n\n# Mission\nRead the code. Say what is wrong.\n\n---\n\nBe brief.\n"
+    for chosen in (ANY_OPINION, compressor, Compressor.from_pretrained()):
+        for rate in np.linspace(0.3, 0.9, 13):
+            head, _, _ = chosen.compress(text, rate=rate, unit="word").text.partition("# Mission")
+            assert head.count("---") != 1, head
 
 
 def test_emphasis_goes_whole():

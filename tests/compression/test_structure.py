@@ -1,5 +1,7 @@
 """`unit="auto"`: JSON stays JSON, code and logs go by lines, and all else by words."""
 
+import ast
+import configparser
 import csv
 import json
 import re
@@ -243,6 +245,61 @@ def test_python_goes_by_lines_with_what_they_stand_in(rate):
     assert ("else:" in shown) == ("print(item)" in shown), "an empty block was left"
 
 
+NESTED = '''import os
+import sys
+
+
+class Store:
+    """What is kept of a text, for as long as it is asked for, with a docstring of more than one line.
+
+MORE
+    """
+
+    def __enter__(self):
+        return self
+
+    def read(self, path, times=3):
+        # Nothing to do where there is no file.
+        if not os.path.exists(path):
+            # Told once.
+            print("no such file", path)
+        # A folder holds no text.
+        elif os.path.isdir(path):
+            # Neither is one that is locked.
+            return None
+        else:
+            try:
+                with open(path) as file:
+                    for line in file:
+                        if line.startswith("#"): continue
+                        if not line.strip():
+                            # An empty line ends it.
+                            break
+            except OSError:
+                # Again, after a while.
+                self.read(path, times - 1)
+            finally:
+                self.close()
+
+    def close(self):
+        if self.file is None: return
+        self.file = None
+'''.replace("MORE", "\n".join(f"    Line {number} of what there is to say of it." for number in range(60)))
+
+
+@pytest.mark.parametrize("rate", OPINIONS)
+def test_no_block_of_python_is_left_without_a_statement(rate):
+    for text in (NESTED, NESTED.replace(NESTED[NESTED.index('"""') : NESTED.index("def __enter__")], "")):
+        for chosen in (ANY_OPINION, Compressor.from_pretrained()):
+            assert ast.parse(chosen.compress(text, rate=rate, unit="auto").text).body
+
+
+@pytest.mark.parametrize("rate", OPINIONS)
+def test_no_function_seems_to_do_nothing(rate):
+    output = ANY_OPINION.compress(SCRIPT, rate=rate, unit="auto").text
+    assert not re.search(r"\{\s*\}(?!\))", output.replace("options = {}", "")), output
+
+
 @pytest.mark.parametrize("rate", OPINIONS)
 def test_brackets_of_blocks_stay_balanced(rate):
     output = ANY_OPINION.compress(SCRIPT, rate=rate, unit="auto").text
@@ -387,6 +444,41 @@ def test_rows_of_a_table_are_whole_with_their_names(rate):
     assert find_tables("a | b\n--- | ---\n1 | 2\n") and not find_tables("a | b\nc | d\n") and not find_tables("|-|\n")
 
 
+INI = """; of the staging server
+[server]
+host = 0.0.0.0
+port = 8080
+debug = false
+
+[client]
+; in seconds
+timeout = 30
+retries = 3
+user agent = tests of the client
+"""
+
+
+@pytest.mark.parametrize("rate", OPINIONS)
+def test_settings_of_an_ini_file_stay_in_their_section(rate):
+    assert kind_of(INI) == "settings" and kind_of("[note]\nDear Anna,\nthe parcel is here.\nYours") != "settings"
+    whole, left = configparser.ConfigParser(), configparser.ConfigParser()
+    whole.read_string(INI)
+    for chosen in (ANY_OPINION, Compressor.from_pretrained()):
+        left.clear()
+        left.read_string(chosen.compress(INI, rate=rate, unit="auto").text)
+        for section in left.sections():
+            assert left[section].items() <= whole[section].items()
+
+
+@pytest.mark.parametrize("rate", OPINIONS)
+def test_lines_around_a_table_or_a_fence_that_is_gone_stay_apart(rate):
+    for block in ("| Region | Q1 |\n|---|---|\n| North | 1,200 |\n| South | 900 |\n", f"```python\n{PYTHON}```\n"):
+        text = f"# Plan of the harbour\n\n{block}\n- Call the printer on Monday\n- Book the hall\n"
+        for chosen in (ANY_OPINION, Compressor.from_pretrained()):
+            output = chosen.compress(text, rate=rate, unit="auto").text
+            assert not re.search(r"# [^\n]*(?:printer|Monday|Call|hall|Book|- )", output), output
+
+
 @pytest.mark.parametrize("rate", OPINIONS)
 def test_settings_still_parse(rate):
     assert (kind_of(YAML), kind_of(TOML)) == ("settings", "settings")
@@ -522,8 +614,13 @@ XML = """<?xml version="1.0"?>
 """
 
 
+# Without white space between them several tags are one piece.
+DENSE = re.sub(r"\s*\n\s*", "", HTML[HTML.index("<body") : HTML.index("</html>")]).replace("06:15", "90 euros")
+
+
 @pytest.mark.parametrize(
-    "text", [HTML, XML, "Read <document>the <b>old</b> letter of 1874</document> and <i>never</i> <T> a List<String>."]
+    "text",
+    [HTML, XML, DENSE, "Read <document>the <b>old</b> letter of 1874</document> and <i>never</i> <T> a List<String>."],
 )
 @pytest.mark.parametrize("unit", ["word", "auto"])
 def test_tags_are_as_balanced_as_they_were(text, unit):

@@ -22,7 +22,7 @@ from tokforget.compression.fences import find_code_fences
 from tokforget.compression.pieces import Pieces
 from tokforget.compression.wholes import TAG
 from tokforget.compression.word_patterns import WordPattern, WordsOf, match_at
-from tokforget.text_units import ENDS_SENTENCE, STOP_WORDS, TITLES, bare_word, split_sentences
+from tokforget.text_units import ENDS_SENTENCE, NEGATIONS, STOP_WORDS, TITLES, bare_word, split_sentences
 
 
 # Words that negate in one language and mean nothing else in another.
@@ -93,6 +93,13 @@ _QUANTIFIERS = frozenset(
         """,
     )
 )
+# With these a negation is another one: "not only cheap" is not "not cheap", and "no longer" not "no".
+_WITH_NEGATION = frozenset(
+    re.findall(
+        r"\w+",
+        "only just merely simply longer yet nur bloß lediglich mehr seulement solo sólo solamente soltanto più apenas somente alleen slechts meer только",
+    )
+)
 
 # What makes a statement hold for some cases only; kept with what follows it.
 _LIMITS = WordPattern(
@@ -129,20 +136,42 @@ _CONDITIONS = WordPattern(
     "|falls|wenn|sofern|sobald|solange|tant que|dès que|à condition que|à moins que|lorsque|si|a menos que|siempre que|desde que"
     "|purché|a meno che|tenzij|indien|zodra|zolang|mits|если|إذا|jeśli|jeżeli|pokud|hvis|jika|nếu"
 )
+# Of these, those without which the clause before them holds in any case: "the rule applies only if the tenant has agreed".
+_PROVISOS = WordPattern(
+    "only if|only when|only where|only after|only with|only on condition|unless|nur wenn|nur falls|es sei denn|seulement si|uniquement si"
+    "|solo si|sólo si|solo se|somente se|apenas se|alleen als|à moins que|a menos que|a meno che|tenzij|только если|только когда"
+)
 # Words of weight that turn round what follows them: "failed to pay", "almost won", "denied", "little evidence".
 _TURNS = [
     WordPattern(
-        "failed|fails|fail|failing|refused|refuses|refuse|declined|declines|ceased|ceases|unable|unlikely|reluctant|limited|restricted"
+        "forgot|forget|forgets|neglected|neglects|neglect|failed|fails|fail|failing|refused|refuses|refuse|declined|declines|ceased|ceases|unable|unlikely|reluctant|limited|restricted"
         "|confined|supposed",
         behind=r"(?=\s+to(?!\w))",
     ),
     WordPattern(
-        "yet to|far from|free from|free of|exempt from|excluded from|instead of|lack of|absence of|devoid of|incapable of|denied|denies|deny|denying|avoid|avoids|avoided|avoiding|forbid|forbids|forbidden|prohibited|prohibits|stopped|almost|nearly"
+        "yet to|far from|free from|free of|exempt from|excluded from|instead of|lack of|absence of|devoid of|incapable of|avoid|avoids|avoided|avoiding|stopped|almost|nearly"
         "|allegedly|reportedly|supposedly|purportedly|might|would have|could have|might have|should have"
         "|beinahe|fast|angeblich|presque|casi|quase|quasi|bijna|почти"
     ),
     WordPattern("few|little", before=r"(?<!\ba )(?<!\bA )"),
 ]
+# Words that deny all the clause that they lead to, or the one of which they are said: "banned smoking in halls", "smoking is banned".
+_REFUSALS = WordPattern(
+    "denied|denies|deny|denying|refused|refuses|refuse|refusing|rejected|rejects|rejecting|doubt|doubts|doubted|forbid|forbids|forbade"
+    "|forbidden|prohibited|prohibits|banned|bans|disallowed|disallows"
+    "|weigert|weigerte|weigern|weigerten|verweigert|verweigerte|verbietet|verbot|verboten|untersagt|abgelehnt"
+    "|refusent|refusé|interdit|interdite|interdits|niega|niegan|negó|negaron|prohíbe|prohibido|prohibida|rifiuta|rifiutato|vietato|vietata"
+    "|recusa|recusou|proibido|proibida|verboden|verbiedt|отказался|отказалась|отказались|отказывается|запрещено|запрещена|запрещает"
+)
+_PASSIVE = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        is are was were be been being get gets got ist sind war waren wird werden wurde wurden est sont été es son está fue fueron
+        è sono stato stata foi é são werd wordt был была было были
+        """,
+    )
+)
 # A comparison says nothing of its second half without its first.
 _COMPARED = re.compile(r"(?<![\w'’-])(?:as\s+[\w-]+\s+as|[\w-]+\s+than)(?!\w)", re.IGNORECASE)
 # Before a number a word of place says what it does: "fell to 20" is not "fell 20".
@@ -151,7 +180,24 @@ _TO_NUMBER = WordPattern(
     "à|dès|depuis|sous|desde|hacia|bajo|da|dal|sotto|met|naar|sinds|onder|от|с|на|свыше",
     behind=r"(?=[ \u00a0\u202f][-+−]?(?:[$€£¥₹]\s?)?\d)",
 )
+# A range is its two ends: "from 9 to 5" is not "to 5". Some of the words between them are of a range only behind one that begins it.
+_RANGE = re.compile(
+    r"\d[\w.,:/%°-]*(?:\s[^\W\d_]{1,9}\.?)?\s+(?:(to|till|until|through|bis|à|hasta|até|tot|til|до)|(a|al|alle|ao|do|по)"
+    r"|(and|und|et|y|e|en|och|og|i|и))\s+(?:[$€£¥₹]\s?)?\d",
+    re.IGNORECASE,
+)
+_FROM = frozenset(re.findall(r"\w+", "from von vom de du desde da dal dalle van från fra od с от"))
+_BETWEEN = frozenset(
+    re.findall(r"\w+", "between zwischen entre tra fra tussen mellan mellem mellom między mezi между")
+)
 _NUMBER_WORDS = "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty|hundred|thousand|one|half|most|some|many|few"
+# "J. R. Smith" is not "R Smith": initials go together, and with the name behind them.
+_INITIALS = re.compile(r"(?<![\w.])(?:[^\W\d_a-zà-öø-ÿа-я]\.[ \u00a0]?){1,4}(?=[^\W\d_a-zà-öø-ÿа-я][^\W\d_])")
+# "All staff but the cook" is without the cook.
+_BUT = re.compile(
+    r"(?<!\w)(?:all|every|any|none|no)\s+(?:of\s+)?(?:the\s+)?[\w-]+\s+(but)(?=\s+(?:the|a|an|one|two|his|her|my|your|our|their)\s)",
+    re.IGNORECASE,
+)
 # A share of things is not the things.
 _SHARE = re.compile(
     rf"(?<![\w.,:/-])(?:(?:{_NUMBER_WORDS})|\d+(?:[.,]\d+)*(?:\s?%|\spercent|\sper\scent)?)\sof\s"
@@ -187,6 +233,11 @@ _LEADING = (
     | frozenset(map(str.lower, TITLES))
 )
 _SKIPPED = STOP_WORDS | _FOREIGN | _LEADING
+# Behind one of these a clause goes on in the next line, if that begins with a word in lower case or a number of things.
+_LOWER = re.compile(r"[ \t>]*(?:[a-zà-öø-ÿа-я]|[$€£¥₹]?\d[\d.,]*\s[a-zà-öø-ÿа-я]{2}|[$€£¥₹]\d)")
+_GOES_ON = (
+    _SKIPPED | NEGATIONS | frozenset(re.findall(r"\w+", "than only nicht kein keine ohne nur pas sans niet geen"))
+)
 # Farther than any two scores are apart.
 _FAR = 1e6
 # A negation reaches over this many pieces, and a limit too.
@@ -203,7 +254,9 @@ _CLOSING = "\"'”’»)\\]*_"
 _SENTENCE_END = re.compile(
     # not where the sentence goes on in lower case
     rf"(?<![.!?…])(?:\.(?!\.){ENDS_SENTENCE}|\.{{2,3}}|[!?…]+|[؟۔।])[{_CLOSING}]*(?=\s+[^a-zà-öø-ÿа-я\s]|\s*\Z|\s*\n)"
-    r"|[。！？]+[」』）”]*",
+    r"|[。！？]+[」』）”]*"
+    # an answer of one word ends its sentence, whatever the next one begins with
+    r"|(?:(?<=[:?!.\n]\s[Nn]o)|(?<=[:?!.\n]\s[Yy]es)|(?<=[:?!.\n]\s[Nn]ope)|(?<=[:?!.\n]\s[Yy]eah))\.(?=\s+[a-z])",
     re.MULTILINE,
 )
 _SENTENCE_MARK = re.compile("[.!?…؟۔।。！？]")
@@ -226,6 +279,13 @@ _ROLE = re.compile(
     r"(?:[ \t]?\([^()\n]{1,30}\))?[\])*_]{0,3}[ \t]?[:：](?!//)[*_]{0,2}(?=\s|$))",
     re.MULTILINE,
 )
+# Of these, those who ask: what they said last is what is to be answered.
+_ASKS = re.compile(
+    r"\W*(?i:user|human|customer|client|caller|patient|student|interviewer|question|q|me|nutzer|benutzer|kunde|kundin|utilisateur|usuario"
+    r"|usuária|usuário|cliente|utente|gebruiker)\W*"
+)
+# Turns that make a conversation, and the share of it that the last one may take.
+_TURNS_LEAST, _LAST_SHARE = 3, 0.25
 # What begins a line that is one item of several: bullets, numbers, headings, quotes.
 _ITEM = re.compile(r"^[ \t]*(?:(?:[-*+•‣–]|#{1,6}|>|\(?(?:\d{1,3}|[a-zA-Z])[.)])(?=[ \t]))", re.MULTILINE)
 # A number of things, with the word for them behind it; a year counts nothing.
@@ -256,6 +316,7 @@ _CLOSED_BY = {
 }
 # Tags say nothing by themselves; those of lists, tables, headings and of what is no HTML come with what stands in them.
 _TAGS = re.compile(rf"\s*(?:{TAG.pattern})+\s*")
+_MARKUP = re.compile(rf"\s*(?:{TAG.pattern}|<!--(?:(?!-->).){{0,2000}}-->)+\s*", re.DOTALL)
 _VOID = frozenset(re.findall(r"\w+", "area base br col embed hr img input link meta param source track wbr"))
 _LOOSE = frozenset(
     re.findall(
@@ -269,6 +330,8 @@ _LOOSE = frozenset(
 # Emphasis says little, and half of it nothing; of code no pointer or product is taken for it: what opens stands behind no word, what
 # closes before none, and both on one line.
 _EMPHASIS = re.compile(r"(?<![\w*\\)\]])(\*{1,3})(?=[^\s*])[^*\n]*?(?<=[^\s*(&\[])(\1)(?![\w*(\[&>])")
+_CODE_SPAN = re.compile(r"(?<![\w`\\])(`)(?=[^`\s])[^`\n]*(?<=[^`\s])(`)(?![\w`])")
+_FRONT_MATTER = re.compile(r"\A---[ \t]*\n(?:(?!---)[^\n]*\n){1,80}---(?=[ \t]*(?:\n|\Z))")
 _ROW = re.compile(r"^[^|\n]*\|[^|\n]*\|.*$", re.MULTILINE)
 _RULE = re.compile(r"[ \t|:+-]*-[ \t|:+-]*\r?")
 _UNWRAPPED = re.compile(r"[ \t]*(?:[-*+•‣>#|\[<]|\(?\d|[A-Za-z][.)]\s)|.*(?: {3}|\t|[|{};\\]\s*$)|\s+\S")
@@ -353,6 +416,8 @@ def _is_wrapped(lines: list[str]) -> bool:
         return False
     width = max(map(len, lines))
     if not _WRAP_WIDTHS[0] <= width <= _WRAP_WIDTHS[1] or any(_UNWRAPPED.match(line) for line in lines):
+        return False
+    if any(_ROLE.match(line) for line in lines[1:]):  # turns of a conversation
         return False
     firsts = [line.split(maxsplit=1)[0] if line.split() else "" for line in lines]
     return all(len(line) + 1 + len(after) > width for line, after in zip(lines, firsts[1:]) if after)
@@ -565,6 +630,9 @@ class _Builder:
         self.chars = self.pieces.chars.tolist()
         self.words = [self.text[a:b] for a, b in pairwise(self.chars)]
         self.seen = list(map(_seen, self.words))
+        for index in [at for at, word in enumerate(self.seen) if word.breaks_line]:
+            if self.goes_on(index):
+                self.seen[index] = self.seen[index]._replace(ends_sentence=False, ends_clause=False)
         self.marks = np.zeros(len(self.pieces), dtype=bool)
         self.first_of_all = np.zeros(len(self.pieces), dtype=bool)
         self.denies = np.zeros(len(self.pieces), dtype=bool)
@@ -586,6 +654,24 @@ class _Builder:
 
     def word(self, index: int) -> str:
         return self.words[index]
+
+    def is_at(self, index: int, words: frozenset[str], unless: str = "") -> bool:
+        """Whether one of some words stands there, and none that is excepted behind it."""
+        bare = [word.bare for word in self.seen[index : index + 2]]
+        return bool(bare) and bare[0] in words and bare[1:] != [unless]
+
+    def goes_on(self, index: int) -> bool:
+        """Whether a line break stands within a clause: behind a word that leads to another, which begins in lower case or is a number."""
+        if not 0 < index < len(self.pieces) - 1 or self.words[index].count("\n") != 1 or self.seen[index].bare:
+            return False
+        start = self.text.index("\n", self.chars[index]) + 1
+        return (
+            self.seen[index - 1].bare in _GOES_ON
+            and self.words[index - 1][-1:].isalnum()
+            and bool(_LOWER.match(self.text, start))
+            and not _ROLE.match(self.text, start)
+            and not _ITEM.match(self.text, start)
+        )
 
     def add_marks(self, start: int, end: int, first: int, last: int, begin: int = -1) -> None:
         """Pieces of a span, if there is no other word in them, come with those from `first` to `last`."""
@@ -666,6 +752,10 @@ class _Builder:
     def tie(self, first: int, last: int, at: int) -> None:
         self.rows += [(index, at, at + 1, -1) for index in range(first, last)]
 
+    def tie_all(self, first: int, last: int) -> None:
+        """Pieces in a row that come with any of them."""
+        self.rows += [(index, first, last, -1) for index in range(first, last)]
+
     def tie_clause(self, at: int) -> None:
         """What is said of a clause comes with any word of it: "certain" with what is far from certain."""
         if at + 1 < len(self.pieces) and self.seen[at + 1].bare == "that":
@@ -691,6 +781,7 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
     text = TAG.sub(lambda tag: "<" + "\x00" * (len(tag[0]) - 2) + ">", text) if "</" in text else text
     found = WordsOf(text)
     negations = [made.touched(*span) for span in sorted(_find_negations(found))]
+    negations = [(first, last + made.is_at(last, _WITH_NEGATION, unless="than")) for first, last in negations]
     for first, last in negations:
         made.denies[first:last] = True
     for first, last in negations:
@@ -718,6 +809,14 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
         if at is not None:
             made.tie(first, last, at)
             made.tie_clause(at)
+    for match in _REFUSALS.finditer(found):
+        first, last = made.touched(*match.span())
+        passive = any(made.seen[at].bare in _PASSIVE for at in range(max(first - 2, 0), first))
+        at = made.content(first - 1, -1) if passive else made.content(last, 1)
+        if at is not None:
+            # "Refused" says enough by itself; the rest does not.
+            made.rows += [(index, at, at + 1 if passive else made.clause(at), -1) for index in range(first, last)]
+            made.tie_clause(at)
     denied = {last for _, last in negations}
     for match in _COMPARED.finditer(text):
         first, last = made.touched(*match.span())
@@ -730,6 +829,25 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
         first, last = made.touched(*match.span())
         if last < len(pieces):
             made.tie(first, last, last)
+    for match in match_at(_RANGE, _DIGIT, text):
+        first, last = made.touched(*match.span())
+        before = made.seen[first - 1].bare if first else ""
+        opens = before in _BETWEEN if match[3] else before in _FROM
+        if opens or match[1]:
+            made.tie_all(first - opens, last)
+    for match in _INITIALS.finditer(text):
+        first, last = made.touched(match.start(), match.end() - 1)
+        name = made.touched(match.end(), match.end() + 1)[0]
+        if first < name and not made.seen[name].is_skipped:
+            made.tie_all(first, last)
+            made.rows += [(name, first, last, -1)]
+    for match in _BUT.finditer(text):
+        first, last = made.touched(*match.span(1))
+        at = made.content(last, 1)
+        if at is not None:
+            made.tie_all(first, last)
+            made.tie(first, last, at)
+            made.rows += [(at, index, index + 1, -1) for index in range(first, last)]
     for match in _SHARE.finditer(text):
         first, last = made.touched(*match.span())
         at = made.content(last, 1)
@@ -742,15 +860,27 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
         if at is not None:
             end = made.clause(last)
             made.rows += [(index, last, end, -1) for index in (*range(first, last), at)]
+    for match in _PROVISOS.finditer(found):
+        first, last = made.touched(*match.span())
+        at = made.content(last, 1)
+        if at is not None:
+            start, _ = made.around(first, last)
+            made.rows += [(index, start, first, -1) for index in (*range(first, last), at)]
     for match in _LIMITS.finditer(found):
         first, last = made.touched(*match.span())
         at = made.content(last, 1)
         if at is not None:
             made.tie(first, last, at)
+            if (
+                at + 1 < len(pieces) and made.seen[at + 1].bare.isdecimal()
+            ):  # "before autumn 2027" is not "before 2027"
+                made.tie(first, last, at + 1)
+                made.tie(at, at + 1, at + 1)
             if made.text[made.chars[first] : made.chars[last]].strip().lower() in _PICKS:
                 made.rows += [(index, at + 1, made.named(at), -1) for index in (*range(first, last), at)]
             made.marks[first:last] = True  # "before" is misread where its date is gone
             if made.denies[first:last].any():  # "no later" says nothing without its "than noon"
+                made.denies[first:last] = True
                 made.rows += [(index, *made.around(first, last), -1) for index in (*range(first, last), at)]
     for match in chain(match_at(_DIGITS, _DIGIT, text), _COUNT.finditer(found)):
         first, last = made.touched(*match.span())
@@ -764,6 +894,8 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
     _tie_marks(made)
     _tie_tags(made)
     _tie_pairs(made)
+    _tie_spans(made)
+    _keep_last_turn(made)
     _lead(made)
     return made.built()
 
@@ -792,7 +924,9 @@ def _tie_tags(made: _Builder) -> None:
     for name, begin, end in elements:
         one, other = made.touched(*begin), made.touched(*end)
         pieces = [*range(*one), *range(*other)]
-        if name in _LOOSE or not all(_TAGS.fullmatch(made.word(piece)) for piece in pieces):
+        # A tag in one piece with others stays or goes with these.
+        alone = all(made.word(piece).count("<") == 1 for piece in pieces)
+        if (name in _LOOSE and alone) or not all(_MARKUP.fullmatch(made.word(piece)) for piece in pieces):
             made.rows += [(b, a, a + 1, -1) for a in pieces for b in pieces if a != b]
             continue
         first, last = one[1], other[0]
@@ -855,13 +989,63 @@ def _tie_pairs(made: _Builder) -> None:
             made.rows += [(b, *row) for row in of_mark.get(a, ())] if made.marks[a] else [(b, a, a + 1, -1)]
 
 
+def _tie_spans(made: _Builder) -> None:
+    """
+    Of a word of code in a line no sign is left without the other; nor is one of emphasis, which may stay with the bracket or the full
+    stop that it stands at: "(High-Level)**".
+    """
+    for match in _CODE_SPAN.finditer(made.text) if "`" in made.text else ():
+        one, other = made.touched(*match.span(1))[0], made.touched(*match.span(2))[0]
+        if one != other:
+            made.rows += [(one, other, other + 1, -1), (other, one, one + 1, -1)]
+            if not any(map(str.isalnum, made.word(one) + made.word(other))):
+                made.pairs.append((one, other))
+    spans = [
+        [made.touched(*match.span(sign)) for sign in (1, 2)]
+        for match in (_EMPHASIS.finditer(made.text) if "*" in made.text else ())
+    ]
+    ends = {at for pair in spans for edge in pair for at in range(*edge)}
+    reasons: dict[int, list] = {}
+    for piece, *row in made.rows if ends else ():
+        if piece in ends:
+            reasons.setdefault(piece, []).append(row)
+    for opened, closed in spans:
+        for a, b in ((opened, closed), (closed, opened)):
+            why = [row for piece in range(*a) if made.marks[piece] for row in reasons.get(piece, ())]
+            made.rows += [(piece, *row) for piece in range(*b) if made.marks[piece] for row in why]
+
+
+def _keep_last_turn(made: _Builder) -> None:
+    """
+    In a conversation that ends with a question, or with a turn of who asks, that comes before all else: what is to be answered is worth
+    more than what led to it, and a score that looks at the words does not know that they are the last.
+    """
+    roles = list(_ROLE.finditer(made.text))
+    if len(roles) < _TURNS_LEAST or len({role[0].strip() for role in roles}) < 2:
+        return
+    last = roles[-1]
+    said = made.text[last.end() :].rstrip()
+    first, end = made.touched(last.end(), last.end() + max(len(said), 1))
+    if said and end - first <= _LAST_SHARE * len(made.pieces) and (_ASKS.fullmatch(last[0]) or said[-1] in "?？؟"):
+        made.first_of_all[first:end] = True
+
+
 def _tie_fences(made: _Builder) -> None:
-    """The lines that open and close a code fence, and the line breaks before them, come with what is left of the code."""
-    for start, end in find_code_fences(made.text):
+    """
+    The lines that open and close a code fence, or the settings at the head of a document, and the line breaks around them, come with
+    what is left of the code.
+    """
+    for start, end in chain(
+        (match.span() for match in _FRONT_MATTER.finditer(made.text)), find_code_fences(made.text)
+    ):
         opened = start + len(made.text[start:end].split("\n", 1)[0])
         closed = max(made.text.rfind("\n", opened, end) + 1, opened)
-        if not made.text[closed:end].strip(" \t\r>`~"):
+        if not made.text[closed:end].strip(" \t\r>`~-"):
             first, last = made.touched(opened, closed)
+            if (
+                opened < end and not made.word(first).strip()
+            ):  # the break behind the first line, whatever stands before that
+                made.rows.append((first, first, last, -1))
             for a, b in ((start, opened), (closed, end)):
                 made.add_marks(a, b, first, last)
                 before = made.touched(a, b)[0] - 1 if b > a else -1
@@ -913,10 +1097,12 @@ def _lead(made: _Builder) -> None:
     marks, denies, leads_to = made.marks.tolist(), made.denies.tolist(), list(range(num_pieces))
     ahead = following = None
     for at in range(num_pieces - 1, -1, -1):
-        bare, _, ends_clause, _, is_apart, is_leading, is_skipped, _ = words[at]
+        bare, _, ends_clause, breaks_line, is_apart, is_leading, is_skipped, _ = words[at]
         if not bare:
             if ends_clause:
                 ahead = following = None
+            elif breaks_line:
+                following = None
             elif following is not None and (is_apart or at == 0 or words[at - 1].breaks_line):
                 leads_to[at] = following
             continue
@@ -951,11 +1137,21 @@ def _tie_marks(made: _Builder) -> None:
     def line_of(char: int) -> int:
         return bisect_right(line_starts, char) - 1
 
+    # Lines whose last word denies or limits what the next one says stay with that.
+    goes_on = {
+        line: ends[line + 1]
+        for line, (first, last) in enumerate(places)
+        if 0 < first < last
+        and made.marks[first - 1]
+        and made.seen[first - 1].bare
+        and not made.seen[first].ends_clause
+    }
     for pattern in (_ITEM, _ROLE):
         for match in pattern.finditer(text):
             line = line_of(match.end() - 1)
             _, behind = made.touched(*match.span())
             until = ends[line] if behind < ends[line] else ends[min(line + 1, len(ends) - 1)]
+            until = max(until, goes_on.get(line, 0))
             made.add_marks(*match.span(), min(behind, until), until)
     below = {row.start() for _, _, *rows in made.tables for row in rows}
     for match in _ROW.finditer(text) if "|" in text else ():
@@ -980,4 +1176,4 @@ def _tie_marks(made: _Builder) -> None:
         first, last = starts[line], ends[line]
         if made.marks[first:last].all() and line + 1 < len(ends):  # the name of a speaker alone on its line
             last = ends[line + 1]
-        made.add_marks(a, b, first, last, begin=0)
+        made.add_marks(a, b, first, max(last, goes_on.get(line, 0)), begin=0)

@@ -20,8 +20,8 @@ from tokforget.compression.omissions import Lines
 from tokforget.compression.wholes import find_wholes
 
 
-WORD, SPACE, EXTEND, LINK, SPACELESS, FLAG, JOINER, _KNOWN, DIGIT, CONNECTOR, SEPARATOR, STICKY = (
-    1 << bit for bit in range(12)
+WORD, SPACE, EXTEND, LINK, SPACELESS, FLAG, JOINER, _KNOWN, DIGIT, CONNECTOR, SEPARATOR, STICKY, KATAKANA = (
+    1 << bit for bit in range(13)
 )
 
 # Punctuation that belongs to a word when it stands between two word characters: don't, 3.14, e-mail, U+00B7 in Catalan.
@@ -37,6 +37,8 @@ _SPACELESS_RANGES = (
     (0x3005, 0x3007), (0x3040, 0x30FF), (0x31F0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xA9E0, 0xA9FF),
     (0xAA60, 0xAA7F), (0xF900, 0xFAFF), (0xFF66, 0xFF9F), (0x1AFF0, 0x1B16F), (0x20000, 0x3FFFF),
 )  # fmt: skip
+# Of these Katakana, in which words of other languages are written, does not part within a run: after Unicode Standard Annex 29.
+_KATAKANA_RANGES = ((0x30A1, 0x30FA), (0x30FC, 0x30FF), (0x31F0, 0x31FF), (0xFF66, 0xFF9F))
 _EXTENDING_RANGES = (
     (0x0E33, 0x0E33), (0x0EB3, 0x0EB3), (0x1160, 0x11FF), (0x200C, 0x200D), (0xD7B0, 0xD7FF), (0xFF9E, 0xFF9F),
     (0x1F3FB, 0x1F3FF), (0xE0020, 0xE007F),
@@ -66,6 +68,8 @@ def _classify(code: int) -> int:
         found |= LINK
     if any(first <= code <= last for first, last in _SPACELESS_RANGES):
         found |= SPACELESS
+    if any(first <= code <= last for first, last in _KATAKANA_RANGES):
+        found |= KATAKANA
     if 0x1F1E6 <= code <= 0x1F1FF:
         found |= FLAG
     if char in _JOINERS:
@@ -178,6 +182,7 @@ def cut(text: str, offsets: np.ndarray, unit: str) -> Pieces:
     if unit == "word":
         # A word stays whole, and white space goes with the word after it, but for line breaks.
         breaks &= ~(_is_inside_word(classes, place, JOINER | CONNECTOR) | _is_inside_whole(text, classes, place))
+        breaks &= classes[place - 1] & classes[place] & KATAKANA == 0
         breaks[np.flatnonzero(breaks)[_goes_on(text, classes, place[breaks])]] = False
     first, place = first[breaks], place[breaks]
     bound = _is_inside_word(classes, place, JOINER) | (classes[place] & (WORD | SPACELESS) == WORD)

@@ -122,6 +122,7 @@ _PARENT = re.compile(
     r"\s*(?:- +)*[^\s#][^#]*:\s*(?:[&!]\S+\s*)?(?:#.*)?$|\s*(?:- +)*[^\s#].*:\s*[|>][-+\d]*\s*(?:#.*)?$"
 )
 _SECTION = re.compile(r"\s*(\[\[?)\s*([^\[\]#]+?)\s*\]\]?\s*(?:#.*)?$")
+_INI_SETTING = re.compile(r"[\w.-]+(?: [\w.-]+){0,3}\s*=|\s+\S")
 _ANCHOR, _ALIAS = re.compile(r"(?<![\w&])&([\w-]+)(?=\s|$)"), re.compile(r"(?<![\w*])\*([\w-]+)(?=\s|$|[,\]}])")
 _SETTINGS_LINES, _SETTINGS_SHARE, _VALUE_WORDS, _MOST_CHARACTERS = 3, 0.7, 8, 200_000
 
@@ -144,7 +145,7 @@ class Settings:
 
 def find_settings(text: str, lines: Sequence[str], statements: Sequence[int]) -> Settings | None:
     """
-    What a YAML or TOML file is made of, or `None`.
+    What a YAML, TOML or INI file is made of, or `None`.
 
     Args:
         text (`str`), lines (`Sequence[str]`): The file, and its lines with their ends.
@@ -153,7 +154,7 @@ def find_settings(text: str, lines: Sequence[str], statements: Sequence[int]) ->
     shown = [line for line in lines if line.strip()]
     if len(shown) < _SETTINGS_LINES or len(text) > _MOST_CHARACTERS:
         return None
-    if "=" in text and _is_toml(text):
+    if "=" in text and (_is_toml(text) or _is_ini(shown)):
         return _toml(_grouped(lines, statements))
     if sum(bool(_KEY.match(line)) for line in shown) >= _SETTINGS_SHARE * len(shown) and _is_yaml(text, shown):
         return _yaml(_grouped(lines, statements))
@@ -165,6 +166,16 @@ def _is_toml(text: str) -> bool:
         return bool(tomllib.loads(text.replace("\r\n", "\n")))
     except (ValueError, RecursionError):
         return False
+
+
+def _is_ini(shown: Sequence[str]) -> bool:
+    """Sections with nothing but settings and comments in them, the first of these behind a section's name."""
+    said = [line for line in shown if line.lstrip()[0] not in ";#"]
+    return (
+        len(said) >= _SETTINGS_LINES
+        and bool(_SECTION.match(said[0]))
+        and all(_SECTION.match(line) or _INI_SETTING.match(line) for line in said)
+    )
 
 
 def _is_yaml(text: str, shown: Sequence[str]) -> bool:

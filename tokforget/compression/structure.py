@@ -6,7 +6,7 @@ What a text is made of, where that is more than words: JSON, program code, logs.
 * Code and logs are kept or dropped by whole lines. A line of code brings the lines that open its blocks and those that close them;
   lines of a log that say the same but for their time are counted behind the first of them. What failed is kept first, and lines
   that differ in numbers only go first, counted too ([`tokforget.compression.records`]).
-* YAML and TOML go by whole entries, with the keys and sections they stand in; CSV by records, with the names of the columns.
+* YAML, TOML and INI go by whole entries, with the keys and sections they stand in; CSV by records, with the names of the columns.
 * Rows of a table and of what a command printed go whole, a header with its rows and a line with the line it is indented under:
   a number that moves to another column is a false statement.
 * A diff goes by lines with the hunk and the file they stand in, what changed before what did not.
@@ -57,6 +57,7 @@ _CODE_LINE = re.compile(
     r"\s*(?:(?:def|class|import|return|if|for|while|elif|except|with|async|await|raise|yield|assert|lambda|function|const|let|var|public|"
     r"private|protected|static|void|int|using|namespace|package|func|fn|impl|struct|enum|export|switch|case|throw|new|module|end|"
     r"SELECT|INSERT|UPDATE|CREATE|FROM|WHERE)\b.*[:({\[;,=)\]}\\]\s*$|(?:import|from|return|export|package|use|using)\s[\w.{*]+.*$"
+    r"|(?:if|elif|else|for|while|with|except)\b[^:]*:\s+(?:return|raise|continue|break|pass|yield|[\w.]+(?:\(|\s*=))"
     r"|(?:else|try|finally|do|then|fi|done|end|pass|break|continue|return)\b\s*[:{;]?\s*$|@[\w.]+(?:\(.*\))?\s*$|#include\b|#!|//|/\*|\*/|#\s"
     r"|.*;\s*(?:then|do)\s*$|(?:esac|then|do)\s*$|\w+\(\)\s*\{?\s*$|set -[a-z]|exit \d|echo [\"'$]|export \w+=|\S+ .*(?:<<-?\s*['\"]?\w+['\"]?|\s\\)\s*$"
     r"|(?:SELECT|INSERT INTO|VALUES|UPDATE|SET|DELETE FROM|CREATE|ALTER|DROP|FROM|(?:LEFT |RIGHT |INNER |FULL |CROSS )?(?:OUTER )?JOIN|WHERE"
@@ -91,9 +92,14 @@ _CLOSES = re.compile(r"\s*(?:(?:end|fi|done)\b|[\])}])")
 _FLOW = re.compile(
     r"\s*(?:if|for|while|with|try|unless|until|switch|match|do|loop|foreach|else|elif|case|async (?:for|with))\b"
 )
+_TRIES = re.compile(r"\s*try\b")
+# What opens a block that is not one of these.
+_HEAD = re.compile(r"[:{]\s*(?:(?:#|//).*)?\Z|\A\s*(?:(?:export |local |async )*(?:def|class|module|function|sub))\b")
 _QUOTED = re.compile(r"\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|(?:#|//).*")
 # A bracket that stays open for longer is one of prose or of a string.
 _STATEMENT_LINES = 40
+# So long may a text in triple quotes be.
+_QUOTED_LINES = 400
 
 _TIME = (
     r"(?:\d{4}[-/.]\d\d?[-/.]\d\d?(?:[T ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?)?(?:Z|[+-]\d\d:?\d\d)?|\d\d:\d\d:\d\d(?:[.,]\d+)?"
@@ -144,7 +150,7 @@ class Structure:
     A text in pieces that are more than words.
 
     Args:
-        kind (`str`): `"json"`, `"code"`, `"log"`, `"diff"`, `"csv"`, `"settings"` (YAML or TOML), `"rows"`, `"fences"` or `"tables"`.
+        kind (`str`): `"json"`, `"code"`, `"log"`, `"diff"`, `"csv"`, `"settings"` (YAML, TOML or INI), `"rows"`, `"fences"` or `"tables"`.
         pieces (`TextPieces`), bonds (`Bonds`): The pieces, and what comes along with what.
         needed (`np.ndarray` of shape `(num_pieces,)`): Without which it is no such structure any more; bool.
         groups (`list[tuple[int, int]]`): Pieces in a row of which one should be left.
@@ -475,7 +481,9 @@ def _statements(lines: list[str], opening: str = "([", closing: str = ")]") -> l
             at = end
             continue
         depth, quotes, size = 0, 0, 0
-        for line in lines[at : at + _STATEMENT_LINES]:
+        for line in lines[at : at + _QUOTED_LINES]:
+            if size >= _STATEMENT_LINES and not quotes % 2:
+                break
             size += 1
             quotes += line.count('"""') + line.count("'''")
             if not quotes % 2:
@@ -501,9 +509,11 @@ def _add_code(parts: _Parts, lines: Iterable[str]) -> None:
         statements.append(statement)
     full = [number for number, statement in enumerate(statements) if statement.strip()]
     indents = {number: _indent(statements[number]) for number in full}
-    open_: list[
-        list[int]
-    ] = []  # openers of the blocks that are open, outermost first; each with what goes on with it: "else", "}"
+    for after, number in pairwise(full[::-1]):  # a comment before an "else" stands in the block above it
+        if _COMMENT.match(statements[number].strip()) and indents[number] == _indent(statements[after]):
+            indents[number] += _CONTINUES.match(statements[after]) is not None or indents[after] > indents[number]
+    # Openers of the blocks that are open, outermost first; each with what goes on with it: "else", "}".
+    open_: list[list[int]] = []
     for number in [*full, len(statements)]:
         indent = indents.get(number, -1)
         while open_ and indents[open_[-1][0]] >= indent:
@@ -516,6 +526,7 @@ def _add_code(parts: _Parts, lines: Iterable[str]) -> None:
                 parts.mark[base + member] = True
             if _FLOW.match(statements[chain[0]]) and any(n in indents for n in range(chain[0] + 1, number)):
                 parts.mark[base + chain[0]] = True  # an "if" without what it leads to says nothing
+            rows += _filled(statements, chain, number)
         else:
             open_.append([number])
     _tie_comments(parts, statements, base)
@@ -568,6 +579,33 @@ def _tie_clauses(parts: _Parts, statements: list[str], base: int) -> None:
                 if at == number or _LIMITING.match(statements[at]):
                     parts.rows.append((base + at, base + number, base + end, -1))
         number = end
+
+
+def _filled(statements: list[str], chain: list[int], end: int) -> list[tuple[int, int, int]]:
+    """
+    What keeps the blocks of an opener and of what goes on with it from being empty, where they are named or commented only: the
+    statement of each that costs least. "def f():" without anything behind it does not parse, and "{}" would say that nothing is done.
+    """
+    rows, root = [], chain[0]
+    for number, (opener, after) in enumerate(pairwise([*chain, end])):
+        inside = [n for n in range(opener + 1, after) if statements[n].strip()]
+        comments = [n for n in inside if _COMMENT.match(statements[n].strip())]
+        done = [
+            n
+            for n in inside
+            if n not in comments and not _FLOW.match(statements[n]) and not _CONTINUES.match(statements[n])
+        ]
+        if not done or not (number or _HEAD.search(statements[root]) or _FLOW.match(statements[root])):
+            continue
+        least = min(done, key=lambda n: len(statements[n].strip()))
+        rows += [(least, n, n + 1) for n in comments]
+        if number == 0:
+            rows.append((least, root, root + 1))
+            if after < end:
+                rows.append((least, after + 1, end))
+        if number == 1 and _TRIES.match(statements[root]):
+            rows += [(one, root + 1, opener) for one in (opener, least)]
+    return rows
 
 
 def _chained(statements: list[str], chain: list[int], end: int) -> list[tuple[int, int, int]]:
@@ -665,7 +703,7 @@ def _add_settings(parts: _Parts, lines: list[str], settings: Settings) -> None:
         place += sum(map(len, lines[at : at + size]))
         at += size
         parts.add(place, mark=number in settings.empty)
-        if lines[at - size].lstrip().startswith("#"):
+        if lines[at - size].lstrip().startswith(("#", ";")):
             parts.severity[base + number] = SIMILAR  # what sets something comes before what speaks of it
     parts.rows += [(base + one, base + first, base + last, -1) for one, first, last in settings.spans]
     inner = {number for one, first, last in settings.spans for number in range(first, last) if number != one}
@@ -732,10 +770,11 @@ def _fences(text: str) -> list[tuple[int, int]]:
 
 def _add_fences(parts: _Parts, spans: list[tuple[int, int]], tables: set[tuple[int, int]]) -> None:
     """Words, and lines where they stand in a code fence or are the rows of a table."""
-    text, place = parts.text, 0
+    text, place, before_spans = parts.text, 0, []
     for start, end in spans:
         if (start, end) in tables:
             _add_prose(parts, place, start)
+            before_spans.append(len(parts) - 1)
             before, first = len(parts) - 1, len(parts) + 2
             rows = text[start:end].splitlines(keepends=True)
             _add_rows(parts, rows, [1] * len(rows), 2)
@@ -749,6 +788,7 @@ def _add_fences(parts: _Parts, spans: list[tuple[int, int]], tables: set[tuple[i
             continue
         start = max(start, place)
         _add_prose(parts, place, start)
+        before_spans.append(len(parts) - 1)
         before = len(parts) - 1
         end = len(text) if "\n" not in text[end:] else text.index("\n", end - 1) + 1
         lines = text[start:end].splitlines(keepends=True)
@@ -766,6 +806,11 @@ def _add_fences(parts: _Parts, spans: list[tuple[int, int]], tables: set[tuple[i
             parts.rows.append((last, opened + 1, last, -1))
         place = end
     _add_prose(parts, place, len(text))
+    for before in before_spans:
+        if (
+            before >= 0 and parts.mark[before]
+        ):  # where none of it is left, what stands before and behind it stays on two lines
+            parts.rows.append((before, before + 1, len(parts), 0))
 
 
 def _add_prose(parts: _Parts, start: int, end: int) -> None:

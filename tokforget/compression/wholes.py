@@ -77,6 +77,8 @@ _IPV6 = rf"(?<![\w:])(?:{_HEX})?::{_HEX}(?:(?:\.\d{{1,3}}){{3}})?(?:%\w+)?(?:/\d
 _GROUPED = (
     rf"(?<![\w.,])[+\-−]?\d{{1,3}}(?: \d{{3}})+(?!\d)(?:[.,]\d+)?{_UNIT}{{0,2}}"
     r"|(?<![\w+])(?=\+\d(?:[ ./()-]{0,2}\d){6})\+\d{1,3}(?:[ ./-]?(?:\(\d{1,5}\)|\d{1,12})){1,7}(?!\w)"
+    # of a telephone in the country itself: 030 1234, 0171 5551234, 555 0199
+    r"|(?<![\w.,+])0\d{1,4}[ /]\d{3,9}(?: \d{2,6}){0,3}(?![\w%])(?![.,:]\d)|(?<![\w.,+])\d{3} 0\d{3}(?![\w%])(?![.,:]\d)"
     r"|(?<!\w)\(\d{2,5}\)[ -]?\d{2,9}(?:[ -]\d{2,6}){0,4}(?!\w)"
     r"|(?<!\w)\d{2,5}[/ ]\d{2,4}(?: \d{2,4}){1,5}(?!\w)"
     # without the country's code: a nought, and so much behind it that it is no column of a table
@@ -115,7 +117,7 @@ COMPILED = {name: re.compile(pattern, re.MULTILINE) for name, pattern in PATTERN
 _MORE = re.compile(
     r"(?<!`)`[^`\s]+`(?!`)|(?<!\w)(?:[A-Za-z]\+\+|[A-Z]#)(?!\w)|(?<![\w-])--[A-Za-z][\w-]*=[^\s\"']+"
     # a comparison without spaces, a place for a value in a template, a variable of Windows, a package with its version
-    r"|(?<![\w.</])[A-Za-z_][\w.]*(?:[<>!]=|[<>])-?\d[\w.]*|\{\{[^{}\n]{1,60}\}\}|(?<!\w)%\w+%(?:\\[^\s\"<>|*?]*)?"
+    r"|(?<![\w.<>/=\"'])[A-Za-z_][\w.]*(?:[<>!]=|[<>])-?\d[\w.]*|\{\{[^{}\n]{1,60}\}\}|(?<!\w)%\w+%(?:\\[^\s\"<>|*?]*)?"
     r"|(?<![\w@])@?[\w./-]+@[\^~]?\d[\w.+-]*"
 )
 # A tag of HTML or XML with its attributes, a comment, a declaration, and scripts and styles with all that is in them.
