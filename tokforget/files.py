@@ -1,4 +1,4 @@
-"""Files in a folder: their names, and how they are written whole or not at all."""
+"""Atomic writes: a file is written whole or not at all."""
 
 import json
 import os
@@ -6,12 +6,19 @@ from pathlib import Path
 
 
 def write_json(path: str | Path, content: dict | list) -> None:
-    """Written beside and renamed; refuses numbers that JSON has no name for."""
+    """
+    Write `content` as JSON, atomically; see [`write_whole`].
+
+    Raises:
+        `ValueError`: If a number in it is not finite, because JSON cannot express it.
+    """
     write_whole(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
-    """Written beside and renamed: nobody meets half a file."""
+    """
+    Write a temporary file in the same folder, then rename it: no reader sees half a file. Makes the folder if needed.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")

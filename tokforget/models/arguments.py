@@ -1,6 +1,6 @@
 """Arguments that say which reconstructor and policy to start from.
 
-No `from __future__ import annotations` here: the host's parser reads the annotations as types."""
+No `from __future__ import annotations` here: Transformers' parser reads the annotations as types."""
 
 from dataclasses import dataclass, field
 

@@ -1,7 +1,7 @@
 """
 Arguments of the calibration of a quality floor.
 
-No `from __future__ import annotations` here: the host's parser reads the annotations as types.
+No `from __future__ import annotations` here: Transformers' parser reads the annotations as types.
 """
 
 from dataclasses import dataclass, field
