@@ -61,9 +61,8 @@ class TokenTable(nn.Module):
         super().__init__()
         self.projection = nn.Linear(base_hidden_size, hidden_size, bias=False)
         self.register_buffer("table", torch.zeros(vocab_size, hidden_size, dtype=torch.float16))
-        self.base_embeddings: list[
-            nn.Module
-        ] = []  # in a list, so that it is not a submodule and is neither saved nor counted
+        # In a list, so that it is not a submodule and is neither saved nor counted.
+        self.base_embeddings: list[nn.Module] = []
 
     def attach(self, base_embeddings: nn.Module) -> None:
         self.base_embeddings = [base_embeddings]

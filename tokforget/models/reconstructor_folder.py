@@ -180,9 +180,8 @@ def save_weights(reconstructor: Reconstructor, folder: Path, state_dict: dict | 
             os.replace(staging / name, folder / name)
     shutil.rmtree(staging)
     for other in {*ADAPTER_FILES, *MODEL_FILES} - {*files}:
-        (folder / other).unlink(
-            missing_ok=True
-        )  # left by a run of the other kind (all weights or LoRA) in this folder
+        # A run of the other kind (all weights or LoRA) may have left it in this folder.
+        (folder / other).unlink(missing_ok=True)
 
 
 def check_checkpoint(reconstructor: Reconstructor, folder: str | Path) -> None:

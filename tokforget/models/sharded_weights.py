@@ -56,9 +56,7 @@ def whole_weights(wrapped: torch.nn.Module, changed: bool = False) -> Iterator[N
         units = [module for module in wrapped.modules() if _by_fsdp(module)]
         for unit in units:
             unit.unshard()
-            unit.set_reshard_after_forward(
-                False, recurse=False
-            )  # a process may call a unit that another does not call
+            unit.set_reshard_after_forward(False, recurse=False)  # processes may call different units
         try:
             yield
         finally:
