@@ -1,4 +1,4 @@
-"""Per-token scores as a heat map: in a terminal by rich, and as one HTML file that needs nothing else."""
+"""Scores of tokens as a heat map: on a terminal with rich, or as a self-contained HTML file."""
 
 import re
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ from tokforget.compression.pieces import Pieces
 from tokforget.compression.results import CompressedText
 
 
-# Ends of the scale, blue to orange: told apart by the colour-blind, and light enough for black letters.
+# Ends of the scale, blue and orange: colour-blind readers can distinguish them, and black text is readable on both.
 _LOW, _MIDDLE, _HIGH = (138, 180, 214), (242, 242, 242), (244, 165, 96)
-# A text must not steer the terminal or the browser: control characters are shown as what they are.
+# Control characters are shown as pictures, so that a text cannot control the terminal or the browser.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 _PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""\
@@ -58,12 +58,12 @@ h1 { font-size: 1.2rem; } table { border-collapse: collapse; margin: 0 0 1rem; }
 @dataclass
 class Explanation:
     """
-    What was kept of a text, and the score of each piece of it. `rich.print` shows it, `to_html` writes it.
+    The scores of a text's pieces, and the kept ones. `rich.print` shows it, `to_html` writes it.
 
     Args:
         text (`str`): The original.
         pieces (`Pieces`): Its tokens.
-        result (`CompressedText`): What `compress` made of it.
+        result (`CompressedText`): The result of `compress`.
     """
 
     text: str
@@ -79,7 +79,7 @@ class Explanation:
 
     @property
     def facts(self) -> list[tuple[str, str]]:
-        """Counts and rates, as they are shown."""
+        """Names and formatted values of the counts and rates."""
         result = self.result
         return [
             ("original", f"{result.original_tokens:,} tokens of {result.vocabulary}"),
@@ -112,7 +112,7 @@ class Explanation:
         yield Text(printable(self.result.text))
 
     def to_html(self, path: str | Path | None = None) -> str:
-        """A page without any outside resource, also written to `path` if one is given."""
+        """A self-contained HTML page; also written to `path` if one is given."""
         pieces = [
             {"text": printable(piece), "score": f"{score:.2f}", "state": "kept" if kept else "dropped",
              "color": "rgb({},{},{})".format(*colour(score))}
@@ -133,7 +133,7 @@ def colour(score: float) -> tuple[int, int, int]:
 
 
 def printable(text: str) -> str:
-    """The text with control characters as pictures, and what cannot be encoded as replacement characters."""
+    """The text with pictures in place of control characters, and replacement characters for what cannot be encoded."""
 
     def picture(match: re.Match) -> str:
         code = ord(match[0])

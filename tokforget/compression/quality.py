@@ -1,10 +1,12 @@
 """
-A quality floor: the shortest text for which a reader's retention is promised, by calibration on held-out texts.
+A quality floor: the shortest text for which a reader's retention is guaranteed, by calibration on held-out texts.
 
-A text's words have scores; the *worth kept* is the share of their summed worth that an output holds. For each calibration text
-it is known how much has to be kept until what a reader can still look up never falls below a quality again. The floor's
-threshold is a quantile of that, so that a new text of the same kind falls below the quality with a probability of at most `risk`
-(split conformal prediction, Papadopoulos et al. 2002; Angelopoulos and Bates 2021, 2107.07511).
+Every token has a worth, computed from its score. The *worth kept* is the share of a text's total worth in the output.
+For each calibration text the smallest worth kept is known from which on a reader's retention stays above a quality.
+The threshold is a quantile of these values, so that a new text of the same kind falls below the quality with a
+probability of at most `risk`.
+
+Source: split conformal prediction, Papadopoulos et al. 2002; Angelopoulos and Bates 2021, 2107.07511.
 """
 
 import json
@@ -19,22 +21,25 @@ from tokforget.files import write_json
 
 
 CALIBRATION = "calibration.json"
-# Qualities that are calibrated; between two of them the higher one's threshold holds.
+# Calibrated qualities; between two of them the threshold of the higher one applies.
 QUALITIES = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
-# Logits spread over about 5 on either side. Taken as they are, a few words would hold all of the worth, and what the rest is worth
-# to a reader could not be told: of 128 texts a quality of 0.5 took a share of .991, one of 0.9 of .999995.
+# Divisor of the logits, which spread over about 5 on either side. Without it a few words would have nearly all of the
+# worth, and qualities could not be distinguished: over 128 texts a quality of 0.5 needed a share of .991, one of 0.9 a
+# share of .999995.
 _SOFTNESS = 8.0
 
 
 @dataclass(frozen=True)
 class Calibration:
     """
+    The calibration of a model.
+
     Args:
-        risk (`float`): Probability that a promise is broken, at most, for a text like those of the calibration.
+        risk (`float`): Highest probability that a text like those of the calibration falls below its quality.
         num_texts (`int`): Texts of the calibration.
-        reader (`str`): Whose retention is promised.
-        thresholds (`list`): `(quality, worth kept that it takes)`; a worth of `None` cannot be promised.
-        curve (`list`): `(worth kept, mean retention)`, rising: what is expected.
+        reader (`str`): The reader whose retention was measured.
+        thresholds (`list`): `(quality, needed worth)`; `None` if only the whole text reaches the quality.
+        curve (`list`): `(worth kept, mean retention)`, rising: the expected retention.
     """
 
     risk: float
@@ -44,14 +49,14 @@ class Calibration:
     curve: list[tuple[float, float]]
 
     def needed(self, quality: float) -> float | None:
-        """Worth that has to be kept for a quality; `None` where only the whole text will do."""
+        """The worth that must be kept for a quality; `None` if only the whole text reaches it."""
         for level, worth in self.thresholds:
             if level >= quality - 1e-9:
                 return worth
         return None
 
     def expected(self, worth: float) -> float:
-        """Mean retention of calibration texts of which so much worth was kept."""
+        """Mean retention of the calibration texts at this worth kept."""
         shares, retentions = zip(*self.curve)
         return float(np.interp(worth, shares, retentions))
 
@@ -61,6 +66,8 @@ class Calibration:
     @classmethod
     def load(cls, folder: str | Path) -> "Calibration":
         """
+        Load the calibration of a model folder.
+
         Raises:
             `ValueError`: If the folder has no calibration, or a broken one.
         """
@@ -79,14 +86,14 @@ class Calibration:
 
 
 def token_worth(logits: np.ndarray) -> np.ndarray:
-    """What each token adds to the worth of a text `(T,)`, positive: its keep score, floored softly at zero."""
+    """The worth of each token `(T,)`: its keep logit through a softplus, so that it is positive."""
     return np.logaddexp(0.0, np.asarray(logits, dtype=np.float64) / _SOFTNESS)
 
 
 def smallest_share(shares: Sequence[float], retentions: Sequence[float], quality: float) -> float:
     """
-    The worth from which on a text's retention never falls below the quality again; 1 if only the whole text will do. Between
-    two points that were measured the upper one is taken: nothing is known of what lies between.
+    The smallest worth kept from which on a text's retention stays above the quality; 1 if only the whole text reaches
+    it. It is always a measured point, because retention between two points is unknown.
     """
     order = np.argsort(shares)
     found = 1.0
@@ -99,13 +106,19 @@ def smallest_share(shares: Sequence[float], retentions: Sequence[float], quality
 
 def calibrate(shares: np.ndarray, retentions: np.ndarray, risk: float, reader: str) -> Calibration:
     """
+    Calibrate a model from measurements.
+
     Args:
-        shares (`np.ndarray` of shape `(num_texts, num_rates)`), retentions (of the same shape): Worth kept, and what a reader
-            could still look up, of each text at several rates.
-        risk (`float`): In (0, 1).
+        shares (`np.ndarray` of shape `(num_texts, num_rates)`): Worth kept of each text at several rates.
+        retentions (`np.ndarray` of the same shape): Retention of each text at these rates.
+        risk (`float`): Highest probability that a text falls below its quality, in (0, 1).
+        reader (`str`): Name of the reader.
+
+    Returns:
+        [`Calibration`]: Thresholds and expected retention.
 
     Raises:
-        `ValueError`: If there are too few texts to promise anything at this risk.
+        `ValueError`: If there are too few texts for this risk.
     """
     num_texts = len(shares)
     rank = math.ceil((num_texts + 1) * (1 - risk))
@@ -121,7 +134,10 @@ def calibrate(shares: np.ndarray, retentions: np.ndarray, risk: float, reader: s
 
 
 def _rising(shares: np.ndarray, retentions: np.ndarray) -> list[tuple[float, float]]:
-    """Mean retention in twenty equal parts of the shares, made to rise (pool adjacent violators), from 0 to the whole text."""
+    """
+    Mean retention in twenty equal bins of the shares, made monotone (pool adjacent violators), from 0 to the whole
+    text.
+    """
     order = np.argsort(shares)
     parts = [part for part in np.array_split(order, 20) if len(part)]
     blocks = [[float(shares[p].mean()), float(np.clip(retentions[p], 0, 1).mean()), len(p)] for p in parts]

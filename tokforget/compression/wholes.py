@@ -1,9 +1,9 @@
 """
-What is kept whole or dropped whole by words, though it is more than letters: quantities with sign, currency and unit, dates, URLs,
-e-mails, paths, identifiers. The same patterns name what `protect` keeps.
+Spans that count as one word although they contain more than letters: quantities with sign, currency and unit, dates,
+URLs, e-mails, paths, identifiers. The finders of `protect` use the same patterns.
 
-Every pattern is linear in the text: it begins at the edge of a run of its own characters, and its parts cannot match the same
-character in two ways.
+Every pattern takes linear time: it begins at the edge of a run of its own characters, and its parts cannot match the
+same character in two ways.
 """
 
 import re
@@ -16,13 +16,14 @@ import numpy as np
 _S = "[ \u00a0\u202f\u2009]"
 _CURRENCY = "$€£¥₹₽₩₺₴₫฿₦₿¢"
 _CODES = "USD|EUR|GBP|CHF|JPY|INR|CNY|RUB|SEK|NOK|DKK|PLN|AUD|CAD"
-# Digits with letters around them (GPT2, 3rd), and more of them behind a separator: 1,000, 12:30, 2024-05-01, 10^6, 10–20, 1e-5.
+# Digits with letters around them (GPT2, 3rd), and further digits after a separator: 1,000, 12:30, 2024-05-01, 10^6,
+# 10–20, 1e-5.
 _DIGITS = r"[^\W\d]*\d\w*"
 _NUMBER = (
     rf"(?:{_DIGITS}|(?<!\.)\.\d\w*)"
     rf"(?:(?:[.,:/'’+\-‐‑–—−^×*=]|[\u00a0\u202f\u2009](?=\d{{3}}(?!\d))|[\-–/][{_CURRENCY}]){_DIGITS})*"
 )
-# Units that may stand apart. Left out is what is a word of its own as often: "in", "A".
+# Units that may follow a space. Units that are often ordinary words are left out: "in", "A".
 _UNITS = (
     "percent|per cent|percentage points?|Prozent|pour cent|por ciento|por cento|per cento|procent|процент(?:а|ов)?|pp|bps|"
     "thousand|million|billion|trillion|Tausend|Millionen|Million|Milliarden|Milliarde|Mio\\.?|Mrd\\.?|millions?|milliards?|"
@@ -53,7 +54,7 @@ _DATE = (
 )
 _HEX = "[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{1,4})*"
 _IPV6 = rf"(?<![\w:])(?:{_HEX})?::{_HEX}(?:/\d{{1,3}})?(?!\w)"
-# Digits in groups with a plain space between them, which are one number: thousands, telephones, cards, accounts.
+# Groups of digits separated by a space that form one number: thousands, telephones, cards, accounts.
 _GROUPED = (
     rf"(?<![\w.,])[+\-−]?\d{{1,3}}(?: \d{{3}})+(?!\d)(?:[.,]\d+)?{_UNIT}{{0,2}}"
     r"|(?<![\w+])\+\d{1,3}(?:[ ./-]?(?:\(\d{1,5}\)|\d{1,12})){1,7}(?!\w)"
@@ -63,7 +64,7 @@ _GROUPED = (
     r"|(?<!\w)\d'\d{1,2}[\"″]|(?<!\w)\d+[a-z]?(?:\(\w{1,4}\))+"
 )
 _NAME = r"[\w.@%+~-]"
-# One word of a folder's name with spaces in it: C:\Program Files\x
+# A word of a folder's name that contains spaces: C:\Program Files\x
 _FOLDER = r"[^\s\\/:*?\"<>|,;]+"
 
 PATTERNS = {
@@ -85,14 +86,14 @@ PATTERNS = {
     ),
 }  # fmt: skip
 COMPILED = {name: re.compile(pattern, re.MULTILINE) for name, pattern in PATTERNS.items()}
-# Names that end in signs, a setting with its value, and a word of code.
+# Names that end in special characters, a setting with its value, and a word of code.
 _MORE = re.compile(
     r"(?<!`)`[^`\s]+`(?!`)|(?<!\w)(?:[A-Za-z]\+\+|[A-Z]#)(?!\w)|(?<![\w-])--[A-Za-z][\w-]*=[^\s\"']+"
     # a comparison without spaces, a place for a value in a template, a variable of Windows, a package with its version
     r"|(?<![\w.])[A-Za-z_][\w.]*(?:[<>!]=|[<>])-?\d[\w.]*|\{\{[^{}\n]{1,60}\}\}|(?<!\w)%\w+%(?:\\[^\s\"<>|*?]*)?"
     r"|(?<![\w@])@?[\w./-]+@[\^~]?\d[\w.+-]*"
 )
-# A tag of HTML or XML with its attributes, a comment, a declaration, and scripts and styles with all that is in them.
+# A tag of HTML or XML with its attributes, a comment, a declaration, and scripts and styles with their contents.
 _ATTRIBUTES = r"(?:\s+[\w:@.-]+(?:\s*=\s*(?:\"[^\"<>]*\"|'[^'<>]*'|[^\s\"'<>=]+))?)*"
 TAG = re.compile(rf"<(/?)([A-Za-z][\w:-]*){_ATTRIBUTES}\s*(/?)>")
 _MARKUP = re.compile(
@@ -106,10 +107,10 @@ _DOTTED = re.compile(
 )
 # Before a full stop within the former, or behind the digits of the latter.
 _DOT = re.compile(r"\.(?=[A-Za-z]\.| )")
-# Without one of these signs a text holds nothing of the kind.
+# A text without one of these characters has no such span.
 _SIGNS = {"urls": ("://", "www.", "mailto:"), "emails": ("@",), "paths": ("/", "\\")}
 _HAS_NUMBER = re.compile(r"\d|::")
-# Ends a sentence rather than a URL or a path.
+# Characters that end a sentence rather than a URL or a path.
 _TRAILING = ".,;:!?'*_"
 _BRACKETS = (("(", ")"), ("[", "]"), ("{", "}"))
 
@@ -120,7 +121,9 @@ def matches(pattern: re.Pattern, text: str) -> Iterator[tuple[int, int]]:
 
 
 def trimmed(pattern: re.Pattern, text: str) -> Iterator[tuple[int, int]]:
-    """Matches without the punctuation of the sentence around them, and without a bracket that opened outside."""
+    """
+    Spans of a pattern without surrounding punctuation, and without a closing bracket whose opening one is outside.
+    """
     for match in pattern.finditer(text):
         start, end = match.span()
         surplus = {close: text.count(close, start, end) - text.count(open_, start, end) for open_, close in _BRACKETS}
@@ -143,7 +146,7 @@ def find(name: str, text: str) -> Iterator[tuple[int, int]]:
 
 
 def _numbers(text: str) -> Iterator[tuple[int, int]]:
-    """Line by line: a number ends with its line, and most lines hold none."""
+    """Spans of numbers. Searched line by line, because a number ends with its line and most lines have none."""
     start = 0
     while start < len(text):
         end = text.find("\n", start)
@@ -153,8 +156,8 @@ def _numbers(text: str) -> Iterator[tuple[int, int]]:
         start = end + 1
 
 
-# What each character is to an identifier: white space, which none holds; a letter or digit, which makes one with the capital behind it;
-# a sign that may make one by itself; and what it is with the character behind it.
+# Classes of characters for identifiers: white space, which none contains; a letter or digit, which forms one with a
+# following capital; a character that may form one by itself; and characters that may form one with the next character.
 _SPACE, _WORD, _CAPITAL, _SIGN, _DOT_SIGN, _OPEN, _CLOSE = (1 << bit for bit in range(7))
 _KINDS = np.zeros(256, dtype=np.uint8)
 for _kind, _chars in ((_SPACE, string.whitespace), (_WORD, string.ascii_letters + string.digits), (_CAPITAL, string.ascii_uppercase),
@@ -164,8 +167,8 @@ for _kind, _chars in ((_SPACE, string.whitespace), (_WORD, string.ascii_letters 
 
 def _identifiers(text: str) -> Iterator[tuple[int, int]]:
     """
-    Only in the runs between white space that may hold one: most words of prose are plain. Whatever is no ASCII is none of the signs, and
-    no character of it parts two runs.
+    Spans of identifiers. Only runs between white space that may contain one are searched, because most words of prose
+    are plain. Characters beyond ASCII are none of the special characters and do not separate runs.
     """
     kinds = _KINDS[np.frombuffer(text.encode("ascii", "replace"), dtype=np.uint8)]
     here, behind = kinds[:-1], kinds[1:]
@@ -185,12 +188,12 @@ def _identifiers(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _dotted(text: str) -> Iterator[tuple[int, int]]:
-    """What `_DOTTED` finds, looked for only at full stops that may be of one."""
+    """Spans of `_DOTTED`, searched only at full stops that may belong to one."""
     end = 0
     for dot in _DOT.finditer(text):
         at = dot.start()
         before = text[at - 1 : at]
-        # One letter before it, or one or two digits.
+        # The full stop follows a single letter, or one or two digits.
         for start in (at - 1,) if before.isalpha() else (at - 2, at - 1) if before.isdecimal() else ():
             if start >= end and (match := _DOTTED.match(text, start)):
                 end = match.end()
@@ -199,7 +202,7 @@ def _dotted(text: str) -> Iterator[tuple[int, int]]:
 
 
 def find_wholes(text: str) -> Iterator[tuple[int, int]]:
-    """Spans within which a text may not be cut by words."""
+    """Spans that word units must not cut."""
     for name in PATTERNS:
         yield from find(name, text)
     if any(sign in text for sign in "`+#<>=%{@"):

@@ -1,4 +1,4 @@
-"""How well an untrained reader predicts the continuation of a compressed text."""
+"""How well a frozen reader predicts the continuation of a compressed text."""
 
 from collections.abc import Sequence
 

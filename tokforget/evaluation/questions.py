@@ -1,5 +1,5 @@
 """
-How well an untrained language model, the reader, answers questions about a compressed text.
+How well a frozen language model, the reader, answers questions about a compressed text.
 
 The prompt does not say that tokens were dropped, or where. Full context and no context are the two ends of each scale.
 """

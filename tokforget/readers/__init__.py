@@ -1,3 +1,3 @@
 """
-The reader benchmark: how well an untrained language model works with compressed text. Readers, tasks, compressors.
+The reader benchmark: how well a frozen language model works with compressed text. Readers, tasks, compressors.
 """

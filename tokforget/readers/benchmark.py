@@ -1,5 +1,5 @@
 """
-The reader benchmark: how well an untrained reader works with compressed passages, for every compressor, rate and task.
+The reader benchmark: how well a frozen reader works with compressed passages, for every compressor, rate and task.
 
     retention = (bits_none - bits_compressed) / (bits_none - bits_full), from totals over items
 

@@ -49,7 +49,8 @@ def cost_rows(
 
     Returns:
         `list[dict]`: For each length and rate: tokens saved; seconds of compression, to the first token and of the
-        whole request, with and without compression; and `gain`, the seconds that a request is shorter, including compression.
+        whole request, with and without compression; and `gain`, the seconds that a request is shorter, including
+        compression.
 
     Raises:
         `ValueError`: If the text is shorter than a prompt.

@@ -1,5 +1,5 @@
 """
-The reader: an untrained language model whose prompt does not show that or where tokens were dropped.
+The reader: a frozen language model whose prompt does not show that or where tokens were dropped.
 """
 
 import inspect

@@ -67,9 +67,7 @@ def load_questions(path: str, split: str = "validation") -> list[Question]:
 
         try:
             records = list(load_dataset(path, split=split))
-        except (
-            Exception
-        ) as error:  # the library raises many kinds of errors; each ends the run and names what was tried
+        except Exception as error:  # the library raises many kinds of errors
             raise ValueError(
                 f"Questions {path!r} are no .json or .jsonl file and could not be loaded from the Hub (split {split!r}): "
                 f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

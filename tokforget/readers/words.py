@@ -135,8 +135,8 @@ def count_restored_words(original: str, restored: str, lost: Sequence[bool]) -> 
 
     Returns:
         `RestoredWords`: A lost word is restored if it is in the longest common subsequence of the words of both texts.
-        Numbers and names are multisets: of each, the occurrences in the restored text beyond those never lost are restored, up
-            to the
+        Numbers and names are multisets: of each, the occurrences in the restored text beyond those never lost are
+            restored, up to the
         number lost.
     """
     words, came_back = find_words(original), [word for word, _, _ in find_words(restored)]

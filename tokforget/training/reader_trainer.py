@@ -1,5 +1,5 @@
 """
-Policy gradient on the bits that an untrained reader loses: masks over words, at the budget, decoded to output strings.
+Policy gradient on the bits that a frozen reader loses: masks over words, at the budget, decoded to output strings.
 
 The reader's weights are fixed, no gradient goes through it, and its prompt does not show where words are missing.
 Logged, averaged:

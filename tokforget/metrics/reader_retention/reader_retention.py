@@ -1,4 +1,4 @@
-"""Share of a passage's information about answers that a compressed passage keeps for an untrained reader."""
+"""Share of a passage's information about answers that a compressed passage keeps for a frozen reader."""
 
 import numpy as np
 
