@@ -31,6 +31,7 @@ from tokforget.compression.request import Request, as_texts
 from tokforget.compression.results import CompressedText, encodable
 from tokforget.compression.scores import WINDOW, score
 from tokforget.compression.search import Choice, run_searches
+from tokforget.files import CONFIG, TRAINING
 from tokforget.forks import let_children_compute
 from tokforget.models.folders import local_folder, read_array_policy, read_onnx_policy, read_policy, read_tokenizer
 from tokforget.models.onnx_policy import GRAPHS
@@ -576,7 +577,7 @@ class Compressor:
     @cached_property
     def vocabulary(self) -> str:
         """Name of the model's own vocabulary: that of its base language model."""
-        config = self.folder / "config.json" if self.folder is not None else None
+        config = self.folder / CONFIG if self.folder is not None else None
         name = None
         if config is not None and config.is_file():
             name = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
@@ -683,7 +684,7 @@ class Compressor:
 
     def _restore_window(self) -> int:
         """Tokens of a window: the recorded text length of the training run, limited by the model's context."""
-        record = self.folder / "training_config.json"
+        record = self.folder / TRAINING
         trained = json.loads(record.read_text(encoding="utf-8")).get("max_length") if record.is_file() else None
         return min(trained or WINDOW, self.reconstructor.max_tokens or trained or WINDOW)
 

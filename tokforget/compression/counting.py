@@ -17,9 +17,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from tokforget.compression.results import encodable
+from tokforget.files import TOKENIZER
 
 
-TOKENIZER = "tokenizer.json"
 # Names of tiktoken's encodings, to recognise them if tiktoken is not installed.
 _TIKTOKEN_NAMES = re.compile(r"(?:cl100k|o200k|p50k|r50k)_\w+|gpt-(?:3\.5|4)[\w.-]*|o[134](?:-\w+)*")
 _ALLOWED = (

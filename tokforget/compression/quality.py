@@ -17,10 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tokforget.files import write_json
+from tokforget.files import CALIBRATION, write_json
 
 
-CALIBRATION = "calibration.json"
 # Calibrated qualities; between two of them the threshold of the higher one applies.
 QUALITIES = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 # Divisor of the logits, which spread over about 5 on either side. Without it a few words would have nearly all of the

@@ -24,6 +24,7 @@ from tokforget.data.duplicates import NearDuplicates, signature
 from tokforget.data.parallel import in_order
 from tokforget.data.sources import Document, may_be_on_hub, open_source
 from tokforget.data.splits import NEAR_ACROSS, SPLITS, DocumentSplits, in_batches, plan_splits
+from tokforget.files import MANIFEST
 from tokforget.packaged import EMBEDDED
 from tokforget.packing import cut_blocks
 
@@ -44,7 +45,6 @@ logger = logging.getLogger(__name__)
 _AS_TEXT = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False,
             "return_token_type_ids": False, "verbose": False}  # fmt: skip
 _TEXTS_AT_ONCE = 1000
-MANIFEST = "manifest.json"
 TOO_SHORT = "too_short"
 SHORT_BLOCK = "short_block"
 SCHEMA = pa.schema(

@@ -36,7 +36,7 @@ from tokforget.evaluation.report import (
 from tokforget.evaluation.scorers import Policy, Scorer
 from tokforget.evaluation.speed import break_even, load_target, measure_speed
 from tokforget.evaluation.text_quality import TextQuality
-from tokforget.files import write_json
+from tokforget.files import TRAINER_STATE, TRAINING, write_json
 from tokforget.launch import check_evaluation
 from tokforget.models.forget_model import ForgetModel
 from tokforget.models.reconstructor import Reconstructor
@@ -84,7 +84,7 @@ class EvaluationRun:
             raise ValueError(
                 f"The policy {path} reads another vocabulary than the judge {self.judge_path}: their tokens cannot be compared."
             )
-        record = Path(path, "training_config.json")
+        record = Path(path, TRAINING)
         self.training_seeds.append(
             json.loads(record.read_text(encoding="utf-8")).get("seed") if record.is_file() else None
         )
@@ -267,7 +267,7 @@ class EvaluationRun:
     def _training_log(self) -> list[dict] | None:
         path = self.args.training_log
         if path is None:
-            inside = Path(self.args.models[0][1], "trainer_state.json") if self.args.models else None
+            inside = Path(self.args.models[0][1], TRAINER_STATE) if self.args.models else None
             path = inside if inside is not None and inside.is_file() else None
         return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))["log_history"]
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from tokforget.files import CONFIG, READER_RESULTS, RESULTS, TRAINING
 from tokforget.models.folders import MODEL_TYPE
 from tokforget.packaged import EMBEDDED
 from tokforget.recipe_keys import RENAMED
@@ -24,7 +25,6 @@ from tokforget.shipped import CARDS, shipped_folder
 
 
 PLOT = "rate_quality.png"
-TRAINING, RESULTS, RETENTION = "training_config.json", "eval_results.json", "reader_results.json"
 # Entries of the record that the card shows in a section of their own.
 _SECTIONS = ("data", "run", "trainable_parameters")
 # Keys of `TrainingArguments` that say where a run was and what it logged, and nothing about the model.
@@ -74,7 +74,7 @@ def write_card(
     """
     folder = Path(folder)
     name = name or str(folder)
-    config, training, results = (_read(folder / file) for file in ("config.json", TRAINING, RESULTS))
+    config, training, results = (_read(folder / file) for file in (CONFIG, TRAINING, RESULTS))
     base = describe_base(config.get("base_model_name_or_path") or training.get("base_model_name_or_path"))
     rows, texts = _rows(results), results.get("texts") or next(iter(_rows(results)), {}).get("texts")
     text = render(
@@ -91,7 +91,7 @@ def write_card(
         texts=texts,
         rates=sorted({row["rate"] for row in rows}),
         base=base,
-        retention=[row for row in _read(folder / RETENTION).get("rows", []) if row["retention"] is not None],
+        retention=[row for row in _read(folder / READER_RESULTS).get("rows", []) if row["retention"] is not None],
         plot=_draw(folder / PLOT, rows, results),
         evaluation=sorted(evaluation or []),
     )

@@ -16,18 +16,28 @@ from typing import NamedTuple
 
 from huggingface_hub import DatasetCardData
 
-from tokforget.files import write_json
-from tokforget.hub.cards import PLOT, RESULTS, TRAINING, render, write_card
+from tokforget.files import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CONFIG,
+    MANIFEST,
+    RESULTS,
+    TOKENIZER,
+    TRAINING,
+    WEIGHTS,
+    write_json,
+)
+from tokforget.hub.cards import PLOT, render, write_card
 from tokforget.hub.client import Uploaded, upload
 from tokforget.local_paths import local_paths, without_local_paths
-from tokforget.models.folders import ADAPTER, ADAPTER_WEIGHTS, MODEL_TYPE, TOKENIZER, WEIGHTS, check_model_folder
+from tokforget.models.folders import MODEL_TYPE, check_model_folder
 
 
-MANIFEST = "manifest.json"
 CARD = "README.md"
 EVALUATION = "evaluation"
-_ADAPTER_FILES = ("adapter_config.json", ADAPTER_WEIGHTS)
-_MODEL_FILES = ("config.json", WEIGHTS, "generation_config.json")
+_ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+_MODEL_FILES = (CONFIG, WEIGHTS, "generation_config.json")
 _TOKENIZER_FILES = (
     TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.json",
     "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
@@ -67,7 +77,7 @@ def kind_of(folder: str | Path) -> Kind:
     folder = Path(folder)
     if (folder / MANIFEST).is_file():
         return DATA
-    config = folder / "config.json"
+    config = folder / CONFIG
     if config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == MODEL_TYPE:
         return MODEL
     recorded = (folder / TRAINING).is_file()

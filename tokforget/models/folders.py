@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
-from tokforget.files import write_whole
+from tokforget.files import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, TOKENIZER, WEIGHTS, write_whole
 from tokforget.models.array_policy import ArrayPolicy, policy_shapes, read_arrays
 from tokforget.models.folder_checks import (
     check_adapter,
@@ -33,10 +33,6 @@ if TYPE_CHECKING:
 
 
 MODEL_TYPE = "tokforget"
-WEIGHTS = "model.safetensors"
-ADAPTER = "adapter"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-TOKENIZER = "tokenizer.json"
 
 
 # The files of a trained model: those downloaded from a repository, and copied with an export.
@@ -61,7 +57,7 @@ def local_folder(name_or_path: str | Path, graphs: bool = False, **hub_options) 
     wanted = [*_PARTS, *(GRAPHS.values() if graphs else ())]
     try:
         # The config first, because a repository that is no tokforget model may hold gigabytes of weights.
-        _check_model_type(Path(hf_hub_download(str(name_or_path), "config.json", **hub_options)), name_or_path)
+        _check_model_type(Path(hf_hub_download(str(name_or_path), CONFIG, **hub_options)), name_or_path)
         return Path(snapshot_download(str(name_or_path), allow_patterns=wanted, **hub_options))
     except (HTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise ValueError(
@@ -87,9 +83,9 @@ def check_model_folder(folder: Path, with_adapter: bool = True) -> dict:
     Returns:
         `dict`: The config.
     """
-    adapter = [f"{ADAPTER}/adapter_config.json", f"{ADAPTER}/{ADAPTER_WEIGHTS}"] if with_adapter else []
-    missing = [name for name in ("config.json", WEIGHTS, *adapter) if not (folder / name).is_file()]
-    if missing == adapter and adapter and read_json(folder / "config.json").get("has_adapter") is False:
+    adapter = [f"{ADAPTER}/{ADAPTER_CONFIG}", f"{ADAPTER}/{ADAPTER_WEIGHTS}"] if with_adapter else []
+    missing = [name for name in (CONFIG, WEIGHTS, *adapter) if not (folder / name).is_file()]
+    if missing == adapter and adapter and read_json(folder / CONFIG).get("has_adapter") is False:
         raise ValueError(
             f"{folder} was trained by a reader alone: it compresses, and has no reconstructor to restore with. Compress what is to be "
             "restored with the model 'embedded', or with one that was trained with its reconstructor."
@@ -99,7 +95,7 @@ def check_model_folder(folder: Path, with_adapter: bool = True) -> dict:
             f"{folder} is not a tokforget model: it lacks {', '.join(missing)}. Pass the folder a run saved."
         )
     check_files(folder)
-    config = check_config(folder / "config.json", MODEL_TYPE)
+    config = check_config(folder / CONFIG, MODEL_TYPE)
     check_tokenizer_files(folder)
     check_shapes(
         folder / WEIGHTS,

@@ -4,7 +4,6 @@ Policy and reconstructor as one `PreTrainedModel`, with one forward pass for the
     config.json, model.safetensors (only the policy), adapter/ (PEFT), tokenizer files, README.md, training_config.json
 """
 
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +14,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
+from tokforget.files import ADAPTER, CONFIG, WEIGHTS, replacing
 from tokforget.hub.cards import PLOT, write_card
 from tokforget.hub.client import Uploaded, upload
 from tokforget.hub.staging import EVALUATION, RECORDS, share
 from tokforget.masking import Generators, keep_count
 from tokforget.models.folder_checks import check_safetensors, check_shapes
-from tokforget.models.folders import ADAPTER, MODEL_TYPE, WEIGHTS, check_model_folder, local_folder
+from tokforget.models.folders import MODEL_TYPE, check_model_folder, local_folder
 from tokforget.models.loading import load_adapter, load_base_model
 from tokforget.models.policy import KeepMaskPolicy
 from tokforget.models.reconstructor import Reconstructor
@@ -299,14 +299,16 @@ class ForgetModel(PreTrainedModel):
             name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if name.startswith("policy.")
         }
         policy["policy.tokens.table"] = self.policy.tokens.table.half().cpu()  # whatever the precision of the model
-        _replace_file(folder / WEIGHTS, lambda path: save_file(policy, path, metadata={"format": "pt"}))
+        with replacing(folder / WEIGHTS) as partial:
+            save_file(policy, partial, metadata={"format": "pt"})
         if self.reconstructor is not None:
             prefix = "reconstructor."
             (folder / ADAPTER).mkdir(exist_ok=True)
             gathered = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
             save_weights(self.reconstructor, folder / ADAPTER, gathered)
         # The config last, because a folder without a config is not recognised as a model.
-        _replace_file(folder / "config.json", lambda path: self.config.to_json_file(path))
+        with replacing(folder / CONFIG) as partial:
+            self.config.to_json_file(partial)
         if push_to_hub:
             name = repo_id or folder.absolute().name
             share(folder, name, private, revision, token, commit_message, with_tokenizer=False)
@@ -414,15 +416,6 @@ def _floating(dtype: torch.dtype | str | None) -> torch.dtype:
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ValueError(f"`dtype` must be a floating type such as torch.bfloat16, got {dtype!r}.")
     return found
-
-
-def _replace_file(path: Path, write) -> None:
-    """
-    Write a temporary file, then rename it to `path`: a reader sees the old file or the new one, never half a file.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    write(str(partial))
-    os.replace(partial, path)
 
 
 AutoConfig.register(ForgetModelConfig.model_type, ForgetModelConfig)

@@ -16,8 +16,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tokforget.files import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, TRAINER_STATE, WEIGHTS
+from tokforget.files import TRAINING as RECORD
 from tokforget.models.folder_checks import check_safetensors, check_shapes, read_json
-from tokforget.models.folders import ADAPTER
 from tokforget.models.loading import (
     adapter_shapes,
     add_adapter,
@@ -32,9 +33,8 @@ from tokforget.models.sharded_weights import read_into
 from tokforget.packaged import EMBEDDED
 
 
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
-MODEL_FILES = ("model.safetensors", "generation_config.json", "config.json")
-RECORD = "training_config.json"
+ADAPTER_FILES = (ADAPTER_WEIGHTS, ADAPTER_CONFIG)
+MODEL_FILES = (WEIGHTS, "generation_config.json", CONFIG)
 
 
 # -- starting from a folder or an id -----------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def save_weights(reconstructor: Reconstructor, folder: Path, state_dict: dict | 
 def check_checkpoint(reconstructor: Reconstructor, folder: str | Path) -> None:
     """Raise `ValueError` unless a folder is a checkpoint of this kind of training: state, weights, layout."""
     wanted = (
-        "trainer_state.json",
+        TRAINER_STATE,
         *(name for name in weight_files(reconstructor) if name != "generation_config.json"),
     )
     missing = [name for name in wanted if not Path(folder, name).is_file()]

@@ -6,14 +6,13 @@ With six bits of mantissa it takes a fifth less space in a wheel. The keep score
 rounding error.
 """
 
-import os
 import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from tokforget.models.folders import WEIGHTS
+from tokforget.files import WEIGHTS, replacing
 
 
 TABLE = "policy.tokens.table"
@@ -33,9 +32,8 @@ def round_table(folder: str | Path) -> None:
     path = Path(folder, WEIGHTS)
     weights = load_file(path)
     weights[TABLE] = rounded(weights[TABLE]).clone()
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(weights, partial, metadata={"format": "pt"})
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        save_file(weights, partial, metadata={"format": "pt"})
     path.chmod(0o644)
 
 

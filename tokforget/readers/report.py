@@ -7,10 +7,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from tokforget.files import READER_RESULTS as RESULTS
 from tokforget.local_paths import without_local_paths
 
 
-RESULTS, COST, ORACLE, REPORT = "reader_results.json", "cost.json", "oracle.json", "report.md"
+COST, ORACLE, REPORT = "cost.json", "oracle.json", "report.md"
 _EXAMPLE_RATE = 0.5
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
+from tokforget.files import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, WEIGHTS
 from tokforget.models.folder_checks import check_safetensors, read_json
 from tokforget.parsing import as_record, refuse, say
 from tokforget.training.config import BaseForgetConfig
@@ -76,12 +77,12 @@ def _weights(folder: Path) -> tuple[str, ...]:
     The weight files that a checkpoint must hold: those of a policy with its adapter, of an adapter, or of a whole
     model.
     """
-    if not (folder / "config.json").is_file():
-        return "adapter_config.json", "adapter_model.safetensors"
-    config = read_json(folder / "config.json")
+    if not (folder / CONFIG).is_file():
+        return ADAPTER_CONFIG, ADAPTER_WEIGHTS
+    config = read_json(folder / CONFIG)
     if config.get("model_type") == "tokforget" and config.get("has_adapter", True):
-        return "model.safetensors", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"
-    return ("model.safetensors",)
+        return WEIGHTS, f"{ADAPTER}/{ADAPTER_CONFIG}", f"{ADAPTER}/{ADAPTER_WEIGHTS}"
+    return (WEIGHTS,)
 
 
 def _check_torch_file(path: Path) -> None:

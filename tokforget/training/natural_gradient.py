@@ -10,7 +10,6 @@ gives the natural gradient of that layer's weights (Kakade 2002, "A Natural Poli
 effect of the number of kept tokens is removed first, as a price.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from tokforget.files import replacing
 from tokforget.masking import keep_count, seeded_generator
 from tokforget.models.policy import KeepMaskPolicy
 from tokforget.models.unit_decisions import decide_units, pool_units, unit_sizes
@@ -78,10 +78,8 @@ class Moments:
 
     def save(self, path: Path) -> None:
         """Write the file atomically."""
-        partial = path.with_name(f".{path.name}.partial")
-        with partial.open("wb") as file:
+        with replacing(path) as partial, partial.open("wb") as file:
             np.savez(file, **vars(self))
-        os.replace(partial, path)
 
     def add(self, of_masks: np.ndarray, inputs: np.ndarray, asked: bool) -> None:
         """

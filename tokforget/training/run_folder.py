@@ -12,12 +12,14 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
-from tokforget.files import write_json
+from tokforget.files import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS, CALIBRATION, CONFIG, RESULTS, WEIGHTS, write_json
+from tokforget.files import TRAINER_STATE as STATE
+from tokforget.files import TRAINING as RECORD
 from tokforget.models.folder_checks import read_json
 from tokforget.training.faults import OtherRunError
 
 
-RECORD, STATE, CHECKPOINT = "training_config.json", "trainer_state.json", re.compile(r"checkpoint-(\d+)")
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 OVERWRITE = "overwrite_output_dir"
 # Keys of Transformers on which the trained weights depend. Its other keys concern hardware, speed, length and logging.
 _HOST_KEYS = {
@@ -30,12 +32,12 @@ _MAY_DIFFER = {"auto_resume", OVERWRITE, "early_stopping_patience", "max_test_te
 _HOSTS = set(TrainingArguments.__dataclass_fields__)
 # Files of a run in its folder; all other files there are never deleted.
 _LEFT = (
-    RECORD, STATE, "eval_results.json", "rate_quality.png", "config.json", "model.safetensors", "adapter", "adapter_config.json",
-    "adapter_model.safetensors", "generation_config.json", "model.safetensors.index.json", "warm_start", "warm_start_data",
-    "sampled_texts", "word_counts.json", "self_information.npz", "calibration.json",
+    RECORD, STATE, RESULTS, "rate_quality.png", CONFIG, WEIGHTS, ADAPTER, ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS, "generation_config.json", "model.safetensors.index.json", "warm_start", "warm_start_data",
+    "sampled_texts", "word_counts.json", "self_information.npz", CALIBRATION,
 )  # fmt: skip
 # Those of them that are worth protecting; a run that has saved none of these yet may be replaced.
-_SAVED = (STATE, "config.json", "adapter_config.json")
+_SAVED = (STATE, CONFIG, ADAPTER_CONFIG)
 
 
 def texts_per_step(args: TrainingArguments) -> int:
