@@ -22,6 +22,7 @@ from rich.text import Text
 
 from tokforget import Compressor
 from tokforget.data.blocks import load_blocks
+from tokforget.files import TRAINING
 from tokforget.models.loading import load_tokenizer
 from tokforget.rates import check_rate
 from tokforget.text_units import split_sentences
@@ -120,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def sample(folder: str, seed: int) -> str:
     """Whole sentences of a block of the run's test split. Raises `ValueError` if the run does not record its texts."""
-    record = Path(folder, "training_config.json")
+    record = Path(folder, TRAINING)
     run = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     if "dataset_name" not in run:
         raise ValueError(f"{folder} does not record what it was trained on: pass a text by `--text`.")

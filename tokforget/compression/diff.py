@@ -9,18 +9,12 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tokforget.compression.heatmap import printable
+from tokforget.compression.heatmap import PAGE_HEAD, printable
 from tokforget.compression.omissions import LineLeft, line_by_line
 from tokforget.compression.results import CompressedText
 
 
-_PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
+_PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(PAGE_HEAD + """\
 <style>
 :root { color-scheme: light dark; --text: #1a1a1a; --page: #fff; --gone: #6e6e6e; --line: #ddd; --mark: #fbe9e7; --number: #767676; }
 @media (prefers-color-scheme: dark) { :root { --text: #ddd; --page: #1c1c1c; --gone: #999; --line: #3a3a3a; --mark: #3a2623; --number: #999; } }

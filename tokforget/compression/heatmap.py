@@ -18,18 +18,21 @@ from tokforget.compression.pieces import Pieces
 from tokforget.compression.results import CompressedText
 
 
-# Ends of the scale, blue and orange: colour-blind readers can distinguish them, and black text is readable on both.
-_LOW, _MIDDLE, _HIGH = (138, 180, 214), (242, 242, 242), (244, 165, 96)
+# The scale from blue over grey to orange: colour-blind readers can distinguish them, and black text is readable on both.
+STOPS = (138, 180, 214), (242, 242, 242), (244, 165, 96)
 # Control characters are shown as pictures, so that a text cannot control the terminal or the browser.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
-_PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""\
+# The head of a page, up to its style; shared with [`tokforget.compression.diff`].
+PAGE_HEAD = """\
 <!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
+"""
+_PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(PAGE_HEAD + """\
 <style>
 body { font: 16px/1.7 system-ui, sans-serif; max-width: 54rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; background: #fff; }
 h1 { font-size: 1.2rem; } table { border-collapse: collapse; margin: 0 0 1rem; } td { padding: 0 1.5rem 0 0; }
@@ -118,7 +121,7 @@ class Explanation:
              "color": "rgb({},{},{})".format(*colour(score))}
             for piece, score, kept in self
         ]  # fmt: skip
-        stops = ", ".join("rgb({},{},{})".format(*stop) for stop in (_LOW, _MIDDLE, _HIGH))
+        stops = ", ".join("rgb({},{},{})".format(*stop) for stop in STOPS)
         page = _PAGE.render(title="tokforget: what was kept", facts=self.facts, pieces=pieces, stops=stops,
                             compressed=printable(self.result.text))  # fmt: skip
         if path is not None:
@@ -128,7 +131,7 @@ class Explanation:
 
 def colour(score: float) -> tuple[int, int, int]:
     """Red, green and blue of a score in [0, 1]."""
-    low, high, share = (_LOW, _MIDDLE, 2 * score) if score < 0.5 else (_MIDDLE, _HIGH, 2 * score - 1)
+    low, high, share = (*STOPS[:2], 2 * score) if score < 0.5 else (*STOPS[1:], 2 * score - 1)
     return tuple(round(a + (b - a) * share) for a, b in zip(low, high))
 
 

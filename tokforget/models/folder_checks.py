@@ -10,6 +10,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from tokforget.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, TOKENIZER, WEIGHTS
+
 
 # Limits in bytes. The largest files in use: a tokenizer of 33 MB (256,000 tokens), a header of 1 MB, a log of some
 # megabytes.
@@ -116,7 +118,7 @@ def refuse_remote_code(path: Path, content: dict) -> None:
 
 def check_tokenizer_files(folder: Path) -> None:
     """Raise `ValueError` if a tokenizer is too large or asks for remote code. Its library checks the content."""
-    path = folder / "tokenizer.json"
+    path = folder / TOKENIZER
     if path.is_file() and path.stat().st_size > _TOKENIZER_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size:,} bytes; a tokenizer has at most {_TOKENIZER_BYTES:,}.")
     path = folder / "tokenizer_config.json"
@@ -169,7 +171,7 @@ def check_adapter(folder: Path) -> Shapes:
         `ValueError`: If the config asks for more than the weights hold, or for anything but LoRA.
     """
     check_files(folder)
-    path, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    path, weights = folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS
     config, shapes = read_json(path), check_safetensors(weights)
     refuse_remote_code(path, config)
 
@@ -200,11 +202,11 @@ def check_adapter(folder: Path) -> Shapes:
 def check_base_folder(folder: Path) -> Shapes:
     """Names and shapes of all weights in a causal language model's folder: safetensors, in one file or in shards."""
     check_files(folder, pickles=True)
-    path = folder / "config.json"
+    path = folder / CONFIG
     config = read_json(path)
     refuse_remote_code(path, config)
     check_tokenizer_files(folder)
-    if not (folder / "model.safetensors").is_file() and not (folder / "model.safetensors.index.json").is_file():
+    if not (folder / WEIGHTS).is_file() and not (folder / "model.safetensors.index.json").is_file():
         raise ValueError(f"{folder} holds no model.safetensors; other formats of weights are not read.")
     shapes: Shapes = {}
     for shard in _shards(folder):
@@ -222,8 +224,8 @@ def _refuse_absurd_numbers(path: Path, config: dict) -> None:
 
 
 def _shards(folder: Path) -> Iterable[Path]:
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
     path = folder / "model.safetensors.index.json"
     names = read_json(path).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(n, str) and Path(n).name == n for n in names.values()):

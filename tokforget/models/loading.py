@@ -13,6 +13,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from tokforget.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TOKENIZER
 from tokforget.forks import let_children_compute
 from tokforget.models.folder_checks import (
     Shapes,
@@ -151,7 +152,7 @@ def _renamed_for_peft() -> Iterator[None]:
 
 
 def is_adapter(path: str) -> bool:
-    return Path(path, "adapter_config.json").is_file()
+    return Path(path, ADAPTER_CONFIG).is_file()
 
 
 def load_adapter(path: str, base_model: PreTrainedModel | None = None, is_trainable: bool = False) -> PeftModel:
@@ -169,7 +170,7 @@ def load_adapter(path: str, base_model: PreTrainedModel | None = None, is_traina
     except Exception as error:  # as for a base model
         raise ValueError(f"The adapter {path} could not be loaded: {' '.join(str(error).split())[:500]}") from error
     # PEFT loads the weights that fit and initialises the rest, so compare the shapes.
-    check_shapes(Path(path, "adapter_model.safetensors"), shapes, adapter_shapes(model))
+    check_shapes(Path(path, ADAPTER_WEIGHTS), shapes, adapter_shapes(model))
     return model
 
 
@@ -184,12 +185,12 @@ def tokenizer_source(reconstructor_name_or_path: str) -> str:
     Name of the folder or repository with a reconstructor's tokenizer: its own, or that of an adapter's base model.
     """
     folder = Path(reconstructor_name_or_path)
-    if (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file():
+    if (folder / TOKENIZER).is_file() or (folder / "vocab.json").is_file():
         return reconstructor_name_or_path
     for adapter in (folder, folder / "adapter"):
         if is_adapter(str(adapter)):
             check_adapter(adapter)
-            return resolve_base(read_json(adapter / "adapter_config.json")["base_model_name_or_path"])
+            return resolve_base(read_json(adapter / ADAPTER_CONFIG)["base_model_name_or_path"])
     return resolve_base(reconstructor_name_or_path)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from tokforget.files import CONFIG
 from tokforget.models.arguments import ModelArguments, ReconstructorArguments
 from tokforget.models.folders import MODEL_TYPE, check_model_folder, local_folder
 from tokforget.models.forget_model import ForgetModel, ForgetModelConfig
@@ -80,7 +81,7 @@ def load_by_name(name: str, tokenizer: PreTrainedTokenizerBase) -> ForgetModel:
 
 
 def _is_forget_model(name: str) -> bool:
-    if name == EMBEDDED or (Path(name).is_dir() and not Path(name, "config.json").is_file()):
+    if name == EMBEDDED or (Path(name).is_dir() and not Path(name, CONFIG).is_file()):
         return False
     try:
         return PreTrainedConfig.get_config_dict(name)[0].get("model_type") == MODEL_TYPE

@@ -18,8 +18,8 @@ from transformers.trainer_utils import HubStrategy
 
 from tokforget.data.arguments import MAX_LENGTH, MIN_LENGTH
 from tokforget.data.blocks import as_blocks
-from tokforget.files import write_json
-from tokforget.hub.cards import RESULTS, write_card
+from tokforget.files import RESULTS, write_json
+from tokforget.hub.cards import write_card
 from tokforget.hub.client import HubError, Uploaded, create_repository
 from tokforget.hub.staging import share
 from tokforget.masking import seeded_generator

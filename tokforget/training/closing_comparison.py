@@ -9,8 +9,7 @@ from torch.utils.data import DataLoader
 from tokforget.evaluation.baselines import CLOSING_BASELINES, ScorerContext, baselines
 from tokforget.evaluation.comparison import compare
 from tokforget.evaluation.scorers import Policy
-from tokforget.files import write_json
-from tokforget.hub.cards import RESULTS
+from tokforget.files import RESULTS, write_json
 from tokforget.training.base_trainer import BaseForgetTrainer
 from tokforget.training.forget_trainer import ForgetTrainer
 

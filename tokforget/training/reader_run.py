@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers import set_seed
 
+from tokforget.files import CONFIG
 from tokforget.models.forget_model import ForgetModel, ForgetModelConfig
 from tokforget.models.loading import lasting_name
 from tokforget.models.reconstructor import Reconstructor
@@ -134,9 +135,7 @@ def train_reader_policy(
         passages = _restorable(passages, reader, record["max_length"])
     name = lasting_name(run.reader_name_or_path)
     model = fresh_policy(reader, run.policy_hidden_size, run.ngram_buckets, name, reconstructor)
-    started = run.policy_name_or_path or (
-        folder / WARM_START if (folder / WARM_START / "config.json").is_file() else None
-    )
+    started = run.policy_name_or_path or (folder / WARM_START if (folder / WARM_START / CONFIG).is_file() else None)
     if started is not None:
         model.load_policy(started)
     else:

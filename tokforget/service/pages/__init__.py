@@ -12,13 +12,15 @@ from pathlib import Path
 
 import jinja2
 
+from tokforget.compression.heatmap import STOPS
+
 
 _FOLDER = Path(__file__).parent
 
 
 def front_page(has_token: bool) -> tuple[str, str]:
     """The page at `/`, and its Content-Security-Policy."""
-    page = _template("front.html").render(has_token=has_token)
+    page = _template("front.html").render(has_token=has_token, stops=STOPS)
     return page, _policy(page)
 
 
