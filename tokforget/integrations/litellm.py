@@ -43,7 +43,7 @@ class ForgetMessageHook(CustomLogger):
         try:
             result = await asyncio.to_thread(self.shorten.compress, data["messages"], **system)
         except (ValueError, TypeError) as error:
-            logger.warning("messages go on as they came: %s", error)
+            logger.warning("messages are sent unchanged: %s", error)
             return data
         logger.info("%d -> %d tokens", result.original_tokens, result.compressed_tokens)
         return data | {"messages": result.messages}

@@ -41,15 +41,15 @@ class CannotStart(Exception):
 
 class Job:
     """
-    One request on its way.
+    One request in the queue.
 
     Args:
         kind (`str`): Method of [`tokforget.service.worker.Engine`].
         payload (`dict`): Its arguments.
-        key (*optional*): Jobs of the same key may be compressed in one call; `None` for one that goes alone.
+        key (*optional*): Jobs with the same key may be compressed in one call; `None` for one that must run alone.
         chars (`int`): Characters of its texts.
-        deadline (`float`): On the monotonic clock; later nobody waits for it.
-        done (`Callable[[Outcome], None]`): Called once, from a thread.
+        deadline (`float`): Time of the monotonic clock after which no client waits for it.
+        done (`Callable[[Outcome], None]`): Called once with the answer, from a thread.
     """
 
     def __init__(
@@ -74,14 +74,14 @@ class _Process:
     """One process of [`tokforget.service.worker`], and the pipe to it."""
 
     def __init__(self, model: dict, threads: int):
-        context = multiprocessing.get_context("spawn")  # a fork would take over locks that other threads hold
+        context = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
         self.connection, child = context.Pipe()
         self.process = context.Process(target=main, args=(child, model, threads), daemon=True, name="tokforget-worker")
         self.process.start()
         child.close()
 
     def wait_until_ready(self) -> dict:
-        """What it says of its model; [`CannotStart`] if it could not load it."""
+        """Facts about its model. Raises [`CannotStart`] if it could not load it."""
         try:
             if not self.connection.poll(_START_SECONDS):
                 raise CannotStart(f"the model was not loaded within {_START_SECONDS:.0f} seconds.")
