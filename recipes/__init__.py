@@ -1,1 +1,1 @@
-"""The scripts one launches; `tokforget.recipes` once installed."""
+"""Scripts to launch; in an installed package they are `tokforget.recipes`."""

@@ -1,44 +1,51 @@
 """
-What the policy costs, as ratios measured in one run: medians over alternating repetitions, after warm-up.
+Measure the cost of the policy as ratios within one run: medians over alternating repetitions, after a warm-up.
 
-    python recipes/benchmark.py                                    # all ratios but those of bulk runs, one thread
-    python recipes/benchmark.py --only compress                    # those of the compressor alone; or train, policy, backends, service or bulk
+    python recipes/benchmark.py                                    # all ratios except those of bulk runs, one thread
+    python recipes/benchmark.py --only compress                    # one part: train, policy, compress, backends, service or bulk
     python recipes/benchmark.py --reconstructor_name_or_path <folder> --max_length 128 --batch_size 8
 
 1. joint step / reconstructor step: one optimiser step of the joint loop against forward, backward and optimiser step of
-   the reconstructor alone, on the very keep masks that the policy drew; its tokens per second; its FLOPs, counted, against the
-   rate of large matrix products; and its parts. `--device cuda` does so on a GPU, in bfloat16 where it has it.
+   the reconstructor alone, on the same keep masks; its tokens per second; its counted FLOPs relative to the rate of
+   large matrix products; and its parts. `--device cuda` measures on a GPU, in bfloat16 if the GPU supports it.
 2. policy / language model: keep mask of a 512-token text at rate 0.5 (trunk, decisions, top-k; ids in, mask out)
-   against one forward of a GPT-2-124M-shaped model with random weights over the same tokens. The policy reads its stored
-   table, as it does when it compresses.
+   against one forward pass of a GPT-2-124M-shaped model with random weights over the same tokens. The policy uses its
+   stored table, as in compressing.
 3. compress / language model: the whole `Compressor.compress` of such a text less the time inside the tokenizer, against
-   the same forward. Its inverse is the factor over self-information with that model.
-4. batch: policy, selection and join of 1,000 texts against the tokenizer's own time for them.
-5. length: processor seconds per token of texts of 1,000 to 1,000,000 tokens, against those of the shortest; and the growth of peak
-   memory while a stream of four times the length is compressed.
-6. end to end: prompt and 32 new tokens by the GPT-2-124M-shaped model, whole against compressed at rate 0.5; the share
+   the same forward pass. The inverse is the speed-up over self-information with that model.
+4. batch: policy, selection and joining of 1,000 texts against the tokenizer's time for them.
+5. length: processor seconds per token of texts of 1,000 to 1,000,000 tokens, relative to the shortest; and the growth
+of peak
+   memory when a stream is four times as long.
+6. end to end: prompt and 32 new tokens with the GPT-2-124M-shaped model, whole against compressed at rate 0.5; the
+share
    of the speed-up of free compression that is left.
 
-7. backends, a table of its own (`--only backends`): the packaged compressor, or `--model`'s, with each of its backends on `--texts`
-   texts, with each number of `--threads`: tokens per second on the clock, processor time per token and against the tokenizer's own,
-   processor seconds and memory of `tokforget compress` for a file of 10 kB in a process of its own, and texts whose masks are torch's.
-   Below, on windows of the same texts, language models with random weights: token classifiers of the shapes that LLMLingua-2 uses
-   (BERT-base, XLM-RoBERTa-large), one of 149M parameters as ModernBERT-base has, and GPT-2 124M. `--texts 50 --repeats 3` is quick.
+7. backends, a separate table (`--only backends`): the packaged compressor, or that of `--model`, with each backend on
+`--texts`
+   texts, for each number of `--threads`: tokens per second of wall time, processor time per token and relative to the
+   tokenizer's, processor seconds and memory of `tokforget compress` for a file of 10 kB in a new process, and texts
+   with the same mask as torch. Further rows show language models with random weights on windows of the same texts:
+   token classifiers of the shapes that LLMLingua-2 uses (BERT-base, XLM-RoBERTa-large), one with 149M parameters like
+   ModernBERT-base, and GPT-2 124M. `--texts 50 --repeats 3` is quick.
 
-8. service, a table of its own (`--only service`): `tokforget serve` in a process of its own, one process that compresses, and clients
-   that ask one after the other over connections that stay open: requests per second, the service's processor seconds per request,
-   percentiles of the milliseconds until an answer is read, requests compressed in one call, and what was not answered 200. Each line
-   sends `--num_requests` texts of some 250 tokens. The clients run on the same machine, and the load of its last minute is in the title.
+8. service, a separate table (`--only service`): `tokforget serve` in a new process, with one worker, and clients that
+send requests one
+   after another over open connections: requests per second, the service's processor seconds per request, percentiles
+   of the milliseconds until an answer is read, requests per compression call, and answers other than 200. Each line
+   sends `--num_requests` texts of about 250 tokens. The clients run on the same machine; the title gives its load in
+   the last minute.
 
-9. bulk, a table of its own (`--only bulk`): rows per second of `datasets.map`, Ray Data and Spark on this machine, those that are
-   installed, with one process that compresses and with two, over `--num_rows` texts of some 250 tokens; the time of a run contains
-   that of sending the model, but not the start of the engine, and with `datasets.map` not that of the first process. Medians over
-   `--repeats` rounds in which all take turns; the last column is two workers' rate over one worker's.
+9. bulk, a separate table (`--only bulk`): rows per second of `datasets.map`, Ray Data and Spark on this machine (those
+that are
+   installed), with one worker and with two, over `--num_rows` texts of about 250 tokens. The time includes sending the
+   model, but not the start of the engine, and for `datasets.map` not that of the first process. Medians over
+   `--repeats` rounds in which the engines alternate; the last column is the rate of two workers relative to one.
 
-Text of 3 to 9: the standard library's documentation; the packaged tokenizer, a policy of the default shape with random
-weights (speed does not depend on them), or a trained model's with `--model`.
+Parts 3 to 9 use the standard library's documentation, the packaged tokenizer, and a policy of the default shape with
+random weights (the speed does not depend on them), or the model of `--model`.
 
-Absolute times depend on the machine and on its neighbours; the ratios less so.
+Absolute times depend on the machine and on its load; the ratios depend on them less.
 """
 
 import argparse
@@ -67,7 +74,7 @@ from pathlib import Path
 
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one thread for all that is compared
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # compare everything with one thread
 
 import numpy as np
 import psutil
@@ -103,7 +110,7 @@ from tokforget.training.forget_trainer import ForgetTrainer
 
 
 def medians(repeats: int, *functions: Callable[[], None]) -> list[float]:
-    """Median seconds of each function; the functions take turns, so that a slow minute hits all of them."""
+    """Median seconds of each function. The functions alternate, so that a slow minute affects all of them."""
     times: list[list[float]] = [[] for _ in functions]
     for repeat in range(repeats + 1):
         for function, own in zip(functions, times):
@@ -116,8 +123,8 @@ def medians(repeats: int, *functions: Callable[[], None]) -> list[float]:
 
 class JointStep:
     """
-    A joint step, and a step of the reconstructor alone on the same masks, on a device and in the precision that a run there
-    would have. Weights move by nothing that matters.
+    A joint step, and a step of the reconstructor alone on the same masks, on a device and in the precision of a run
+    there. The weights change by a negligible amount.
     """
 
     def __init__(self, name: str, dataset: str, max_length: int, batch_size: int, device: str):
@@ -167,7 +174,7 @@ class JointStep:
 
     def _part(self, name: str, function: Callable) -> Callable:
         def timed(*args, **kwargs):
-            if not self.timed:  # a device that runs behind the program would be held up
+            if not self.timed:  # synchronising would slow down an asynchronous device
                 return function(*args, **kwargs)
             start = self.now()
             try:
@@ -202,14 +209,14 @@ class JointStep:
         self.now()
 
     def flops(self) -> int:
-        """Of the matrix products and the attention of one joint step."""
+        """FLOPs of the matrix products and the attention in one joint step."""
         counter = FlopCounterMode(display=False)
         with counter:
             self.joint()
         return counter.get_total_flops()
 
     def seconds_by_part(self, repeats: int) -> dict[str, float]:
-        """Mean seconds of each part of a joint step, the device waited for after each, and of what is left."""
+        """Mean seconds of each part of a joint step, with a synchronisation after each, and of the rest."""
         self.timed, whole = True, 0.0
         for _ in range(repeats):
             start = self.now()
@@ -221,7 +228,7 @@ class JointStep:
 
 
 def joint_rows(args: argparse.Namespace) -> Iterator[tuple[str, str, str, str, str]]:
-    """The training's lines of the table."""
+    """Rows of the table about training."""
     step = JointStep(args.reconstructor_name_or_path, args.dataset_name, args.max_length, args.batch_size, args.device)
     if args.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -241,7 +248,7 @@ def joint_rows(args: argparse.Namespace) -> Iterator[tuple[str, str, str, str, s
 
 
 def matrix_rate(device: torch.device, bf16: bool) -> float:
-    """FLOP/s of square matrix products on random numbers: the ceiling a step is held against."""
+    """FLOP/s of square matrix products on random numbers, as the reference for a step."""
     size = 8192 if device.type == "cuda" else 1024
     dtype = torch.bfloat16 if bf16 else torch.float32
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
@@ -257,7 +264,7 @@ def matrix_rate(device: torch.device, bf16: bool) -> float:
 
 
 def policy_pass(num_tokens: int, window: int, repeats: int) -> tuple[float, float]:
-    """Median seconds of a keep mask by the policy and of a forward of a GPT-2-124M-shaped model."""
+    """Median seconds of a keep mask by the policy and of a forward pass of a GPT-2-124M-shaped model."""
     language_model = GPT2LMHeadModel(GPT2Config()).eval()
     model = ForgetModel(ForgetModelConfig(vocab_size=50_257, base_hidden_size=768, window=window)).eval()
     model.policy.ngrams.fit([torch.randint(0, 50_257, (100_000,)).tolist()])
@@ -280,7 +287,7 @@ def policy_pass(num_tokens: int, window: int, repeats: int) -> tuple[float, floa
 
 
 class TimedTokenizer:
-    """A tokenizer that adds up the time spent in it."""
+    """A tokenizer that sums the time spent in it."""
 
     def __init__(self, tokenizer):
         self.tokenizer, self.seconds = tokenizer, 0.0
@@ -302,7 +309,10 @@ class TimedTokenizer:
 
 
 def make_compressor(model: str | None) -> Compressor:
-    """A trained model's, or a policy of the default shape with random weights over the packaged tokenizer."""
+    """
+    The compressor of a trained model, or of a policy of the default shape with random weights and the packaged
+    tokenizer.
+    """
     if model is not None:
         return Compressor.from_pretrained(model)
     tokenizer = read_tokenizer(Path(base_model_path()))
@@ -321,7 +331,7 @@ def of_tokens(compressor: Compressor, text: str, num_tokens: int) -> str:
 
 
 def without_tokenizer(compressor: Compressor, texts: str | list[str]) -> tuple[float, float]:
-    """Seconds of one `compress` outside the tokenizer, and seconds of tokenising the texts alone."""
+    """Seconds of one `compress` outside the tokenizer, and seconds of only tokenising the texts."""
     timed = TimedTokenizer(compressor.tokenizer)
     compressor.tokenizer = timed
     start = time.perf_counter()
@@ -333,7 +343,7 @@ def without_tokenizer(compressor: Compressor, texts: str | list[str]) -> tuple[f
 
 
 def compressor_rows(model: str | None, num_tokens: int, repeats: int) -> Iterator[tuple[str, str, str, str, str]]:
-    """The compressor's lines of the table."""
+    """Rows of the table about the compressor."""
     compressor = make_compressor(model)
     corpus = "\n\n".join(embedded_documents().values())
     language_model = GPT2LMHeadModel(GPT2Config()).eval()
@@ -393,7 +403,7 @@ def compressor_rows(model: str | None, num_tokens: int, repeats: int) -> Iterato
            f"{half / (half + compressing):.3f}")  # fmt: skip
 
 
-# Time depends on the shape alone, and not on how many rows the table of embeddings has.
+# A small vocabulary, because the time does not depend on the number of rows in the embedding table.
 LANGUAGE_MODELS = {
     "BERT-base-shaped token classifier": lambda: BertForTokenClassification(BertConfig(vocab_size=1000)),
     "XLM-R-large-shaped token classifier": lambda: XLMRobertaForTokenClassification(
@@ -408,13 +418,13 @@ LANGUAGE_MODELS = {
 
 
 def cold_start(model: str | None, backend: str, text: str, repeats: int) -> tuple[float, float]:
-    """Median processor seconds, and the most MiB, of `tokforget compress` for this text in a process of its own."""
+    """Median processor seconds and peak MiB of `tokforget compress` for this text in a new process."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "text.txt")
         path.write_text(text, encoding="utf-8")
         words = ["compress", str(path), "--quiet", "--backend", backend, "-o", str(Path(folder, "short.txt"))]
         words += ["--model", model] if model else []
-        # The highest memory is that of all children so far, so each is asked about by a process of its own.
+        # The reported peak is that of all children so far, so each child gets its own parent process.
         code = (
             "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); "
             "used = resource.getrusage(resource.RUSAGE_CHILDREN); print(used.ru_utime + used.ru_stime, used.ru_maxrss)"
@@ -427,7 +437,7 @@ def cold_start(model: str | None, backend: str, text: str, repeats: int) -> tupl
 
 
 class Meter:
-    """Seconds on the clock and of the processor, of calls that take turns."""
+    """Wall and processor seconds of alternating calls."""
 
     def __init__(self):
         self.times: dict[str, list[tuple[float, float]]] = {}
@@ -444,7 +454,7 @@ class Meter:
 def backend_rows(
     folder: str, backends: list[str], num_threads: int, num_texts: int, num_tokens: int, repeats: int
 ) -> list[tuple[str, ...]]:
-    """Lines of the table of the backends, and of what language models take for the same texts; in a process of its own."""
+    """Rows of the table of backends, and of language models on the same texts; runs in a separate process."""
     torch.set_num_threads(num_threads)
     torch.manual_seed(0)
     corpus = "\n\n".join(embedded_documents().values())
@@ -461,14 +471,14 @@ def backend_rows(
 
     for name in backends:
         compressors[name].compress(texts[:20], rate=0.5)
-    for _ in range(repeats):  # in turn, so that all meet the same neighbours
+    for _ in range(repeats):  # alternating, so that all meet the same load
         meter("its tokenizer", encode)
         for name in backends:
             meter(name, lambda: compress(name))  # noqa: B023
     tokenizing = meter.medians("its tokenizer")[1] / len(ids)
 
     def row(name: str, wall: float, spent: float, *more: str) -> tuple[str, ...]:
-        """Seconds per token, on the clock and of the processor."""
+        """A row with wall and processor seconds per token."""
         told = (f"{1 / wall:,.0f}", f"{1e6 * spent:.1f}", f"{spent / tokenizing:.1f}x", *more)
         return (name, str(num_threads), *told, *[""] * (3 - len(more)))
 
@@ -479,7 +489,7 @@ def backend_rows(
         found = f"{start:.2f}", f"{memory:.0f}", f"{alike:,} of {len(texts):,}"
         rows.append(row(f"compress, {name}", *(seconds / len(ids) for seconds in meter.medians(name)), *found))
     rows.append(row("its tokenizer", *(seconds / len(ids) for seconds in meter.medians("its tokenizer"))))
-    # A part of the same texts, one window after the other: all of them would take an hour.
+    # Only a part of the same texts, one window after another, because all would take an hour.
     windows = torch.from_numpy(5 + ids[: num_tokens * (len(ids) // num_tokens)] % 995).view(-1, 1, num_tokens)
     with torch.inference_mode():
         for name, build in LANGUAGE_MODELS.items():
@@ -494,7 +504,9 @@ def backend_rows(
 def all_backend_rows(
     model: str | None, threads: list[int], num_texts: int, num_tokens: int, repeats: int
 ) -> Iterator[tuple[str, ...]]:
-    """The table of the backends. How many threads the libraries take is read when they are loaded: each number has its process."""
+    """
+    The table of backends. Libraries read their number of threads when they are loaded, so each number has a process.
+    """
     folder = local_folder(model) if model else reader_model_path()
     backends = [name for name in BACKENDS if name not in GRAPHS]
     with tempfile.TemporaryDirectory() as scratch:
@@ -516,11 +528,11 @@ CONCURRENCY = (1, 4, 16, 64)
 
 
 def service_rows(model: str | None, num_requests: int) -> Iterator[tuple[str, ...]]:
-    """The table of the service under load: a line for each number of clients at once."""
+    """The table of the service under load, with a row for each number of concurrent clients."""
     corpus = "\n\n".join(embedded_documents().values())
     step = len(corpus) // num_requests
     texts = [corpus[i * step : i * step + 1000] for i in range(num_requests)]
-    # More may wait than ask at once: how long an answer takes under load is asked here, and not how soon it is refused.
+    # A queue larger than the number of clients, because this measures answers under load and not refusals.
     words = ["serve", "--port", "0", "--timeout", "3600", "--queue", "256", *(["--model", model] if model else [])]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen([sys.executable, "-m", "tokforget", *words], stderr=log, stdin=subprocess.DEVNULL)
@@ -551,7 +563,10 @@ def _port_of(process: subprocess.Popen, log) -> int:
 
 
 def ask_all(port: int, texts: list[str], clients: int) -> tuple[list[float], int, float]:
-    """Seconds of each request, how many were not answered 200, and seconds of all, from so many clients at once."""
+    """
+    Seconds of each request, number of answers other than 200, and total seconds, with this number of concurrent
+    clients.
+    """
     waiting, times, others = deque(texts), [], []
     headers = {"Content-Type": "application/json"}
 
@@ -580,7 +595,9 @@ def ask_all(port: int, texts: list[str], clients: int) -> tuple[list[float], int
 
 
 def _service_numbers(port: int, pid: int) -> tuple[float, float, float]:
-    """Processor seconds of the service and what it has started, calls of the compressor, and requests in them, so far."""
+    """
+    Processor seconds of the service and its children so far, calls of the compressor, and requests in these calls.
+    """
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
         page = answer.read().decode()
     number = lambda name: float(re.search(rf"^{name} (\S+)$", page, re.MULTILINE)[1])  # noqa: E731
@@ -600,7 +617,10 @@ Run = Callable[[int], int]
 
 @contextmanager
 def map_runs(rows: list[dict], compressor: Compressor) -> Iterator[Run]:
-    """`datasets.map`; the function's arguments of these three: rows, and the compressor. They give workers to rows that came out."""
+    """
+    Runs of `datasets.map`. These three functions take rows and the compressor, and yield functions from workers to
+    output rows.
+    """
     dataset, function = Dataset.from_list(rows), compress_column(compressor, rate=0.5)
     with tempfile.TemporaryDirectory() as scratch:
         number = count()
@@ -614,12 +634,12 @@ def map_runs(rows: list[dict], compressor: Compressor) -> Iterator[Run]:
 
 @contextmanager
 def ray_runs(rows: list[dict], compressor: Compressor) -> Iterator[Run]:
-    """Ray Data on this machine, with CPUs for reading beside the two actors."""
+    """Runs of Ray Data on this machine, with CPUs for reading in addition to the two actors."""
     import ray.data
 
     from tokforget.integrations.ray import compress_ray_dataset
 
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would leave the machine to its neighbours
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default of 15 would give way to other processes
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as scratch:
         ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error", _temp_dir=scratch)
         ray.data.DataContext.get_current().enable_progress_bars = False
@@ -633,7 +653,7 @@ def ray_runs(rows: list[dict], compressor: Compressor) -> Iterator[Run]:
 
 @contextmanager
 def spark_runs(rows: list[dict], compressor: Compressor) -> Iterator[Run]:
-    """Spark on this machine; a run has as many partitions, and with them tasks at once, as workers."""
+    """Runs of Spark on this machine; the number of partitions, and so of concurrent tasks, is that of the workers."""
     from pyspark.sql import SparkSession
 
     from tokforget.integrations.spark import compress_spark_dataframe
@@ -650,7 +670,7 @@ def spark_runs(rows: list[dict], compressor: Compressor) -> Iterator[Run]:
 
 
 def bulk_rows(model: str | None, num_rows: int, repeats: int) -> Iterator[tuple[str, ...]]:
-    """The table of the bulk runs: an engine in each line."""
+    """The table of bulk runs, with one row per engine."""
     corpus, compressor = "\n\n".join(embedded_documents().values()), Compressor.from_pretrained(model)
     step = len(corpus) // num_rows
     rows = [{"text": corpus[number * step : number * step + 1000]} for number in range(num_rows)]
@@ -662,7 +682,7 @@ def bulk_rows(model: str | None, num_rows: int, repeats: int) -> Iterator[tuple[
     spent: dict[tuple[str, int], list[float]] = defaultdict(list)
     with ExitStack() as stack:
         runs = {name: stack.enter_context(start(rows, compressor)) for name, start in installed.items()}
-        for repeat in range(repeats + 1):  # in turn, so that all meet the same neighbours
+        for repeat in range(repeats + 1):  # alternating, so that all meet the same load
             for name, run in runs.items():
                 for workers in WORKERS:
                     start = time.perf_counter()
@@ -677,7 +697,7 @@ def bulk_rows(model: str | None, num_rows: int, repeats: int) -> Iterator[tuple[
 
 
 def _seconds(function: Callable[[], object]) -> float:
-    """Seconds of the processor, since a long run meets more of its neighbours than a short one."""
+    """Processor seconds, because a long run is affected more by the load of the machine than a short one."""
     start = time.process_time()
     function()
     return time.process_time() - start
@@ -689,27 +709,29 @@ def main() -> None:
     parser.add_argument("--dataset_name", default="embedded")
     parser.add_argument("--max_length", type=int, default=96)
     parser.add_argument("--batch_size", type=int, default=12)
-    parser.add_argument("--num_tokens", type=int, default=512, help="of the text that is compressed")
+    parser.add_argument("--num_tokens", type=int, default=512, help="tokens of the compressed text")
     parser.add_argument("--window", type=int, default=64, help="tokens per decision when compressing")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--num_threads", type=int, default=1)
-    parser.add_argument("--model", help="a trained model's folder, for the compressor's lines")
+    parser.add_argument("--model", help="a trained model's folder, for the rows of the compressor")
     parser.add_argument(
-        "--device", choices=["cpu", "cuda"], default="cpu", help="of the joint step; the rest is for CPUs"
+        "--device", choices=["cpu", "cuda"], default="cpu", help="device of the joint step; the rest runs on CPUs"
     )
     parser.add_argument(
         "--only", choices=["train", "policy", "compress", "backends", "service", "bulk"], help="one part of the table"
     )
-    parser.add_argument("--texts", type=int, default=1000, help="texts of the table of the backends")
+    parser.add_argument("--texts", type=int, default=1000, help="texts for the table of backends")
     parser.add_argument(
         "--threads",
         type=int,
         nargs="+",
         default=[1, 2],
-        help="threads of the table of the backends; each number by itself",
+        help="numbers of threads for the table of backends; each is measured separately",
     )
-    parser.add_argument("--num_requests", type=int, default=500, help="of each line of the table of the service")
-    parser.add_argument("--num_rows", type=int, default=2000, help="of each run of the table of bulk runs")
+    parser.add_argument(
+        "--num_requests", type=int, default=500, help="requests for each row of the table of the service"
+    )
+    parser.add_argument("--num_rows", type=int, default=2000, help="rows for each run in the table of bulk runs")
     args = parser.parse_args()
     torch.set_num_threads(args.num_threads)
     torch.manual_seed(0)
@@ -747,7 +769,7 @@ def main() -> None:
             backends.add_column(column, justify="left" if column == "what" else "right")
         for row in all_backend_rows(args.model, args.threads, args.texts, args.num_tokens, args.repeats):
             backends.add_row(*row)
-        Console(width=150).print(backends)  # also where the output is a file
+        Console(width=150).print(backends)  # also if the output is a file
     if args.only in (None, "service"):
         rows = list(service_rows(args.model, args.num_requests))
         service = Table(
@@ -759,7 +781,7 @@ def main() -> None:
         for row in rows:
             service.add_row(*row)
         Console(width=130).print(service)
-    if args.only == "bulk":  # minutes, and engines that few have
+    if args.only == "bulk":  # it takes minutes, and few have these engines
         rows = list(bulk_rows(args.model, args.num_rows, args.repeats))
         bulk = Table(
             title=f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {args.num_rows:,} rows, medians of {args.repeats}"

@@ -1,11 +1,12 @@
 """
-What compressing does to growing chats: churn of the prompt that was sent before, cost with a provider's cache, what a reader finds.
+Measure compression of growing chats: changes of the previous prompt, cost with a provider's cache, and what a reader
+finds.
 
     python recipes/cache_cost.py --corpus my_texts
     python recipes/cache_cost.py --corpus my_texts --reader_name_or_path outputs/smollm2 --rates 0.5
 
-The compressor with and without `stable` against rules that people write, all at the same mean rate. Writes transcripts.json and
-report.md, and prints the table.
+Compares the compressor with and without `stable` with hand-written rules, all at the same mean rate. Writes
+transcripts.json and report.md, and prints the table.
 """
 
 import os
@@ -18,7 +19,7 @@ from tokforget.recipe_keys import refuse_unknown_keys
 
 
 if __name__ == "__main__":
-    refuse_unknown_keys(__file__)  # before what takes seconds to import
+    refuse_unknown_keys(__file__)  # before the slow imports
 
 from tokforget.evaluation.transcript_arguments import TranscriptArguments
 from tokforget.parsing import parse_arguments
@@ -30,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from tokforget.evaluation.transcripts import report, run_transcripts
 
-    # The first prompts of a chat are mostly verbatim; at a low rate that is said of each of them.
+    # The first prompts of a chat are mostly verbatim, so that a low rate would give a warning for each of them.
     warnings.filterwarnings("ignore", message="Of these messages", category=UserWarning)
     with refusals_in_one_line():
         print(report(run_transcripts(args), args))

@@ -1,9 +1,9 @@
 """
-Calibrate a model's quality floor: how much of a text has to be kept for a reader to retain what is promised.
+Calibrate a model's quality floor: how much of a text must be kept so that a reader retains a given share of it.
 
     python recipes/calibrate_quality.py --model_path FOLDER --reader_name_or_path outputs/smollm2 --corpus FOLDER
 
-Writes calibration.json into the model's folder, and prints how often each promise is broken on test sources, by kind.
+Writes calibration.json to the model's folder, and prints how often test texts fall below each quality, by kind.
 """
 
 import os
@@ -15,7 +15,7 @@ from tokforget.recipe_keys import refuse_unknown_keys
 
 
 if __name__ == "__main__":
-    refuse_unknown_keys(__file__)  # before what takes seconds to import
+    refuse_unknown_keys(__file__)  # before the slow imports
 
 from tokforget.parsing import parse_arguments
 from tokforget.readers.calibration_arguments import CalibrationArguments

@@ -1,5 +1,5 @@
 """
-Compare trained models with every baseline at equal budgets, measure what a reader can still do, time it, write a report.
+Compare trained models with every baseline at equal budgets, measure a reader's results and the speed, write a report.
 
     python recipes/evaluate.py --config recipes/evaluation_quick.yaml --model_path outputs/quick_test
 
@@ -10,14 +10,14 @@ import logging
 import os
 
 
-# tokforget sends nothing on its own, its host's ping included.
+# tokforget sends no telemetry, not even that of the libraries below.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 from tokforget.recipe_keys import refuse_unknown_keys
 
 
 if __name__ == "__main__":
-    refuse_unknown_keys(__file__)  # before what takes seconds to import
+    refuse_unknown_keys(__file__)  # before the slow imports
 
 from tokforget.evaluation.arguments import EvaluationArguments
 from tokforget.launch import check_launcher

@@ -1,10 +1,11 @@
 """
-One table from scratch: train a reconstructor, the policies of every seed and ablation, and a judge; compare; write it down.
+Make the leaderboard from scratch: train a reconstructor, the policies of every seed and ablation, and a judge;
+compare; write a table.
 
     python recipes/leaderboard.py --config recipes/leaderboard.yaml
 
-Run again, it goes on behind the steps that are finished. `--dry_run true` prints the plan and ends. Every step is one command
-of another recipe, printed before it runs and recorded in `leaderboard.json` with its seed and the commit it ran at.
+A second run resumes after the finished steps. `--dry_run true` only prints the plan. Every step is a command of
+another recipe. It is printed before it runs, and recorded in `leaderboard.json` with its seed and commit.
 """
 
 import itertools
@@ -24,15 +25,15 @@ from pathlib import Path
 import yaml
 
 
-# tokforget sends nothing on its own, its host's ping included.
+# tokforget sends no telemetry, not even that of the libraries below.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-sys.path.append(os.getcwd())  # as in train.py: rewards of one's own are looked for when the plan is checked
+sys.path.append(os.getcwd())  # as in train.py: the check of the plan imports users' rewards
 
 from tokforget.recipe_keys import refuse_unknown_keys
 
 
 if __name__ == "__main__":
-    refuse_unknown_keys(__file__)  # before what takes seconds to import
+    refuse_unknown_keys(__file__)  # before the slow imports
 
 from tokforget.data.arguments import DataArguments
 from tokforget.evaluation.arguments import EvaluationArguments
@@ -48,44 +49,49 @@ from tokforget.training.config import ForgetConfig, ReconstructorConfig
 
 
 POLICY, ABLATION = "policy", "ablation"
-# In a ablation's keys: what it takes over from the policy of its seed.
+# Keys of an ablation that reuse data of the policy with the same seed.
 SHARE_DATA, SHARE_START = "share_warm_start_data", "share_warm_start"
 WARM_START = ForgetConfig.warm_start_dir
 RECORD, TABLE = "leaderboard.json", "leaderboard.md"
-# The recipe of each kind of step, its arguments, and the file that it writes last or next to last.
+# For each kind of step its recipe, its arguments, and a file that it writes at the end.
 KINDS = {
     "reconstructor": ("train_reconstructor.py", (DataArguments, ReconstructorArguments, ReconstructorConfig),
                       "trainer_state.json"),
     "policy": ("train.py", (DataArguments, ModelArguments, ForgetConfig), "trainer_state.json"),
     "evaluation": ("evaluate.py", (EvaluationArguments,), MODEL_RESULTS),
 }  # fmt: skip
-KINDS[ABLATION] = KINDS[POLICY]  # trained when all policies are, for it may go on from one
+KINDS[ABLATION] = KINDS[POLICY]  # trained after all policies, because it may start from one
 
 
 @dataclass
 class LeaderboardArguments:
-    """What is trained and compared. `reconstructor`, `policy`, `evaluation` are keys of the recipes, a run file in `config`."""
+    """
+    Plan of a leaderboard. `reconstructor`, `policy` and `evaluation` are keys of the recipes; their `config` is a run
+    file.
+    """
 
     output_dir: str = field(metadata={"help": "Folder for everything: models, evaluation, record and table."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Training seeds of the policies."})
     reconstructor_seed: int = field(
-        default=100, metadata={"help": "Of the reconstructor that all policies start from."}
+        default=100, metadata={"help": "Seed of the reconstructor from which all policies start."}
     )
     judge_seed: int = field(
-        default=101, metadata={"help": "Of the reconstructor that judges, and that none started from."}
+        default=101, metadata={"help": "Seed of the judge, a reconstructor from which no policy starts."}
     )
-    # Mappings are one word of JSON on the command line, hence `str`; from `__post_init__` on they are dictionaries.
+    # On the command line mappings are JSON strings, hence `str`; `__post_init__` converts them to dictionaries.
     common: str = field(
         default="{}", metadata={"help": "Keys for every step, such as the data; JSON or YAML mapping."}
     )
-    reconstructor: str = field(default="{}", metadata={"help": "Keys of train_reconstructor.py, for start and judge."})
+    reconstructor: str = field(
+        default="{}", metadata={"help": "Keys of train_reconstructor.py, for the initial reconstructor and the judge."}
+    )
     policy: str = field(default="{}", metadata={"help": "Keys of train.py."})
     evaluation: str = field(default="{}", metadata={"help": "Keys of evaluate.py."})
     ablations: str = field(
         default="{}",
         metadata={
-            "help": "Ablations: a name, and the keys of train.py that differ from `policy`. With `share_warm_start_data: true` it takes the "
-            "sampled texts and the target bits of the policy of its seed, with `share_warm_start: true` the warm start, too."
+            "help": "Ablations: names, each with the keys of train.py that differ from `policy`. `share_warm_start_data: true` reuses the "
+            "sampled texts and target bits of the policy with the same seed, `share_warm_start: true` its warm start, too."
         },
     )
     ablation_seeds: list[int] | None = field(
@@ -135,7 +141,7 @@ class LeaderboardArguments:
 
 @dataclass
 class Step:
-    """One command: its name, which is its folder's, its kind, seed and words."""
+    """A step of the plan: its name (also that of its folder), its kind, its seed, and the arguments of its command."""
 
     name: str
     kind: str
@@ -146,14 +152,14 @@ class Step:
 
 # -- the plan ----------------------------------------------------------------------------------------------------------
 def plan(args: LeaderboardArguments) -> list[Step]:
-    """All steps in order. Later keys win: `common`, what the plan says, the recipe's own, a ablation's."""
+    """All steps in order. Keys override in this order: `common`, the plan's, the recipe's, the ablation's."""
     root, steps = Path(args.output_dir), []
 
     def add(name: str, kind: str, seed: int | None, *keys: dict) -> str:
         folder = root / name
         words: dict[str, list[str]] = {}
         for key, value in (pair for group in keys for pair in group.items()):
-            if value is None:  # as in a run file: the key is not given
+            if value is None:  # as in a run file, the key is left out
                 words.pop(key, None)
             else:
                 words[key] = [*map(str, value)] if isinstance(value, list) else [str(value)]
@@ -172,7 +178,7 @@ def plan(args: LeaderboardArguments) -> list[Step]:
             kind = POLICY if name == POLICY else ABLATION
             folder = add(f"{name}_seed_{seed}", kind, seed, args.common, own, args.policy, taken, differing)
             models.append(f"{name}={folder}")
-    # What the policy gradient starts from, of the same runs.
+    # Also evaluate the policies after the warm start, from the same runs.
     if _has_warm_start(args):
         models += [f"{WARM_START}={root / f'{POLICY}_seed_{seed}' / WARM_START}" for seed in args.seeds]
     judge = add("judge", "reconstructor", args.judge_seed, args.common, args.reconstructor)
@@ -182,7 +188,7 @@ def plan(args: LeaderboardArguments) -> list[Step]:
 
 
 def _taken_over(keys: dict, policy: Path) -> dict:
-    """The keys of train.py that `share_warm_start_data` and `share_warm_start` stand for."""
+    """The keys of train.py that implement `share_warm_start_data` and `share_warm_start`."""
     taken = {}
     if keys.get(SHARE_DATA) or keys.get(SHARE_START):
         taken |= {"warm_start_data_path": policy / ForgetConfig.warm_start_data_dir, "sampled_texts": None}
@@ -194,14 +200,14 @@ def _taken_over(keys: dict, policy: Path) -> dict:
 def _has_warm_start(args: LeaderboardArguments) -> bool:
     keys = args.common | args.policy
     if "config" in keys:
-        with suppress(ValueError):  # a file that is not there is told of when the plan is checked
+        with suppress(ValueError):  # a missing file is reported when the plan is checked
             keys = yaml.safe_load(run_file(keys["config"]).read_text(encoding="utf-8")) | keys
     steps = keys.get("warm_start_steps")
     return (ForgetConfig.default_warm_start_steps if steps is None else int(steps)) > 0
 
 
 def check(args: LeaderboardArguments, steps: list[Step]) -> None:
-    """Every command is read as its recipe will read it: a wrong key ends this now, not after an hour."""
+    """Parse every command as its recipe will, so that a wrong key is an error now and not after an hour."""
     try:
         hardware_file(args.hardware)
     except ValueError as error:
@@ -217,8 +223,8 @@ def check(args: LeaderboardArguments, steps: list[Step]) -> None:
 
 
 def commit() -> str | None:
-    """The commit of this checkout, `+` behind it if files differ from it; `None` for an installed package."""
-    if not in_checkout():  # where one stands may be a repository, but another one
+    """The commit of this checkout, with `+` if files have changed; `None` for an installed package."""
+    if not in_checkout():  # the working directory may be another repository
         return None
     try:
         words = ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
@@ -234,19 +240,19 @@ _writing = threading.Lock()
 
 # -- running -----------------------------------------------------------------------------------------------------------
 def command(args: LeaderboardArguments, step: Step) -> str:
-    """The step as one would launch it in a checkout."""
+    """The command line of a step in a checkout."""
     recipe = f"recipes/{KINDS[step.kind][0]}"
     return shlex.join(["accelerate", "launch", "--config_file", args.hardware, recipe, *step.words])
 
 
 def stands_on(later: Step, step: Step) -> bool:
-    """Whether a step reads the folder of another, or a folder in it."""
+    """Whether the step `later` reads the folder of `step`, or a folder in it."""
     paths = [Path(word.split("=")[-1]) for word in later.words]
     return any(path.is_relative_to(step.folder) for path in paths)
 
 
 def is_finished(args: LeaderboardArguments, step: Step, record: dict) -> bool:
-    """On record with the very command, and its folder as it left it."""
+    """Whether the record has the step with the same command, and its folder is unchanged."""
     done = record["steps"].get(step.name)
     return (
         done is not None and done["command"] == command(args, step) and (step.folder / KINDS[step.kind][2]).is_file()
@@ -254,21 +260,21 @@ def is_finished(args: LeaderboardArguments, step: Step, record: dict) -> bool:
 
 
 def run(args: LeaderboardArguments, step: Step, record: dict) -> str | None:
-    """Run a step and record it; what is wrong if it failed."""
-    shutil.rmtree(step.folder, ignore_errors=True)  # what an interrupted step, or one with other keys, left
+    """Run a step and record it. Returns an error message if it failed, else `None`."""
+    shutil.rmtree(step.folder, ignore_errors=True)  # left by an interrupted step, or by one with other keys
     line, began = command(args, step), time.time()
     launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     recipe = recipe_path(KINDS[step.kind][0])
     code = subprocess.run([*launcher, "--config_file", hardware_file(args.hardware), recipe, *step.words]).returncode
     if code:
         return (
-            f"the step {step.name!r} ended with code {code}, its message is above. The same command goes on from here."
+            f"the step {step.name!r} ended with code {code}, its message is above. The same command resumes from here."
         )
     done = {
         "command": line, "seed": step.seed, "commit": commit(), "seconds": round(time.time() - began, 1),
         "threads": os.environ.get("OMP_NUM_THREADS"),
     }  # fmt: skip
-    with _writing:  # another step may end at the same time
+    with _writing:  # another step may finish at the same time
         record["steps"][step.name] = done
         write_json(Path(args.output_dir, RECORD), record)
     return None
@@ -277,8 +283,9 @@ def run(args: LeaderboardArguments, step: Step, record: dict) -> str | None:
 # -- the table ---------------------------------------------------------------------------------------------------------
 def table_rows(evaluation: Path) -> list[dict]:
     """
-    Rows of the evaluation, by source, rate and bits. Each model has `fewer_bits`, a share of the bits of the best baseline
-    without a language-model pass, and for the policy its interval: the paired difference over texts, divided by those bits.
+    Rows of the evaluation, sorted by source, rate and bits. Models have `fewer_bits`: the fraction of bits saved
+    compared with the best baseline without a language model. The policy also has its interval: the paired difference
+    over texts, divided by the baseline's bits.
     """
     models, others = (
         json.loads((evaluation / name).read_text(encoding="utf-8"))["scorers"]
@@ -292,7 +299,7 @@ def table_rows(evaluation: Path) -> list[dict]:
             continue
         best = min(cheap, key=lambda other: other["bits_lost"])
         row |= {"best_cheap": best["scorer"], "fewer_bits": 1 - row["bits_lost"] / best["bits_lost"]}
-        if row["scorer"] == POLICY:  # the first scorer of an evaluation: differences are taken against it
+        if row["scorer"] == POLICY:  # the first scorer of the evaluation, to which all differences refer
             row["fewer_bits_interval"] = [excess / best["bits_lost"] for excess in best["excess_bits_interval"]]
     return sorted(rows, key=lambda row: (row["dataset"], row["rate"], row["bits_lost"]))
 
@@ -323,7 +330,7 @@ def write_table(args: LeaderboardArguments, record: dict) -> None:
     plots = sorted(path.name for path in evaluation.glob("*.png"))
     lines += ["", *(f"![{name}](evaluation/{name})" for name in plots), "", "## Commands", ""]
     for name, step in record["steps"].items():
-        # The record has it as it ran, and goes on by that; the table is for others.
+        # The record keeps the exact command for resuming; the table, which others read, has no local paths.
         shown = command_without_local_paths(step["command"], args.output_dir)
         lines.append(f"* {name}, commit {step['commit']}, {step['seconds']:.0f} s: `{shown}`")
     (folder / TABLE).write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -351,7 +358,7 @@ def _cells(row: dict, args: LeaderboardArguments) -> list[str]:
 
 
 def _difference(row: dict, what: str, unit: float) -> str:
-    """To the policy, with its interval; nothing in the policy's own row."""
+    """The difference to the policy with its interval; empty in the policy's own row."""
     if row["scorer"] == POLICY or f"excess_{what}_interval" not in row:
         return "–"
     value, *interval = (unit * number for number in (row[f"excess_{what}"], *row[f"excess_{what}_interval"]))
@@ -377,7 +384,7 @@ def main(argv: list[str] | None = None) -> None:
                 continue
             waiting.append(step)
             for later in steps[numbers[step.name] :]:
-                if stands_on(later, step):  # what was made from this step is made again
+                if stands_on(later, step):  # steps that depend on this one run again
                     record["steps"].pop(later.name, None)
         with ThreadPoolExecutor(args.jobs) as pool:
             for failure in pool.map(lambda step: run(args, step, record), waiting):

@@ -4,7 +4,7 @@ Prepare data once: read a source, divide it by document, remove duplicates acros
     python recipes/prepare_data.py --config recipes/data_prep.yaml
 
 Every key of the run file can be overridden: `--dataset_name my_texts.jsonl --text_column body`. `--help` lists them all.
-The result is for `recipes/train.py --data_path <output_dir>` and for `datasets.load_from_disk`.
+Use the result with `recipes/train.py --data_path <output_dir>` or `datasets.load_from_disk`.
 """
 
 import logging
@@ -12,14 +12,14 @@ import os
 from pathlib import Path
 
 
-# tokforget sends nothing on its own, its host's ping included.
+# tokforget sends no telemetry, not even that of the libraries below.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 from tokforget.recipe_keys import refuse_unknown_keys
 
 
 if __name__ == "__main__":
-    refuse_unknown_keys(__file__)  # before what takes seconds to import
+    refuse_unknown_keys(__file__)  # before the slow imports
 
 from tokforget.data.arguments import PreparationArguments
 from tokforget.parsing import parse_arguments, refuse

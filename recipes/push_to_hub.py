@@ -1,10 +1,11 @@
 """
-Send a trained model, a reconstructor or prepared data to the Hub, with its card: one commit, whole or absent.
+Send a trained model, a reconstructor or prepared data to the Hub with its card, in one commit.
 
     python recipes/push_to_hub.py --folder outputs/quick_test --repo_id user/model --dry_run true
 
-Log in first (`hf auth login`), or set HF_TOKEN. With `--dry_run true` the exact folder is written and nothing is sent.
-`--help` lists every key. Get it back with `Compressor.from_pretrained("user/model")`, `datasets.load_dataset("user/data")`.
+Log in first (`hf auth login`), or set HF_TOKEN. `--dry_run true` writes the folder and sends nothing.
+`--help` lists every key. Load the result with `Compressor.from_pretrained("user/model")`,
+`datasets.load_dataset("user/data")`.
 """
 
 import logging
@@ -13,21 +14,21 @@ import tempfile
 from pathlib import Path
 
 
-# tokforget sends nothing on its own, its host's ping included.
+# tokforget sends no telemetry, not even that of the libraries below.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 from tokforget.recipe_keys import refuse_unknown_keys
 
 
 if __name__ == "__main__":
-    refuse_unknown_keys(__file__)  # before what takes seconds to import
+    refuse_unknown_keys(__file__)  # before the slow imports
 
 from tokforget.hub.arguments import PushArguments
 from tokforget.parsing import parse_arguments, refuse
 
 
 def print_folder(folder: Path, args: PushArguments, repo_type: str) -> None:
-    """Every file with its size, and where it goes."""
+    """Print every file with its size, and the destination."""
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     for name in sorted(sizes):
         print(f"{sizes[name]:>13,}  {name}")

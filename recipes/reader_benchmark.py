@@ -1,24 +1,24 @@
 """
-What an untouched language model can still do with compressed text: every compressor, rate and task, in one table.
+Measure how well a frozen language model works with compressed text: every compressor, rate and task, in one table.
 
     python recipes/reader_benchmark.py --config recipes/reader_benchmark.yaml --questions xquad.en.json --corpus my_corpus
 
-Every key of the run file can be overridden: `--rates 0.5 --compressors random_words idf_words`. `--help` lists them all. A
-run that was interrupted goes on in its folder.
+Every key of the run file can be overridden: `--rates 0.5 --compressors random_words idf_words`. `--help` lists them
+all. An interrupted run resumes in its folder.
 """
 
 import logging
 import os
 
 
-# tokforget sends nothing on its own, its host's ping included.
+# tokforget sends no telemetry, not even that of the libraries below.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 from tokforget.recipe_keys import refuse_unknown_keys
 
 
 if __name__ == "__main__":
-    refuse_unknown_keys(__file__)  # before what takes seconds to import
+    refuse_unknown_keys(__file__)  # before the slow imports
 
 from tokforget.parsing import parse_arguments, refuse
 from tokforget.readers.arguments import ReaderArguments

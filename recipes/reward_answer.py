@@ -1,16 +1,17 @@
 """
-A reward for a downstream answer: what a reader loses on it when it reads the kept tokens alone.
+A reward for downstream answers: the bits that a reader loses on an answer when it reads only the kept tokens.
 
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/train.py --config recipes/quick_test.yaml \
         --data_path answers.jsonl --reward_funcs recipes.reward_answer:AnswerReward --output_dir outputs/answers
 
-Takes `answers.jsonl` of the working directory: a line for each text with `text`, `answer` and, if there is one, `question`;
-the same file is the training data. For another file or reader put an object of your own in a module,
+Reads `answers.jsonl` in the working directory, with `text`, `answer` and optionally `question` in each line; the same
+file is the training data. For another file or reader put your own object into a module,
 
     from recipes.reward_answer import AnswerReward
     answer = AnswerReward("squad.jsonl", reader="outputs/my_reader")
 
-and pass `--reward_funcs my_module:answer`. Beside `information_theoretic` it is one wish of two: `--reward_weights 0.2 1`.
+and pass `--reward_funcs my_module:answer`. To combine it with `information_theoretic`, set weights:
+`--reward_weights 0.2 1`.
 """
 
 import json
@@ -26,24 +27,25 @@ from tokforget.training.episodes import EpisodeBatch
 
 class AnswerReward:
     """
-    Minus the bits that a reader loses on the answer to a text, kept tokens against the whole text.
+    The negative bits that a reader loses on the answer to a text, with the kept tokens compared with the whole text.
 
-    The reader is untouched, gets the kept tokens as one string, then the question, and is not told of any gap. One text has
-    one answer, so each of its decisions is given an equal share: `(N, S)` bits that add up to the episode's, the shares of
-    windows that a text does not have being 0. `nan` for a text without an answer: its episodes are left out of the policy's
-    loss. A text that is longer than `max_length` is cut in training and no longer the one that was asked about: `nan`, too.
+    The reader is frozen. It gets the kept tokens as one string, without marks of gaps, and then the question. A text
+    has one answer, so all its decisions get an equal share: `(N, S)` bits that add up to the episode's bits, with 0
+    for windows that the text does not have. The reward is `nan` for a text without an answer, whose episodes the
+    policy's loss leaves out; and for a text longer than `max_length`, because training cuts it to another text.
 
-    Requires: a file of answers; a reader and a forward of it for each episode. Relates to: `information_theoretic`, which
-    asks what the reconstructor loses on the text itself.
+    Requires: a file of answers; a reader, with a forward pass for each episode. Relates to: `information_theoretic`,
+    which measures the reconstructor's bits of the text itself.
 
     Args:
         path (`str`): `.jsonl` with `text`, `answer` and optionally `question`; several lines of one text are averaged.
         reader (`str` or `PreTrainedModel`): Causal language model: id, folder or `"embedded"`.
-        tokenizer (`PreTrainedTokenizerBase` or `str`, *optional*): Of the reconstructor that is trained, whose ids the
-            episodes hold; by default the reader's.
-        reader_tokenizer (`PreTrainedTokenizerBase` or `str`, *optional*): By default where the reader is.
-        template (`str`): What stands between text and answer, where there is a question.
-        batch_size (`int`): Rows per forward of the reader.
+        tokenizer (`PreTrainedTokenizerBase` or `str`, *optional*): Tokenizer of the trained reconstructor, to decode
+            the episodes' ids; by default the reader's.
+        reader_tokenizer (`PreTrainedTokenizerBase` or `str`, *optional*): Tokenizer of the reader; by default from its
+            folder.
+        template (`str`): Text between context and answer, if there is a question.
+        batch_size (`int`): Rows per forward pass of the reader.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class AnswerReward:
         self._whole: dict[tuple[int, ...], float] = {}  # by text: bits of its answers after the whole text
 
     def __call__(self, episodes: EpisodeBatch) -> torch.Tensor:
-        if self._asked is None:  # not before the first step: arguments are checked in a moment, a reader takes longer
+        if self._asked is None:  # only at the first step, because loading a reader is slow
             self._load(episodes.input_ids.device)
         texts = [tuple(ids[valid].tolist()) for ids, valid in zip(episodes.input_ids, episodes.valid)]
         new = [text for text in dict.fromkeys(texts) if text in self._asked and text not in self._whole]

@@ -1,23 +1,23 @@
 """
-Compare the baselines alone, without any trained policy, under one reconstructor.
+Compare only the baselines, without a trained policy, under one reconstructor.
 
     python recipes/run_baselines.py --reconstructor_path outputs/reconstructor --output_dir outputs/baselines
 
-Takes the keys of recipes/evaluate.py but `model_path`; writes the same files. `--help` lists them all.
+Takes the keys of recipes/evaluate.py except `model_path`, and writes the same files. `--help` lists them all.
 """
 
 import logging
 import os
 
 
-# tokforget sends nothing on its own, its host's ping included.
+# tokforget sends no telemetry, not even that of the libraries below.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 from tokforget.recipe_keys import refuse_unknown_keys
 
 
 if __name__ == "__main__":
-    refuse_unknown_keys(__file__)  # before what takes seconds to import
+    refuse_unknown_keys(__file__)  # before the slow imports
 
 from tokforget.evaluation.arguments import EvaluationArguments
 from tokforget.launch import check_launcher

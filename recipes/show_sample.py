@@ -1,11 +1,11 @@
 """
-Compress one held-out text with a trained model, restore it, and show both: what was kept, what came back.
+Compress one held-out text with a trained model, restore it, and show the kept and the restored tokens.
 
     python recipes/show_sample.py --model outputs/quick_test --rate 0.5
     python recipes/show_sample.py --model outputs/quick_test --text "Any text of your own."
     python recipes/show_sample.py        the packaged compressor on a mail with a question, nothing restored
 
-A model without a reconstructor restores nothing; one over a base model that is not at hand says how to get it.
+A model without a reconstructor restores nothing. If the base model is missing, the script says how to get it.
 """
 
 import argparse
@@ -22,12 +22,13 @@ from rich.text import Text
 
 from tokforget import Compressor
 from tokforget.data.blocks import load_blocks
+from tokforget.files import TRAINING
 from tokforget.models.loading import load_tokenizer
 from tokforget.rates import check_rate
 from tokforget.text_units import split_sentences
 
 
-# What people send: an answer is asked for that stands in one place of several.
+# A typical mail; the answer to the question is in one of several similar places.
 MAIL = """From: Marta Lindqvist, Facilities
 To: All staff, Building 4
 Subject: Lift modernisation and the move of the archive
@@ -45,7 +46,7 @@ QUESTION = "Who gets me a file while the archive is being moved?"
 
 
 def marked(console: Console, pieces: list[str], styles: list[str], plain: list[str]) -> Text:
-    """Pieces in their styles; where colours do not show, in the brackets of `plain` instead (`""` for none)."""
+    """Pieces in their styles; without colours in the brackets of `plain` instead (`""` for none)."""
     text = Text()
     for piece, style, brackets in zip(pieces, styles, plain):
         if console.is_terminal or not brackets:
@@ -83,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     encoding = compressor.tokenizer.encode(text, add_special_tokens=False)
     kept = result.keep_mask.tolist()
     console = Console()
-    # Titles as `Text`: brackets in a plain string would be taken for markup.
+    # Titles are `Text`, because brackets in a plain string are markup.
     console.rule(Text(f"Original, {result.original_tokens} tokens: kept bold, dropped struck through or [so]"))
     console.print(
         marked(
@@ -93,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
             ["" if k else "[]" for k in kept],
         )
     )
-    # The string that `compress` gives, its tokens counted anew: spaces keep apart what would fuse.
+    # The output string of `compress`, re-encoded; spaces separate words that would fuse.
     if question:
         console.print(Text(f"Question: {question}", style="italic"))
     console.rule(Text(f"Compressed, {result.compressed_tokens} tokens: what another model would read"))
@@ -119,8 +120,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def sample(folder: str, seed: int) -> str:
-    """Whole sentences of a block of the run's own test split; `ValueError` if it is not known which texts these are."""
-    record = Path(folder, "training_config.json")
+    """Whole sentences of a block of the run's test split. Raises `ValueError` if the run does not record its texts."""
+    record = Path(folder, TRAINING)
     run = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     if "dataset_name" not in run:
         raise ValueError(f"{folder} does not record what it was trained on: pass a text by `--text`.")
@@ -131,7 +132,7 @@ def sample(folder: str, seed: int) -> str:
 
 
 def whole_sentences(text: str) -> str:
-    """A block without the sentences that its ends have cut; the block itself where nothing is whole."""
+    """A block without the cut sentences at its ends; the whole block if no sentence is complete."""
     sentences = [text[start:end] for start, end in split_sentences(text)]
     if sentences and sentences[0].lstrip()[:1].islower():
         sentences = sentences[1:]

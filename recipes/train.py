@@ -10,15 +10,15 @@ import os
 import sys
 
 
-# tokforget sends nothing on its own, its host's ping included.
+# tokforget sends no telemetry, not even that of the libraries below.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-sys.path.append(os.getcwd())  # a reward of one's own lies where one stands, not beside this script
+sys.path.append(os.getcwd())  # users' rewards are in the working directory, not next to this script
 
 from tokforget.recipe_keys import refuse_unknown_keys
 
 
 if __name__ == "__main__":
-    refuse_unknown_keys(__file__)  # before what takes seconds to import
+    refuse_unknown_keys(__file__)  # before the slow imports
 
 from tokforget.data.arguments import DataArguments
 from tokforget.models.arguments import ModelArguments

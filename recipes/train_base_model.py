@@ -1,15 +1,16 @@
 """
-Train a GPT-2 from scratch, to be a base model where no pretrained one knows the text. The one that the package carries
-(`tokforget/assets/base_model`) was made so, tokenizer included.
+Train a GPT-2 from scratch, as a base model for texts that no pretrained model knows. The packaged one
+(`tokforget/assets/base_model`) was made this way, including its tokenizer.
 
-Data: the training documents of `--dataset_name`, nothing else. Of the batches, `--prefix_share` hold rows
-`[kept tokens] <end> [original]` with random keep masks, as fill-in-the-middle training mixes its rearranged texts (Bavarian et
-al. 2022, arXiv 2207.14255): a small model does not pick up copying from a prompt by itself. The others are plain text. The
-weights of the best evaluation are stored in float16 beside a record of the run; the packaged model also gets its card.
+The data are only the training documents of `--dataset_name`. A fraction `--prefix_share` of the batches has rows
+`[kept tokens] <end> [original]` with random keep masks, because a small model does not learn by itself to copy from a
+prompt; the other batches are plain text. Fill-in-the-middle training mixes rearranged texts in the same way (Bavarian
+et al. 2022, arXiv 2207.14255). The weights of the best evaluation are stored in float16 with a record of the run; the
+packaged model also gets its card.
 
     python recipes/train_base_model.py --output_dir tokforget/assets/base_model
 
-GPT-2 124M shapes on a GPU, and the share of its peak that is reached (H100 and H200: 989 TFLOP/s of dense bfloat16):
+GPT-2 124M on a GPU, with the achieved share of the peak (H100 and H200: 989 TFLOP/s of dense bfloat16):
 
     python recipes/train_base_model.py --dataset_name <texts> --tokenizer_name_or_path <gpt2> --layers 12 --heads 12 \\
         --width 768 --positions 1024 --length 256 --batch_size 32 --learning_rate 6e-4 --peak_tflops 989 --output_dir <folder>
@@ -47,7 +48,7 @@ from tokforget.parsing import refuse
 
 END = "<|endoftext|>"
 RECORD = "training_record.json"
-_UNTIMED_STEPS = 10  # kernels are chosen and memory is taken in the first
+_UNTIMED_STEPS = 10  # the first steps select kernels and allocate memory
 _EVALUATED_ROWS = 64
 
 
@@ -87,13 +88,13 @@ class MixedCollator:
 
 
 def as_rows(texts: list[str], tokenizer: PreTrainedTokenizerBase, width: int) -> list[dict]:
-    """Documents end to end, an end token after each, in rows of equal width; the last short row is left out."""
+    """Concatenated documents, each with an end token, in rows of equal width; a last shorter row is left out."""
     stream = [token for text in texts for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
     return [{"input_ids": row} for row in cut_blocks(stream, width) if len(row) == width]
 
 
 class StepTimer(TrainerCallback):
-    """Seconds and tokens, padding left out, of every step; evaluations and the loading of data are none of it."""
+    """Measures seconds and tokens (without padding) of every step, without evaluations and data loading."""
 
     def __init__(self):
         self.seconds: list[float] = []
@@ -117,8 +118,9 @@ def _now() -> float:
 
 def training_flops_per_token(model: GPT2LMHeadModel, width: int) -> int:
     """
-    6 N + 12 L d T: N parameters that stand in matrix products (the tied head once, positions not), L layers of width d, rows of
-    T tokens. Source: Chowdhery et al. 2022, arXiv 2204.02311, appendix B, which counts the whole of attention, too.
+    FLOPs per training token: 6 N + 12 L d T, with N parameters in matrix products (the tied head once, positions not),
+    L layers of width d, and rows of T tokens. Source: Chowdhery et al. 2022, arXiv 2204.02311, appendix B, which also
+    counts full attention.
     """
     config = model.config
     matrices = model.num_parameters() - config.n_positions * config.n_embd
@@ -126,7 +128,7 @@ def training_flops_per_token(model: GPT2LMHeadModel, width: int) -> int:
 
 
 def pace(tokens: list[int], seconds: list[float], flops_per_token: int, peak_tflops: float | None) -> dict:
-    """Tokens per second and TFLOP/s of the steps after the first few, and the share of the peak if that was said."""
+    """Tokens per second and TFLOP/s after the first steps, and the share of the peak if it was given."""
     tokens_per_second = sum(tokens[_UNTIMED_STEPS:]) / max(sum(seconds[_UNTIMED_STEPS:]), 1e-9)
     tflops = tokens_per_second * flops_per_token / 1e12
     figures = {"tokens_per_second": round(tokens_per_second), "tflops": round(tflops, 3)}
@@ -136,7 +138,7 @@ def pace(tokens: list[int], seconds: list[float], flops_per_token: int, peak_tfl
 
 
 def validation_loss(model: GPT2LMHeadModel, rows: list[dict]) -> float:
-    """Nats per token on plain text."""
+    """Mean loss on plain text in nats per token."""
     model.eval()
     with torch.no_grad():
         batches = torch.tensor([row["input_ids"] for row in rows], device=model.device).split(16)
@@ -155,17 +157,17 @@ def write_card(folder: Path, record: dict) -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", required=True, help="where the model folder goes; replaced when all is done")
+    parser.add_argument("--output_dir", required=True, help="folder of the model; replaced at the end")
     parser.add_argument("--dataset_name", default=EMBEDDED, help="as for train.py: a file, a folder, a Hub id")
     parser.add_argument("--text_column", default="text")
     parser.add_argument("--tokenizer_name_or_path", help="by default one is trained on the text")
-    parser.add_argument("--vocab_size", type=int, default=4096, help="of a tokenizer that is trained")
+    parser.add_argument("--vocab_size", type=int, default=4096, help="size of a newly trained vocabulary")
     parser.add_argument("--layers", type=int, default=5)
     parser.add_argument("--heads", type=int, default=6)
     parser.add_argument("--width", type=int, default=192)
-    parser.add_argument("--positions", type=int, help="by default as many as the longest row has")
+    parser.add_argument("--positions", type=int, help="by default the length of the longest row")
     parser.add_argument("--max_steps", type=int, default=2200)
-    parser.add_argument("--length", type=int, default=128, help="tokens of a prefix row's original")
+    parser.add_argument("--length", type=int, default=128, help="tokens of the original in a prefix row")
     parser.add_argument("--prefix_share", type=float, default=0.35)
     parser.add_argument("--learning_rate", type=float, default=1.5e-3)
     parser.add_argument("--warmup_steps", type=int, default=40)
@@ -174,8 +176,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--eval_steps", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num_threads", type=int, default=1)
-    parser.add_argument("--use_cpu", action="store_true", help="stay on the CPU where there is a GPU")
-    parser.add_argument("--peak_tflops", type=float, help="of the hardware, for the share of it that is reached")
+    parser.add_argument("--use_cpu", action="store_true", help="use the CPU even if there is a GPU")
+    parser.add_argument("--peak_tflops", type=float, help="peak of the hardware, to print the achieved share")
     args = parser.parse_args()
     longest = 2 * args.length + 2  # prefix, separator and original
     args.positions = args.positions or longest  # so that every position is trained

@@ -1,9 +1,9 @@
 """
-Train a compressor from what an untouched reader loses: words kept or dropped whole, with or without a question.
+Train a compressor on the losses of a frozen reader; it keeps or drops whole words, with or without a question.
 
     python recipes/train_reader_policy.py --config recipes/reader_policy.yaml --reader_name_or_path outputs/smollm2 --corpus FOLDER
 
-Every key of the run file can be overridden. `--auto_resume true` goes on where a run was stopped.
+Every key of the run file can be overridden. `--auto_resume true` resumes a stopped run.
 """
 
 import os
@@ -15,7 +15,7 @@ from tokforget.recipe_keys import refuse_unknown_keys
 
 
 if __name__ == "__main__":
-    refuse_unknown_keys(__file__)  # before what takes seconds to import
+    refuse_unknown_keys(__file__)  # before the slow imports
 
 from tokforget.training.reader_arguments import ReaderPolicyArguments, ReaderPolicyConfig
 from tokforget.training.recipe_steps import begin, refusals_in_one_line

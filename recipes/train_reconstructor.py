@@ -3,21 +3,21 @@ Train the reconstructor alone on random masks, before the joint loop: a LoRA ada
 
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/train_reconstructor.py --config recipes/reconstructor_cpu.yaml
 
-Every key of the run file can be overridden: `--max_steps 50 --layout infill`. `--help` lists them all. Go on with
+Every key of the run file can be overridden: `--max_steps 50 --layout infill`. `--help` lists them all. Continue with
 `recipes/train.py --reconstructor_path <output_dir>`.
 """
 
 import os
 
 
-# tokforget sends nothing on its own, its host's ping included.
+# tokforget sends no telemetry, not even that of the libraries below.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 from tokforget.recipe_keys import refuse_unknown_keys
 
 
 if __name__ == "__main__":
-    refuse_unknown_keys(__file__)  # before what takes seconds to import
+    refuse_unknown_keys(__file__)  # before the slow imports
 
 from tokforget.data.arguments import DataArguments
 from tokforget.models.arguments import ReconstructorArguments
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     facts = {"dataset": data_args.dataset_name, "layout": model_args.layout, "data_fingerprint": data["fingerprint"]}
     write_results(trainer, {"reconstructor": rows, "texts": len(held_out), "split": split, **facts})
     print_stages(rows, console)
-    console.print(f"Saved. Go on with: recipes/train.py --reconstructor_path {args.output_dir} --layout {model_args.layout}",
+    console.print(f"Saved. Continue with: recipes/train.py --reconstructor_path {args.output_dir} --layout {model_args.layout}",
                   soft_wrap=True, highlight=False)  # fmt: skip
     finish(trainer, console)
 

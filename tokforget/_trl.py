@@ -1,6 +1,6 @@
 """
-The names of TRL that the trainer stands on and that are private, or undocumented, in one place. TRL keeps its bases
-underscored since 1.0; setup.py holds the ceiling, and tests/test_trl.py the attributes that are used.
+The private or undocumented names of TRL that the trainers use, in one place. TRL has marked its base classes private
+since 1.0: setup.py limits its version, and tests/test_trl.py checks the attributes that are used.
 """
 
 from trl.models.utils import add_hooks, remove_hooks

@@ -1,4 +1,4 @@
-"""What a process that was forked from this one needs to compute: `datasets.map(num_proc=...)` and `multiprocessing` fork on Linux."""
+"""Let forked processes compute with torch: `datasets.map(num_proc=...)` and `multiprocessing` fork on Linux."""
 
 import os
 import sys
@@ -8,13 +8,13 @@ from functools import cache
 @cache
 def let_children_compute() -> None:
     """
-    From now on children that are forked from this process compute with one thread of torch each; what a child is told
-    itself, by `torch.set_num_threads`, holds.
+    Make every process that is forked from now on use one torch thread. A child may still call `torch.set_num_threads`.
 
-    A fork takes over no thread but the one that forks. Torch's pool would wait for the others for ever, as soon as a child
-    computes what is worth two threads. To be called wherever a model is loaded; the first call counts.
+    A fork copies only the thread that forks. Torch's thread pool would wait for the missing threads for ever, as soon
+    as a child computes something large enough for two threads. Call this wherever a model is loaded; only the first
+    call has an effect.
     """
-    if hasattr(os, "register_at_fork"):  # where there is no fork, nothing is inherited
+    if hasattr(os, "register_at_fork"):  # a system without fork has nothing to do
         os.register_at_fork(after_in_child=_compute_alone)
 
 

@@ -1,4 +1,4 @@
-"""Intervals by the bootstrap over texts."""
+"""Bootstrap confidence intervals over texts."""
 
 import numpy as np
 
@@ -16,7 +16,10 @@ def bootstrap_interval(values: np.ndarray, weights: np.ndarray, seed: int, draws
 
 
 def ratio_interval(values: np.ndarray, weights: np.ndarray, seed: int) -> tuple[float, float] | None:
-    """As [`bootstrap_interval`], where a draw's denominator may be near zero or below: then there is none."""
+    """
+    As [`bootstrap_interval`], for weights whose sum may be zero or negative in a draw. `None` if more than 2.5 % of
+    the draws are like that, because the ratio then has no interval.
+    """
     picks = np.random.default_rng(seed).integers(len(values), size=(2000, len(values)))
     totals = weights[picks].sum(1)
     return bootstrap_interval(values, weights, seed) if (totals > 0).mean() > 0.975 else None

@@ -1,8 +1,9 @@
 """
-What a launcher may leave in the way of a run: copies instead of processes, another precision, sharding that is not there.
+Check that the launcher and the run agree: on the number of processes, on the precision, on sharding.
 
-`accelerate launch` and `torchrun` speak to a script by environment variables. Where these and the run disagree, the host
-goes on with something that was not asked for; here it is one line and exit code 2, before anything is loaded.
+`accelerate launch` and `torchrun` pass their settings to a script in environment variables. Where these contradict the
+arguments of the run, Transformers trains something that nobody asked for. Here such a run ends with one line and exit
+code 2, before anything is loaded.
 """
 
 import logging
@@ -28,7 +29,9 @@ _MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 def check_launcher(environ: Mapping[str, str] = os.environ) -> None:
-    """Refuse what cannot work whatever the arguments are; to be called before they are parsed, which starts processes."""
+    """
+    Refuse a launch that cannot work with any arguments. Call it before parsing them, because parsing starts processes.
+    """
     problem = _only_process(environ)
     if _asks(environ, "ACCELERATE_USE_DEEPSPEED"):
         import torch
@@ -40,7 +43,7 @@ def check_launcher(environ: Mapping[str, str] = os.environ) -> None:
 
 
 def check_run(args: TrainingArguments, environ: Mapping[str, str] = os.environ) -> None:
-    """Refuse a run that the launcher and the arguments see differently."""
+    """Refuse a run whose launcher and arguments contradict each other."""
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
     problem = (
         copies(args.world_size, environ)
@@ -52,7 +55,10 @@ def check_run(args: TrainingArguments, environ: Mapping[str, str] = os.environ) 
 
 
 def check_libraries(args: TrainingArguments) -> None:
-    """Refuse trackers and optimizers that are not installed or do not exist: the host finds that out when all is loaded."""
+    """
+    Refuse trackers and optimizers that are missing or unknown: Transformers would notice only after loading
+    everything.
+    """
     from transformers import Trainer
     from transformers.integrations import get_reporting_integration_callbacks
 
@@ -66,17 +72,17 @@ def check_libraries(args: TrainingArguments) -> None:
     except ImportError as error:
         refuse(f"`optim` {getattr(args.optim, 'value', args.optim)}: {error}. Or leave it out.")
     except (ValueError, AttributeError, TypeError):
-        pass  # one that asks for the model; what is wrong with it shows when it is made
+        pass  # an optimizer that needs the model; its errors show when it is made
 
 
 def say_device(args: TrainingArguments, environ: Mapping[str, str] = os.environ) -> None:
-    """Where a run is on the CPU and nobody asked for that, one line: a hardware file for a GPU says nothing of it."""
+    """Print one line if a run is on the CPU and nobody asked for that, for instance with a hardware file for a GPU."""
     if args.device.type == "cpu" and not args.use_cpu and not _asks(environ, "ACCELERATE_USE_CPU"):
         say("There is no GPU here: this run is on the CPU. `--use_cpu true` says that it is meant to be.")
 
 
 def check_evaluation(num_processes: int, environ: Mapping[str, str] = os.environ) -> None:
-    """The same for what does not train: it always computes in float32, and says so to a launcher that asks for less."""
+    """The same check for an evaluation. It always computes in float32, and warns if the launcher asks for less."""
     problem = copies(num_processes, environ)
     if problem:
         refuse(problem)
@@ -86,7 +92,7 @@ def check_evaluation(num_processes: int, environ: Mapping[str, str] = os.environ
 
 
 def copies(num_processes: int, environ: Mapping[str, str]) -> str | None:
-    """What is wrong if the launcher started more processes than know of each other."""
+    """The error message if the launcher started processes that do not know of each other; else `None`."""
     started = int(environ.get("WORLD_SIZE", "1"))
     if num_processes == 1 < started:
         return (
@@ -97,7 +103,7 @@ def copies(num_processes: int, environ: Mapping[str, str]) -> str | None:
 
 
 def emulates_bf16() -> bool:
-    """Whether this is an x86 CPU that cannot multiply bfloat16; False where torch does not tell."""
+    """Whether this is an x86 CPU without bfloat16 instructions; False where torch cannot tell."""
     import torch
 
     told = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
@@ -105,7 +111,7 @@ def emulates_bf16() -> bool:
 
 
 def unsupported(device: str, num_gpus: int, precision: str, environ: Mapping[str, str]) -> str | None:
-    """What is wrong if the device cannot do what was asked for."""
+    """The error message if the device does not support what was asked for; else `None`."""
     if precision == "fp16" and device != "cuda":
         return f"`fp16` needs a CUDA GPU, and this run is on {device}. Leave it out, or try `--bf16 true`."
     if precision == "bf16" and device == "cpu" and emulates_bf16():
@@ -129,7 +135,7 @@ def unsupported(device: str, num_gpus: int, precision: str, environ: Mapping[str
 
 def _other_precision(precision: str, environ: Mapping[str, str]) -> str | None:
     wanted = environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    # A launcher's "no" is its default and is overruled by the run; anything else would silently overrule the run.
+    # "no" is the launcher's default, and the run overrides it; any other value would silently override the run.
     if wanted in ("no", precision):
         return None
     agree = f", or `--{wanted} true` to the run" if wanted in ("bf16", "fp16") else ""
@@ -140,7 +146,9 @@ def _other_precision(precision: str, environ: Mapping[str, str]) -> str | None:
 
 
 def _only_process(environ: Mapping[str, str]) -> str | None:
-    """Accelerate's `MULTI_CPU` starts one process unless MPI does, and `--cpu` beside several processes does the same."""
+    """
+    The error message if several processes were asked for and one was started: `MULTI_CPU` without MPI, or `--cpu`.
+    """
     launched = "ACCELERATE_MIXED_PRECISION" in environ and "MASTER_PORT" in environ
     if launched and not any(name in environ for name in ("WORLD_SIZE", *_MPI_SIZES)):
         return (

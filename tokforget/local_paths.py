@@ -1,4 +1,4 @@
-"""Records without the folders of this machine, for what others read: of a path its last name. Ids of the Hub stay."""
+"""Remove this machine's folders from records that are published: each path becomes its last name; Hub ids stay."""
 
 import re
 import shlex
@@ -16,7 +16,9 @@ _LONGEST = 1024
 
 
 def without_local_paths(value):
-    """A record without the folders of this machine: of a path its last name, a label before it kept. Ids of the Hub stay."""
+    """
+    The record with each local path replaced by its last name. A label before a path (`label=path`) and Hub ids stay.
+    """
     if isinstance(value, dict):
         return {key: without_local_paths(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -31,7 +33,7 @@ def without_local_paths(value):
 
 
 def local_paths(record) -> dict[str, str]:
-    """Every path of this machine in a record, and what stands for it where others read."""
+    """Every local path in a record, with the name that replaces it."""
     if isinstance(record, dict | list | tuple):
         inner = record.values() if isinstance(record, dict) else record
         return {path: name for one in inner for path, name in local_paths(one).items()}
@@ -41,7 +43,7 @@ def local_paths(record) -> dict[str, str]:
 
 def shown_names(names: Iterable[str]) -> dict[str, str]:
     """
-    Names of sources as a report shows them, without folders; two that differ in their folders alone stay two.
+    Names of sources as a report shows them, without folders. Sources that differ only in their folders get a number.
 
     >>> shown_names(["embedded", "/a/texts.jsonl", "/b/texts.jsonl"])
     {'embedded': 'embedded', '/a/texts.jsonl': 'texts.jsonl', '/b/texts.jsonl': 'texts.jsonl (2)'}
@@ -56,8 +58,8 @@ def shown_names(names: Iterable[str]) -> dict[str, str]:
 
 def command_without_local_paths(command: str, folder: str) -> str:
     """
-    A command line as others may read it: paths within `folder` from its last name on, of other absolute ones the last name.
-    Relative ones stay, for they lead to the same place in everyone's checkout.
+    A command line for publication. A path within `folder` begins with the last name of `folder`; any other absolute
+    path becomes its last name. Relative paths stay, because they mean the same file in every checkout.
     """
     root, words = Path(folder).absolute(), []
     for word in shlex.split(command):
@@ -76,5 +78,5 @@ def _parted(value: str) -> tuple[str, str]:
 
 
 def _last_name(path: str) -> str:
-    """Of the root, which has none, the path as it is."""
+    """The last name of a path; the root has none and is returned unchanged."""
     return Path(path.replace("\\", "/")).name or path

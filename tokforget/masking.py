@@ -3,8 +3,8 @@ Keep-mask algebra: how many tokens a budget allows, and which ones the scores se
 
 A keep mask is boolean, True is kept; padding is never kept. A compression rate is kept / original.
 
-The masks that a reconstructor trains on come in kinds: `random` tokens, random contiguous `span`s, and `frequency`, the
-rare tokens kept, by a noisy surprisal.
+A reconstructor trains on three kinds of masks: `random` tokens, random contiguous `span`s, and `frequency`, which
+keeps the tokens of highest surprisal after noise is added.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ def keep_count(num_tokens: torch.Tensor, rate: torch.Tensor | float) -> torch.Te
     tensor([5, 1, 1, 0])
     """
     rate = torch.as_tensor(rate, dtype=torch.float64, device=num_tokens.device)
-    # A rate that arrives in float32 (0.3 -> 0.30000001) is the decimal that was asked for.
+    # A float32 rate (0.3 -> 0.30000001) is rounded to the decimal that the caller meant.
     allowed = torch.floor(num_tokens.double() * rate + ROUNDING_SLACK * num_tokens.double().clamp(min=1)).long()
     return torch.minimum(allowed.clamp(min=1), num_tokens)
 
@@ -51,7 +51,7 @@ def top_k_mask(scores: torch.Tensor, counts: torch.Tensor, valid: torch.Tensor) 
     if torch.isnan(scores).any():
         raise ValueError("Scores contain nan: a token without a score can be neither kept nor dropped.")
     scores = scores.masked_fill(~valid, -torch.inf)
-    # Sorting by (valid, score): a score of -inf on a real token must still win over padding.
+    # Sort by (valid, score): a real token with a score of -inf must still come before padding.
     order = torch.argsort(scores, dim=1, descending=True, stable=True)
     order = order.gather(1, torch.argsort(valid.gather(1, order).int(), dim=1, descending=True, stable=True))
     ranks = torch.empty_like(order).scatter_(
@@ -73,7 +73,7 @@ Generators = torch.Generator | Sequence[torch.Generator]
 
 def seeded_generator(*words: int) -> torch.Generator:
     """A generator for each tuple of non-negative numbers, such as a seed and the number of a text."""
-    # Hashed: torch's own seeding looks at 32 bits and makes streams of neighbouring seeds from neighbouring states.
+    # Hash the numbers: torch's own seeding uses only 32 bits and starts neighbouring seeds from neighbouring states.
     return torch.Generator().manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
 
 
@@ -83,8 +83,8 @@ def row_noise(
     """
     Noise `(B, T)`, uniform or from another `draw`.
 
-    A row that has its own generator draws as many numbers as it has tokens in `valid` `(B, T)`: neither padding nor its
-    neighbours change them. One generator may serve several rows, in their order.
+    A row with its own generator draws one number for each of its tokens in `valid` `(B, T)`, so that neither padding
+    nor other rows change its noise. Several rows may share one generator; they draw in order.
     """
     if generator is None or isinstance(generator, torch.Generator):
         return draw(valid.shape, generator=generator).to(valid.device)

@@ -1,10 +1,10 @@
-"""What a light installation leaves out, and what an extra brings: the line that names it where it is used."""
+"""Errors for packages that are not installed: a light installation leaves them out, or an extra brings them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-# Import names of what only training, restoring and measuring need; docs/compressing.md says how to install without.
+# Packages that only training, restoring and evaluating import; docs/compressing.md says how to install without them.
 _LEFT_OUT = {
     "torch", "transformers", "trl", "peft", "accelerate", "datasets", "evaluate", "rouge_score", "datasketch", "jinja2", "tqdm",
     "psutil",
@@ -12,20 +12,20 @@ _LEFT_OUT = {
 
 
 class MissingPackage(ModuleNotFoundError):
-    """A package that is not installed, and how to have it, in one line."""
+    """A package is not installed. The message says in one line how to install it."""
 
 
 @contextmanager
 def needed(what: str, extra: str | None = None) -> Iterator[None]:
     """
-    Imports of what a light installation leaves out, or of what an extra of setup.py brings.
+    Context for imports of packages that a light installation leaves out, or that an extra of setup.py brings.
 
     Args:
-        what (`str`): What they are for; begins the message.
-        extra (`str`, *optional*): The extra that brings them.
+        what (`str`): The feature that needs the packages; the message begins with it.
+        extra (`str`, *optional*): The extra that installs them.
 
     Raises:
-        [`MissingPackage`]: If one of these packages is not installed.
+        [`MissingPackage`]: If an import in the block fails because such a package is not installed.
     """
     try:
         yield

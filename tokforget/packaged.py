@@ -17,8 +17,9 @@ def base_model_path() -> str:
 
 def reader_model_path() -> Path:
     """
-    Folder of the compressor for real text, what [`Compressor`] loads by default: trained by words, with and without a question,
-    from what SmolLM2-135M-Instruct loses. Its adapter restores on that model, which is not in the package.
+    Folder of the compressor for real text, which [`Compressor`] loads by default. It drops whole words, with or
+    without a question, and was trained on the bits that SmolLM2-135M-Instruct loses. Its adapter restores text with
+    that model, which is not in the package.
 
     Raises:
         `FileNotFoundError`: If this installation carries none.
@@ -28,7 +29,8 @@ def reader_model_path() -> Path:
 
 def forget_model_path() -> Path:
     """
-    Folder of the small model over the small GPT-2, by name `"embedded"`: trained by tokens in the joint loop, it restores.
+    Folder of the small model (`"embedded"`) over the small GPT-2. It was trained in the joint loop, drops single
+    tokens, and restores them.
 
     Raises:
         `FileNotFoundError`: If this installation carries none.

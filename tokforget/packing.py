@@ -1,5 +1,5 @@
 """
-Texts to fixed blocks, and kept tokens to short rows. No row holds a token that its text does not have.
+Cut texts into fixed blocks, and pack kept tokens into short rows. A row holds only tokens of its own text.
 """
 
 from collections.abc import Iterator
@@ -16,15 +16,15 @@ def cut_blocks(token_ids: list[int], length: int) -> Iterator[list[int]]:
 
 def like_lengths(lengths: torch.Tensor, least: int = 8, most_groups: int = 8) -> list[torch.Tensor]:
     """
-    Rows in groups of like lengths, each to be padded to its own longest.
+    Group rows of similar length, so that each group is padded only to its own longest row.
 
     Args:
         lengths (`torch.LongTensor` of shape `(batch_size,)`): Tokens of each row.
-        least (`int`): Rows of a group, at least: fewer do not fill a processor.
-        most_groups (`int`): Each is a forward of its own.
+        least (`int`): Fewest rows of a group; smaller batches do not use the hardware well.
+        most_groups (`int`): Most groups; each needs a forward pass of its own.
 
     Returns:
-        `list[torch.LongTensor]`: Places of the rows, by length.
+        `list[torch.LongTensor]`: For each group the indices of its rows; groups are sorted by length.
     """
     num_groups = max(1, min(most_groups, len(lengths) // least))
     return list(lengths.argsort(stable=True).tensor_split(num_groups))
@@ -32,10 +32,15 @@ def like_lengths(lengths: torch.Tensor, least: int = 8, most_groups: int = 8) ->
 
 def kept_tokens(input_ids: torch.Tensor, keep_mask: torch.Tensor, pad_token_id: int) -> torch.Tensor:
     """
-    The compressed text: kept tokens in their order, moved to the left.
+    The compressed text: the kept tokens in their order, moved to the left.
+
+    Args:
+        input_ids (`torch.LongTensor` of shape `(batch_size, num_tokens)`): Texts.
+        keep_mask (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): True is kept; False on padding.
+        pad_token_id (`int`): Fills short rows.
 
     Returns:
-        `torch.LongTensor` of shape `(batch_size, most_kept)`: Short rows are filled with `pad_token_id`.
+        `torch.LongTensor` of shape `(batch_size, most_kept)`: As wide as the row that keeps most.
     """
     counts = keep_mask.sum(1)  # (B,)
     compressed = input_ids.new_full((len(input_ids), int(counts.max())), pad_token_id)

@@ -1,4 +1,4 @@
-"""The one parser of all recipes: YAML and command line to dataclasses, and errors in one line."""
+"""The parser of all recipes: from YAML and the command line to dataclasses, with errors of one line."""
 
 import argparse
 import dataclasses
@@ -36,7 +36,7 @@ class _OnceLoader(yaml.SafeLoader):
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults behind each key; the description, which holds a command, as it stands."""
+    """Shows the default of each key, and does not wrap the description, because it holds a command."""
 
 
 class _OneLineParser(HfArgumentParser):
@@ -48,10 +48,10 @@ def parse_arguments(
     dataclass_types: Sequence[type], argv: Sequence[str] | None = None, description: str | None = None
 ) -> tuple:
     """
-    Arguments of a recipe: defaults, then `--config file.yaml`, then the command line, the later winning.
+    Arguments of a recipe. The command line overrides `--config file.yaml`, which overrides the defaults.
 
-    A YAML value goes through the same conversion as a word on the command line, so that a wrong type is an error in both.
-    An unknown key, a wrong type or an impossible combination prints one line and exits with 2.
+    YAML values are converted as words of the command line are, so that a wrong type is an error in both. An unknown
+    key, a wrong type or a forbidden combination prints one line and exits with code 2.
 
     Returns:
         `tuple`: One instance of each dataclass.
@@ -87,7 +87,7 @@ def parse_arguments(
         if word.startswith("--") and word.split("=")[0] not in known:
             parser.error(unknown_key(word.split("=")[0].lstrip("-"), known))
     try:
-        # Behind the dataclasses comes what is left: --config and --device, both dealt with.
+        # After the dataclasses comes the rest, --config and --device, which are handled already.
         return parser.parse_args_into_dataclasses(words, look_for_args_file=False)[: len(dataclass_types)]
     except (ValueError, TypeError) as error:
         parser.error(str(error))
@@ -95,8 +95,8 @@ def parse_arguments(
 
 def _group_by_dataclass(parser: argparse.ArgumentParser, dataclass_types: Sequence[type], with_host: bool) -> bool:
     """
-    Put the keys in groups by the class of this package that has them, in the order of their fields; the host's own behind
-    these, or out of the help. Whether there are any of the host.
+    Group the keys by the class of this package that declares them, in the order of the fields. Transformers' own keys
+    follow, or are left out of the help. Returns whether there are any.
     """
     owners = {field.name: _owner(kind, field.name) for kind in dataclass_types for field in dataclasses.fields(kind)}
     groups: dict[type | None, argparse._ArgumentGroup] = {}
@@ -108,14 +108,14 @@ def _group_by_dataclass(parser: argparse.ArgumentParser, dataclass_types: Sequen
         owner = owners[action.dest]
         parser._optionals._group_actions.remove(action)
         groups[owner]._group_actions.append(action)
-        action.option_strings = action.option_strings[:1]  # the spelling with dashes works, and is not shown
+        action.option_strings = action.option_strings[:1]  # the spelling with dashes also works, but is not shown
         if owner is None and not with_host:
             action.help = argparse.SUPPRESS
     return bool(groups[None]._group_actions)
 
 
 def _owner(kind: type, name: str) -> type | None:
-    """The class of this package in which a field, or another default for it, stands; `None` for the host's own."""
+    """The class of this package that declares a field or changes its default; `None` for Transformers' own fields."""
     package = __name__.partition(".")[0]
     classes = [base for base in kind.__mro__ if name in vars(base).get("__annotations__", {})]
     return next(
@@ -175,7 +175,7 @@ def _without_aliases(words: list[str], parser: argparse.ArgumentParser) -> list[
     for word in words:
         name, equals, value = word.partition("=")
         target = f"--{ALIASES.get(name[2:].replace('-', '_'))}" if name.startswith("--") else None
-        if target in parser._option_string_actions:  # a recipe may have a key of the alias's name, and not this one
+        if target in parser._option_string_actions:  # a recipe may have a key of its own with the alias's name
             _written[target[2:]] = name[2:]
             name = target
         elif name.startswith("--"):
@@ -196,23 +196,23 @@ def say(line: str) -> None:
 
 
 def refuse(message: str) -> NoReturn:
-    """End a recipe for what its user asked of it: one line, exit code 2."""
+    """End a recipe because of a user's mistake: print one line, exit with code 2."""
     sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {as_written(' '.join(message.split()))}\n")
     sys.exit(2)
 
 
-_written: dict[str, str] = {}  # keys of this process's command line, and the aliases by which they were passed
+_written: dict[str, str] = {}  # keys of this process's command line, and the aliases that the user typed for them
 
 
 def as_written(message: str) -> str:
-    """A message about keys by the names that stand on the command line: of `--data_path x`, not of `dataset_name`."""
+    """The message with keys named as the user typed them: `data_path` after `--data_path x`, not `dataset_name`."""
     for name, alias in _written.items():
         message = message.replace(f"`{name}`", f"`{alias}`")
     return message
 
 
 def as_record(*arguments) -> dict:
-    """Every resolved argument, ready for JSON; secrets are left out."""
+    """Every resolved argument, ready for JSON, without secrets."""
     record = {}
     for group in arguments:
         values = group.to_dict() if isinstance(group, TrainingArguments) else dataclasses.asdict(group)

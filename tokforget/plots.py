@@ -1,4 +1,4 @@
-"""Rows of results to figures."""
+"""Plots of result rows."""
 
 import logging
 from importlib.util import find_spec
@@ -7,12 +7,12 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-# One colour and one marker a scorer, the same in every plot; policies first, the two anchors in grey.
+# Each scorer has the same colour and marker in every plot. Policies come first; the two anchors are grey.
 _GREY = {"random": "#9a9a9a", "greedy_oracle": "#4d4d4d"}
 
 
 def draw_rate_quality(path: Path, rows: list[dict], dataset: str) -> None:
-    """The plot of a card: bits lost against rate, a line for each scorer."""
+    """Draw the plot of a model card: bits lost against rate, one line per scorer."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -20,13 +20,13 @@ def draw_rate_quality(path: Path, rows: list[dict], dataset: str) -> None:
 
     look = _looks(list(dict.fromkeys(row["scorer"] for row in rows)), pyplot)
     figure = _by_rate(pyplot, rows, look, "bits_lost", "bits lost per original token", dataset, log_scale=True)
-    # Without a date and a version inside, the same numbers give the same file.
+    # No date or version in the file, so that the same numbers give the same bytes.
     figure.savefig(path, dpi=140, bbox_inches="tight", metadata={"Software": None})
     pyplot.close(figure)
 
 
 def _draw(folder: Path, rows: list[dict], log: list[dict] | None) -> list[dict]:
-    if find_spec("matplotlib") is None:  # the numbers were dear, and are not to be lost for it
+    if find_spec("matplotlib") is None:  # keep the measured numbers even if they cannot be drawn
         logger.warning("The report is without plots: matplotlib is missing. `pip install matplotlib`, then draw them by "
                        "`tokforget.evaluation.report.write_report(%r)`.", str(folder))  # fmt: skip
         return []

@@ -1,11 +1,11 @@
-"""Rates and budgets as plain numbers: what compressing needs of [`tokforget.masking`], without torch."""
+"""Rates and budgets as plain numbers: the part of [`tokforget.masking`] that compressing needs, without torch."""
 
 from numbers import Real
 
 import numpy as np
 
 
-# 0.29 * 100 is 28.999999999999996 in floating point; a budget that is met on paper must be met here.
+# 0.29 * 100 is 28.999999999999996 in floating point; the tolerance makes it 29.
 ROUNDING_SLACK = 1e-6
 
 
@@ -39,8 +39,14 @@ def check_rate(rate: float, name: str = "rate") -> float:
 
 def allowed_tokens(num_tokens: int | np.ndarray, rate: float) -> np.ndarray:
     """
-    Number of tokens that a rate allows of texts of `num_tokens`, whole numbers of any shape: what
-    [`tokforget.masking.keep_count`] gives, to the token.
+    Number of tokens that a rate allows, exactly as [`tokforget.masking.keep_count`] computes it.
+
+    Args:
+        num_tokens (`int` or `np.ndarray` of any shape): Tokens of each text.
+        rate (`float`): Fraction to keep, in (0, 1].
+
+    Returns:
+        `np.ndarray` of the same shape: 0 for an empty text, else in `[1, num_tokens]`.
 
     >>> allowed_tokens(np.array([10, 3, 1, 0]), 0.5)
     array([5, 1, 1, 0])

@@ -1,7 +1,8 @@
 """
-The keys of a recipe, read from its source: a mistyped one is told at once, before torch and transformers are imported.
+The keys of a recipe, read from its source code: a mistyped key is reported at once, before torch and transformers are
+imported.
 
-Nothing is run and nothing is decided here but that a key or a run file does not exist; `tokforget.parsing` reads what does.
+This module runs nothing. It only finds keys and run files that do not exist; `tokforget.parsing` reads those that do.
 """
 
 import ast
@@ -16,7 +17,7 @@ from typing import NamedTuple
 from tokforget.shipped import run_file
 
 
-# Names that people know from scripts of this kind, and the fields that do the same.
+# Aliases: names that are usual in training scripts, and the fields that they set.
 ALIASES = {
     "data_path": "dataset_name",
     "reconstructor_path": "reconstructor_name_or_path",
@@ -29,7 +30,7 @@ ALIASES = {
 }
 
 
-# What keys were called in records and run files of before; the old name is an error that says the new one.
+# Former names of keys, in older records and run files. Using one is an error that gives the new name.
 RENAMED = {
     "warm_start_teacher": "warm_start_target",
     "lesson_path": "warm_start_data_path",
@@ -42,8 +43,8 @@ RENAMED = {
 
 
 def unknown_key(key: object, known: set[str], where: str = "") -> str:
-    """What to say of a key that does not exist, the nearest one that does included."""
-    key = str(key).replace("-", "_")  # YAML has keys that are no words
+    """The error message for an unknown key; it suggests the most similar key that exists."""
+    key = str(key).replace("-", "_")  # a YAML key may be a number
     if f"--{RENAMED.get(key)}" in known:
         return f"unknown key `{key}`{where}: it is called `{RENAMED[key]}` now."
     near = difflib.get_close_matches(key, sorted({word.lstrip("-").replace("-", "_") for word in known}), 1, 0.75)
@@ -53,13 +54,13 @@ def unknown_key(key: object, known: set[str], where: str = "") -> str:
 
 def refuse_unknown_keys(script: str | Path, words: Sequence[str] | None = None) -> None:
     """
-    End the process, with the line and the exit code of the parser, if the command line or the run file that it names has a key
-    that the recipe does not have, or there is no such run file. Whatever else may be wrong is left to the parser, as are recipes
-    whose source says too little.
+    End the process as the parser would, with one line and exit code 2, if the command line or its run file has an
+    unknown key, or if the run file does not exist. All other mistakes are left to the parser, and so are recipes whose
+    keys cannot be read from their source.
 
     Args:
         script (`str` or `Path`): The recipe.
-        words (`list[str]`, *optional*): Its command line; the process's own by default.
+        words (`list[str]`, *optional*): The command line; that of this process by default.
     """
     message = find_mistake(script, sys.argv[1:] if words is None else words)
     if message is not None:
@@ -69,8 +70,8 @@ def refuse_unknown_keys(script: str | Path, words: Sequence[str] | None = None) 
 
 def find_mistake(script: str | Path, words: Sequence[str]) -> str | None:
     """
-    What is to be said of the first key that does not exist, those of the run file before those of the command line, or of a run
-    file that does not; `None` if there is nothing of the kind.
+    The error message for a missing run file or for the first unknown key (keys of the run file come before those of
+    the command line); `None` if there is no such mistake.
     """
     known = known_keys(Path(script))
     if known is None:
@@ -91,7 +92,7 @@ def find_mistake(script: str | Path, words: Sequence[str]) -> str | None:
 
 
 def _run_file_keys(path: Path) -> list:
-    """The keys of a run file; none of one that cannot be read, of which the parser has to tell."""
+    """The keys of a run file; empty if it cannot be read, because the parser reports that."""
     import yaml
 
     try:
@@ -103,8 +104,8 @@ def _run_file_keys(path: Path) -> list:
 
 def known_keys(script: Path) -> set[str] | None:
     """
-    Every word that a recipe's parser takes for a key, with its dashes: of the dataclasses that it is given, by their names, and of
-    their bases, the host's included. `None` if one of them is not found in the sources.
+    Every key that a recipe's parser accepts, with its dashes: the fields of its dataclasses and of their base classes,
+    Transformers' included. `None` if the sources of one of these classes are not found.
     """
     try:
         module = _module(script)
@@ -123,18 +124,20 @@ def known_keys(script: Path) -> set[str] | None:
 
 # -- sources -----------------------------------------------------------------------------------------------------------
 class _NotFound(Exception):
-    """A name that the sources do not lead to."""
+    """A name whose definition is not found in the sources."""
 
 
 class _Module(NamedTuple):
     """
-    What stands in a file.
+    The contents of one source file.
 
     Attributes:
-        name (`str`): As it is imported, of a script nothing.
-        is_package (`bool`): Whether names relative to it begin in it.
-        classes (`dict`), imports (`dict`): By name; of what is imported the module, with dots where it is relative, and the name.
-        tree (`ast.Module`): All of it.
+        name (`str`): Its import name; empty for a script.
+        is_package (`bool`): Whether it is a package, so that its relative imports begin in itself.
+        classes (`dict`): Class definitions by name.
+        imports (`dict`): For each imported name its module, with leading dots where it is relative, and its name
+            there.
+        tree (`ast.Module`): The syntax tree.
     """
 
     name: str
@@ -158,7 +161,7 @@ def _module(path: Path, name: str = "") -> _Module:
 
 
 def _imported(name: str) -> _Module:
-    """A module by its name; none is run, for that of the package at the top is looked for alone."""
+    """The module of that name. No code is run, because only the top package is looked up, and its files are read."""
     top, *rest = name.split(".")
     spec = find_spec(top)
     for folder in (spec and spec.submodule_search_locations) or []:
@@ -169,8 +172,8 @@ def _imported(name: str) -> _Module:
 
 
 def _class(name: str, module: _Module) -> tuple[ast.ClassDef, _Module]:
-    """A class by the name that it has in a module, and the module in which it stands."""
-    for _ in range(8):  # imports that hand a name on
+    """The class that a module knows by this name, and the module that defines it."""
+    for _ in range(8):  # follow imports that pass a name on
         if name in module.classes:
             return module.classes[name], module
         if name not in module.imports:
@@ -202,7 +205,10 @@ def _dataclasses_of(module: _Module) -> list[str]:
 
 
 def _fields(name: str, module: _Module) -> dict[str, tuple[bool, list[str]]]:
-    """Of each field of a dataclass: whether it is a switch that is on, which has a `no_` beside it, and its other names."""
+    """
+    The fields of a dataclass. For each: whether it is a flag that is on by default (the parser then adds
+    `--no_<field>`), and its aliases.
+    """
     kind, module = _class(name, module)
     fields: dict[str, tuple[bool, list[str]]] = {}
     for base in reversed(kind.bases):

@@ -1,5 +1,6 @@
 """
-Numbers from tensors: rate, ratio, bits, token accuracy. Corpus figures are taken from totals, never from means of ratios.
+Figures from tensors: rate, ratio, bits, token accuracy. Figures of a corpus are ratios of totals, never means of
+ratios.
 """
 
 import math
@@ -21,14 +22,25 @@ def compression_ratio(keep_mask: torch.Tensor, valid: torch.Tensor) -> float:
 
 
 def bits_lost(token_nll: torch.Tensor) -> torch.Tensor:
-    """Bits that a text lost in the eyes of the reconstructor, `(B,)`: the sum over its dropped tokens."""
+    """
+    Bits that each text lost under the reconstructor.
+
+    Args:
+        token_nll (`torch.FloatTensor` of shape `(batch_size, num_tokens)`): Bits of each dropped token, 0 elsewhere.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size,)`: The sum over the dropped tokens.
+    """
     return token_nll.sum(1)
 
 
 def exact_restored(
     restored_ids: torch.Tensor, input_ids: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor
 ) -> torch.Tensor:
-    """Number of dropped tokens of each text that a restoration got exactly right, `(B,)`; kept ones do not count."""
+    """
+    Number of dropped tokens of each text that were restored exactly, `(B,)`. All arguments are `(B, T)`; kept tokens
+    do not count.
+    """
     return ((restored_ids == input_ids) & ~keep_mask & valid).sum(1)
 
 
@@ -39,7 +51,12 @@ def per_text_mean(values: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
 
 # -- figures of a corpus, from its totals ------------------------------------------------------------------------------
 def rate_and_ratio(kept: int, original: int) -> dict[str, float]:
-    """`compression_rate` = kept / original and `compression_ratio` = original / kept, of token counts over a corpus."""
+    """
+    `compression_rate` = kept / original and `compression_ratio` = original / kept, from the token counts of a corpus.
+
+    Raises:
+        `ValueError`: If one of the counts is 0.
+    """
     if original < 1:
         raise ValueError("A compression rate is undefined: the texts have no token at all.")
     if kept < 1:
@@ -49,8 +66,8 @@ def rate_and_ratio(kept: int, original: int) -> dict[str, float]:
 
 def mask_bits(kept: int, original: int) -> float:
     """
-    Bits per original token that the keep mask itself costs at most when it travels with the kept tokens: the entropy
-    of a coin that falls on "kept" as often as the mask does.
+    Most bits per original token that the keep mask itself costs if it is sent along with the kept tokens: the entropy
+    of a coin that shows "kept" as often as the mask does.
 
     >>> mask_bits(1, 2)
     1.0
@@ -61,18 +78,23 @@ def mask_bits(kept: int, original: int) -> float:
 
 def bits_lost_per_token(bits: Sequence[float], dropped: int, tokens: int) -> dict[str, float]:
     """
+    Bits lost over a corpus, from its totals.
+
     Args:
         bits (`Sequence[float]`): Bits of dropped tokens or of whole texts, in any grouping.
         dropped (`int`): Dropped tokens of all texts.
         tokens (`int`): Tokens of all texts.
 
     Returns:
-        `dict`: `bits_lost` per original token, `bits_per_dropped_token` (0.0 where none was dropped) and
-        `bits_lost_total`.
+        `dict`: `bits_lost` per original token, `bits_per_dropped_token` (0.0 if none was dropped) and
+            `bits_lost_total`.
+
+    Raises:
+        `ValueError`: If `tokens` is 0 or `dropped` exceeds it.
     """
     if not 0 <= dropped <= tokens or tokens < 1:
         raise ValueError(f"`dropped` must lie in [0, tokens] and `tokens` be at least 1, got {dropped} of {tokens}.")
-    total = math.fsum(bits)  # exact, so that the order of the texts cannot be seen in the last digit
+    total = math.fsum(bits)  # exact, so that the result does not depend on the order of the texts
     return {
         "bits_lost": total / tokens,
         "bits_per_dropped_token": total / dropped if dropped else 0.0,
@@ -84,7 +106,7 @@ def context_retention(
     nll_full: Sequence[float], nll_compressed: Sequence[float], nll_none: Sequence[float], num_tokens: int
 ) -> dict[str, float | None]:
     """
-    How much of what the full context tells a reader about a continuation the compressed one still tells.
+    Share of the information about a continuation that the compressed context keeps.
 
     Args:
         nll_full, nll_compressed, nll_none (`Sequence[float]`):
@@ -92,9 +114,9 @@ def context_retention(
         num_tokens (`int`): Tokens of all continuations.
 
     Returns:
-        `dict`: `context_retention` = (none - compressed) / (none - full) of the totals, `None` where the full context is
-        worth nothing to the reader; `context_gain` = what it is worth, in bits per token; `perplexity_ratio` =
-        perplexity with the compressed context / with the full one; bits per token of the three cases.
+        `dict`: `context_retention` = (none - compressed) / (none - full) of the totals, `None` if the full context
+        does not help the reader; `context_gain` = (none - full) in bits per token; `perplexity_ratio` = perplexity
+        with the compressed context / with the full one; and the bits per token of the three cases.
     """
     if num_tokens < 1:
         raise ValueError(f"`num_tokens` must be at least 1, got {num_tokens}: there is no continuation to predict.")
@@ -109,9 +131,10 @@ def context_retention(
     }
 
 
-# -- prompts of a growing transcript -----------------------------------------------------------------------------------
+# -- prompts of growing transcripts
+# ------------------------------------------------------------------------------------
 def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
-    """How many of the first values of two rows are the same; `(num_a,)` and `(num_b,)`, tokens or bytes."""
+    """Length of the common prefix of two rows `(num_a,)` and `(num_b,)`, in tokens or bytes."""
     shorter = min(len(a), len(b))
     differs = np.asarray(a[:shorter]) != np.asarray(b[:shorter])
     return int(differs.argmax()) if differs.any() else shorter
@@ -119,14 +142,18 @@ def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
 
 def prefix_churn(transcripts: Sequence[Sequence[np.ndarray]]) -> dict[str, float | int]:
     """
-    How much of what was sent is changed when it is sent again: a provider's prompt cache holds to the first difference only.
+    How much of a prompt changes when it is sent again in the next turn. A provider's prompt cache only covers the
+    tokens before the first difference.
 
     Args:
         transcripts: The prompts of each transcript, turn after turn, each a row of tokens or of bytes.
 
     Returns:
-        `dict`: `prefix_churn` = changed / sent of all turns but the first ones, `changed`, `sent`, `changed_turns` (a share of these
-        turns), `turns`.
+        `dict`: `prefix_churn` = changed / sent over all turns but the first of each transcript, `changed`, `sent`,
+        `changed_turns` (the fraction of these turns that changed something), `turns`.
+
+    Raises:
+        `ValueError`: If no transcript has a second prompt after one that is not empty.
     """
     pairs = [pair for prompts in transcripts for pair in pairwise(prompts)]
     changed = [len(before) - common_prefix(before, after) for before, after in pairs]
@@ -153,14 +180,14 @@ def cache_cost(
     block_tokens: int = 1,
 ) -> dict[str, float | int]:
     """
-    What the prompts of growing transcripts cost with a provider that caches prefixes.
+    Cost of the prompts of growing transcripts with a provider that caches prefixes.
 
-    Every prompt of at least `min_cached_tokens` is written to the cache; of a later one of the same transcript the longest prefix
-    that was written is read from there, whole blocks of it, and the rest is written. Nothing expires.
+    Every prompt of at least `min_cached_tokens` is written to the cache. A later prompt of the same transcript reads
+    its longest cached prefix, in whole blocks, and writes the rest. Nothing expires.
 
     Args:
         transcripts: The prompts of each transcript, turn after turn, each a row of token ids.
-        input_price (`float`), cached_read_price (`float`), cache_write_price (`float`): For a million tokens.
+        input_price (`float`), cached_read_price (`float`), cache_write_price (`float`): Price of a million tokens.
         min_cached_tokens (`int`): Shorter prompts and shorter prefixes are not cached.
         block_tokens (`int`): Cached prefixes are multiples of it.
 

@@ -1,7 +1,8 @@
 """
-The files that a checkout keeps beside the package and a wheel inside it: recipes and run files, hardware files, card templates.
+The shipped files: recipes and run files, hardware files, card templates. A checkout keeps them next to the package, a
+wheel inside it.
 
-A file of one's own is named by its path; a shipped one by its name alone, from any folder: `quick_test`, `cpu`.
+Users name their own file by its path, and a shipped file by its name alone, from any folder: `quick_test`, `cpu`.
 """
 
 from pathlib import Path
@@ -25,7 +26,7 @@ def shipped_folder(name: str) -> Path:
 
 
 def in_checkout() -> bool:
-    """Whether the recipes are those of a clone, and not of an installed wheel."""
+    """Whether the recipes come from a checkout and not from an installed wheel."""
     return shipped_folder(RECIPES).parent != _PACKAGE
 
 
@@ -35,19 +36,21 @@ def recipe_path(file_name: str) -> Path:
 
 
 def run_file(name: str) -> Path:
-    """The run file of a path, or the shipped one of that name; see `_find`."""
+    """The run file at a path, or the shipped run file of that name. Raises `ValueError` if there is neither."""
     return _find(name, RECIPES, "run file", "--config")
 
 
 def hardware_file(name: str) -> Path:
-    """The hardware file of a path, or the shipped one of that name; see `_find`."""
+    """
+    The hardware file at a path, or the shipped hardware file of that name. Raises `ValueError` if there is neither.
+    """
     return _find(name, HARDWARE, "hardware file", "--accelerate_config")
 
 
 def _find(name: str, folder: str, what: str, key: str) -> Path:
     """
-    A path that is a file is taken as it is. Otherwise `name`, `name.yaml` and `<folder>/name.yaml` all mean the shipped file,
-    so that a documented command also works outside a clone.
+    A path to an existing file is returned unchanged. Otherwise `name`, `name.yaml` and `<folder>/name.yaml` all mean
+    the shipped file, so that a documented command also works outside a checkout.
 
     Raises:
         `ValueError`: If there is neither; the message lists what is shipped.

@@ -91,7 +91,7 @@ def test_the_proxy_sends_what_the_hook_returns(hook_class, compressor, caplog):
     assert call({"input": "a text"}) == {"input": "a text"}
     with caplog.at_level(logging.WARNING):
         assert call({"messages": [{"content": 3}]}) == {"messages": [{"content": 3}]}
-    assert "go on as they came: Message 0 has no `role`" in caplog.text
+    assert "are sent unchanged: Message 0 has no `role`" in caplog.text
 
 
 def test_langchain_messages(compressor):

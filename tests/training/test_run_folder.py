@@ -119,7 +119,7 @@ def test_what_is_learnt_from_is_not_deleted(run_dir, capsys):
         assert re.search(
             rf"would delete `reconstructor_(name_or_)?path` {re.escape(repr(str(path)))}, which the run needs", said
         )
-    with pytest.raises(ValueError, match="starts anew, `auto_resume` and `resume_from_checkpoint` go on"):
+    with pytest.raises(ValueError, match="starts anew, `auto_resume` and `resume_from_checkpoint` resume"):
         ForgetConfig(output_dir=str(run_dir), overwrite_output_dir=True, auto_resume=True)
 
 

@@ -109,7 +109,7 @@ def test_auto_resume_says_what_it_does(base_folder, tokenizer, tmp_path, capsys)
     assert "no whole checkpoint: starting at step 0" in capsys.readouterr().err
     trainer.train()
     assert checkpoint_to_resume(trainer.args) == str(tmp_path / "checkpoint-6")
-    assert f"Going on from {tmp_path / 'checkpoint-6'}." in capsys.readouterr().err
+    assert f"Resuming from {tmp_path / 'checkpoint-6'}." in capsys.readouterr().err
     trainer.save_model(str(tmp_path))
     trainer.save_state()
     with pytest.raises(SystemExit) as stop:
@@ -409,7 +409,7 @@ def test_the_same_command_goes_on_where_a_signal_stopped_it(processes, number, b
     assert re.search(r"Interrupted after step \d+\. The last checkpoint is ", output), output
     assert not (tmp_path / "run" / checkpoints.STATE).exists() and steps_in(tmp_path / "run")[-1] < 24
     code, output = finish(launch(base_folder, tmp_path / "run", processes=processes))
-    assert code == 0 and output.count("Going on from ") == 1, output
+    assert code == 0 and output.count("Resuming from ") == 1, output
     same_runs(tmp_path / "unbroken", tmp_path / "run")
     if processes == 1:
         code, output = finish(launch(base_folder, tmp_path / "run"))

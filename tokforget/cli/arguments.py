@@ -1,4 +1,4 @@
-"""The arguments of the shell command, and what `--help` says of them."""
+"""The arguments of the shell command, and their help."""
 
 import argparse
 import difflib
@@ -11,16 +11,17 @@ from tokforget.cli.recipes import RECIPES
 
 
 _COMPRESS_HELP = """
-Text files or standard input to standard output. Several files follow each other, or with `--output folder/` become a file
-each. Text that is not dropped is reproduced byte for byte, line endings and bytes that are no UTF-8 included.
+Reads text files or standard input and writes to standard output. Several files are written one after another, or with
+`--output folder/` to one file each. Kept text is reproduced byte for byte, including line endings and bytes that are not UTF-8.
 
-With --column the input is JSONL: every row keeps its columns letter for letter and gets `compressed`, `original_tokens`,
+With --column the input is JSONL: every row keeps its columns unchanged and gets `compressed`, `original_tokens`,
 `compressed_tokens` and `compression_rate` (with --json also `compression`, for restore). --output-column names another column
-for the compressed text; one that a row has already is refused, but for that of --column, whose text is then replaced. A line
-that cannot be used is left out and named with its number on standard error; the others are written, and the exit code is 2.
+for the compressed text. It must not exist, except that the column of --column may be replaced. A line that cannot be used is
+left out and reported with its number on standard error; the other lines are written, and the exit code is 2.
 
-With --messages the input is a chat: a JSON list of messages of OpenAI or Anthropic, a request that holds one, or JSON Lines of
-either, and so is the output. System, last user message and calls of tools stay; results of tools and older turns are shortened.
+With --messages the input is a chat: a JSON list of messages of OpenAI or Anthropic, a request that contains one, or JSON Lines of
+either; the output has the same form. The system message, the last user message and tool calls stay; tool results and older turns
+are shortened.
 
   tokforget compress notes.txt --rate 0.3
   cat notes.txt | tokforget compress --target-tokens 500 --protect numbers --protect '/Figure \\d+/'
@@ -30,29 +31,29 @@ either, and so is the output. System, last user message and calls of tools stay;
   tokforget compress notes.txt --json --output notes.json && tokforget restore notes.json
 """
 _RESTORE_HELP = """
-Reads what `tokforget compress --json` wrote. The result is a guess where tokens were dropped; standard error says so.
+Reads the output of `tokforget compress --json`. Restored tokens are predictions; a line on standard error says so.
 
   tokforget restore notes.json --abstain-below 0.3
 """
 _INSPECT_HELP = """
-The heat map of keep scores. Colours where there is a terminal; for a pager: FORCE_COLOR=1 tokforget inspect FILE | less -R
+Shows the heat map of keep scores, in colours on a terminal. For a pager: FORCE_COLOR=1 tokforget inspect FILE | less -R
 """
 _DIFF_HELP = """
-What is left out is struck where there is a terminal with colours, and stands in brackets elsewhere.
+Dropped text is struck through on a terminal with colours, and in brackets elsewhere.
 
   tokforget diff notes.txt --rate 0.3
   tokforget diff notes.txt --rate 0.3 --html diff.html
 """
-# Those of [`tokforget.compression.compressor`], which is not imported for a help page.
+# Copied from [`tokforget.compression.compressor`], which a help page should not import.
 BACKENDS = ("numpy", "torch", "onnx", "onnx-int8")
 _RECIPES_HELP = """
-From `prepare` on the commands are recipes. Each takes `--config` with a shipped run file's name or a path, and any key of it:
+The commands from `prepare` on are recipes. Each takes `--config` with the name of a shipped run file or a path, and any of its keys:
 
   tokforget train --config quick_test --max_steps 50
   tokforget train --config full_training --accelerate_config multi_gpu --num_processes 4
   tokforget evaluate --config evaluation_quick --model_path outputs/quick_test
 
-Without --accelerate_config (cpu, single_gpu, multi_gpu, ..., or a path) a recipe is one process, on the GPU if there is one.
+Without --accelerate_config (cpu, single_gpu, multi_gpu, ..., or a path) a recipe runs in one process, on the GPU if there is one.
 """
 
 
@@ -62,7 +63,10 @@ class _OneLineParser(argparse.ArgumentParser):
         sys.exit(2)
 
     def parse_known_args(self, args=None, namespace=None):
-        """As the host's, but that a command's parser refuses what it does not know itself: it knows what is meant, and its help."""
+        """
+        As in argparse, but a subcommand's parser reports unknown arguments itself, because it can suggest the right
+        one.
+        """
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:
             known = [*self._option_string_actions, *self._commands()]
@@ -108,9 +112,11 @@ def make_parser() -> argparse.ArgumentParser:
                                "itself replaces the original")  # fmt: skip
     _add_messages(compress)
     compress.add_argument("--report", choices=("omissions",),
-                          help="omissions: say on standard error what is left out, by lines; with --json, as `omitted` in the "
+                          help="omissions: report on standard error which lines are left out; with --json, as `omitted` in the "
                                "output")  # fmt: skip
-    compress.add_argument("--stream", action="store_true", help="decide block after block: any length in flat memory")
+    compress.add_argument(
+        "--stream", action="store_true", help="decide block after block, for texts of any length in constant memory"
+    )
 
     restore = add("restore", "Fill the gaps of compressed texts, as a guess.", _RESTORE_HELP)
     _add_input(restore, "files from `compress --json`, or `-`, the default, for standard input", several=True)
@@ -118,30 +124,30 @@ def make_parser() -> argparse.ArgumentParser:
                          help="leave a visible gap where the confidence is below this, in (0, 1]")  # fmt: skip
     restore.add_argument("--base-model", metavar="NAME",
                          help="folder or id of the base model (default: the id that the model was trained over)")  # fmt: skip
-    restore.add_argument("--gap", default="[…]", metavar="TEXT", help="what stands for a gap (default: %(default)s)")
-    restore.add_argument("--batch-size", type=int, default=16, metavar="N", help="windows at once (default: 16)")
+    restore.add_argument("--gap", default="[…]", metavar="TEXT", help="text shown for a gap (default: %(default)s)")
+    restore.add_argument("--batch-size", type=int, default=16, metavar="N", help="windows per batch (default: 16)")
     restore.add_argument("--json", action="store_true", help="one JSON object per text, with confidences and spans")
     _add_output(restore)
 
     inspect = add("inspect", "Show what is kept of a text, and each token's score.", _INSPECT_HELP)
     _add_input(inspect, "a text file, or `-`, the default, for standard input", several=False)
     _add_budget(inspect)
-    diff = add("diff", "Show a text beside what is left of it, line by line.", _DIFF_HELP)
+    diff = add("diff", "Show a text next to its compressed version, line by line.", _DIFF_HELP)
     _add_input(diff, "a text file, or `-`, the default, for standard input", several=False)
     _add_budget(diff)
     for command in (inspect, diff):
-        command.add_argument("--html", metavar="OUT.html", help="write a page instead of showing it here")
+        command.add_argument("--html", metavar="OUT.html", help="write an HTML page instead of showing it here")
         command.add_argument("--quiet", action="store_true", help="no summary on standard error")
 
-    serve.add_arguments(add("serve", "Compress over HTTP, with a page that shows what is kept.", serve.HELP))
+    serve.add_arguments(add("serve", "Compress over HTTP, with a page that shows the kept text.", serve.HELP))
 
     export.add_arguments(add("export", "Write a model's policy for another runtime: ONNX Runtime.", export.HELP))
 
     env = add("env", "Print versions and devices, for a bug report.")
     env.add_argument("--json", action="store_true", help="as one JSON object")
-    env.add_argument("--torch", action="store_true", help="import torch and say what it sees")
+    env.add_argument("--torch", action="store_true", help="import torch and show the devices it finds")
 
-    for name, recipe in RECIPES.items():  # listed here; their words are read by the recipe
+    for name, recipe in RECIPES.items():  # only listed here; the recipe parses its own arguments
         commands.add_parser(name, help=recipe.summary, add_help=False)
     return parser
 
@@ -154,20 +160,20 @@ def _add_input(command: argparse.ArgumentParser, what: str, several: bool) -> No
     )
     command.add_argument("--device", metavar="cpu|cuda", help="where the policy runs (default: cpu)")
     command.add_argument("--backend", choices=BACKENDS,
-                         help="what the policy is computed with (default: torch for another device than the CPU, else NumPy); onnx: the "
-                              "graph that `tokforget export` wrote into the model's folder")  # fmt: skip
+                         help="library that computes the policy (default: torch for another device than the CPU, else NumPy); onnx uses "
+                              "the graph that `tokforget export` wrote to the model's folder")  # fmt: skip
 
 
 def _add_messages(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("messages of a chat")
     group.add_argument("--messages", action="store_true", help="read and write messages: JSON, or JSON Lines of chats")
     group.add_argument("--stable", action="store_true",
-                       help="decide each message alone, so that a provider's prompt cache holds while the chat grows")  # fmt: skip
+                       help="decide each message on its own, so that a provider's prompt cache stays valid while the chat grows")  # fmt: skip
     group.add_argument(
         "--no-question", action="store_true", help="do not take the question from the last user message"
     )
     group.add_argument("--roles", metavar="LIST",
-                       help="whose texts are shortened, out of tool,assistant,user (default: all three; with --stable: tool)")  # fmt: skip
+                       help="roles whose texts are shortened, out of tool,assistant,user (default: all three; with --stable: tool)")  # fmt: skip
     group.add_argument(
         "--min-message-tokens", type=int, metavar="N", help="leave shorter messages whole (default: 32)"
     )
@@ -179,16 +185,16 @@ def _add_output(command: argparse.ArgumentParser) -> None:
 
 
 def _add_budget(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("what is kept")
+    group = command.add_argument_group("budget and kept text")
     budget = group.add_mutually_exclusive_group()
     budget.add_argument("--rate", type=float, metavar="R", help="fraction of tokens kept, in (0, 1] (default: 0.5)")
-    budget.add_argument("--target-tokens", type=int, metavar="N", help="tokens kept, at most")
+    budget.add_argument("--target-tokens", type=int, metavar="N", help="most tokens kept")
     budget.add_argument("--threshold", type=float, metavar="S", help="keep what scores at least this, in (0, 1)")
     budget.add_argument(
         "--quality",
         type=float,
         metavar="Q",
-        help="as little as the model's calibration allows for a reader to retain this share",
+        help="the shortest result for which a reader retains this share, by the model's calibration",
     )
     group.add_argument(
         "--risk",
@@ -199,38 +205,42 @@ def _add_budget(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--count-with",
         metavar="VOCABULARY",
-        help="whose tokens are counted: a tokenizer.json, a folder with one, a Hub id, or a name of tiktoken such as o200k_base or "
+        help="tokenizer that counts: a tokenizer.json, a folder with one, a Hub id, or a name of tiktoken such as o200k_base or "
         "gpt-4o (default: the model's own)",
     )
     group.add_argument(
         "--unit",
         choices=("token", "word", "auto"),
-        help="what is dropped whole; auto: words, but JSON stays JSON, and code and logs go by lines (default: what the model was "
-        "trained by)",
+        help="unit that is kept or dropped as a whole; auto: words, but JSON stays JSON, and code and logs are cut by lines (default: "
+        "the unit of the model's training)",
     )
     group.add_argument(
-        "--question", metavar="TEXT", help="what will be asked about the text: what answers it is kept first"
+        "--question", metavar="TEXT", help="question about the text; the words that answer it are kept first"
     )
     group.add_argument("--protect", action="append", default=[], metavar="WHAT",
-                       help="what must stay, repeatable: numbers, urls, emails, paths, code_fences, inline_code, identifiers, "
-                            "negations, sentence_ends, line_breaks, roles, or /regular expression/; by words negations, ends of "
-                            "sentences and line breaks are kept as far as they fit in any case, unless it is none")  # fmt: skip
+                       help="text that must stay, repeatable: numbers, urls, emails, paths, code_fences, inline_code, identifiers, "
+                            "negations, sentence_ends, line_breaks, roles, or /regular expression/; by words, negations, ends of "
+                            "sentences and line breaks are always kept as far as they fit, unless this is none")  # fmt: skip
     group.add_argument("--keep-first", type=int, metavar="N", help="keep the first N tokens")
     group.add_argument("--keep-last", type=int, metavar="N", help="keep the last N tokens")
-    group.add_argument("--prefix-stable", action="store_true", help="appending to a text changes nothing before")
-    group.add_argument("--nested", action="store_true", help="a smaller budget keeps a subset of a larger one's")
+    group.add_argument(
+        "--prefix-stable", action="store_true", help="appending to a text does not change the earlier result"
+    )
+    group.add_argument(
+        "--nested", action="store_true", help="a smaller budget keeps a subset of the tokens of a larger one"
+    )
     group.add_argument("--budget", choices=("per_text", "corpus"), default="per_text",
                        help="corpus: one budget over all texts (default: per_text)")  # fmt: skip
     group.add_argument(
         "--tags", action="store_true", help="read <keep>, <keep rate=0.8>, <drop>, <llmlingua ...> segments"
     )
     group.add_argument("--mark-omissions", action="store_true",
-                       help="write into the output which lines are gone, such as [… lines 12-18], within the budget")  # fmt: skip
+                       help="mark missing lines in the output, such as [… lines 12-18], within the budget")  # fmt: skip
     group.add_argument("--min-tokens", type=int, metavar="N",
                        help="leave shorter texts whole (default: 0; with --messages --rate a chat of less than 500)")  # fmt: skip
     group.add_argument("--on-impossible", choices=("raise", "warn"),
-                       help="where what is protected, or JSON, exceeds the budget: stop, or warn and return the smallest that is "
-                            "possible (default: warn with --unit auto, else raise)")  # fmt: skip
+                       help="if protected text or JSON exceeds the budget: raise an error, or warn and return the smallest possible "
+                            "result (default: warn with --unit auto, else raise)")  # fmt: skip
 
 
 def compress_options(args: argparse.Namespace) -> dict:

@@ -1,4 +1,4 @@
-"""Versions, devices and threads for a bug report, read without importing what is asked about."""
+"""Versions, devices and threads for a bug report, found without importing the packages."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ from tokforget.packaged import READER_MODEL, reader_model_path
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets", "tokenizers", "safetensors",
              "huggingface_hub", "numpy", "onnxruntime", "langchain-core", "llama-index-core")  # fmt: skip
-# What changes how the libraries behave. Only names that hold no secrets.
+# Environment variables that change the behaviour of the libraries; none of them holds a secret.
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM")
 
 
@@ -23,7 +23,7 @@ def describe(ask_torch: bool = False) -> dict[str, str]:
     Facts about this installation, by name.
 
     Args:
-        ask_torch (`bool`): Import torch, too, and say what devices and threads it sees.
+        ask_torch (`bool`): Whether to import torch, and add the devices and threads that it finds.
     """
     facts = {
         "tokforget": tokforget.__version__,
@@ -54,7 +54,7 @@ def _packaged_model() -> str:
 
 
 def _torch_build() -> str:
-    """The accelerator torch was built for, from its version file."""
+    """The accelerator for which torch was built, from its version file."""
     spec = util.find_spec("torch")
     if spec is None or spec.origin is None:
         return "not installed"

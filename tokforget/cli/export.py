@@ -1,4 +1,6 @@
-"""`tokforget export`: a model's policy as a graph for another runtime, beside a copy of the model or in its own folder."""
+"""
+`tokforget export`: write a model's policy as a graph for ONNX Runtime, into the model's folder or with a copy of it.
+"""
 
 import argparse
 import sys
@@ -8,13 +10,13 @@ from tokforget.cli.files import UserError
 
 
 HELP = """
-Writes policy.onnx, and with --precision int8 or both policy.int8.onnx, for ONNX Runtime; `--backend onnx` then computes with it. It
-needs the extra: pip install "tokforget[onnx]"
+Writes policy.onnx for ONNX Runtime, and policy.int8.onnx with --precision int8 or both; `--backend onnx` then uses it. It needs the
+extra: pip install "tokforget[onnx]"
 
   tokforget export --format onnx -o with_onnx && tokforget compress notes.txt --model with_onnx --backend onnx
   tokforget export --format onnx --precision both outputs/my_model --in-place
 
-A graph belongs to the weights beside it; with others it is refused, and is to be written again.
+A graph is only valid with the weights in its folder. With other weights it is refused and must be written again.
 """
 PRECISIONS = {"fp32": ("onnx",), "int8": ("onnx-int8",), "both": ("onnx", "onnx-int8")}
 
@@ -22,20 +24,18 @@ PRECISIONS = {"fp32": ("onnx",), "int8": ("onnx-int8",), "both": ("onnx", "onnx-
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", nargs="?", metavar="MODEL",
                          help="a trained model's folder or Hub id, or `embedded` (default: the packaged model)")  # fmt: skip
-    command.add_argument("--format", required=True, choices=("onnx",), help="what the graph is written for")
+    command.add_argument("--format", required=True, choices=("onnx",), help="format of the graph")
     command.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32",
-                         help="fp32 scores as the model does; int8 is a third of its size, with scores of its own (default: fp32)")  # fmt: skip
+                         help="fp32 gives the model's scores; int8 is a third of its size, with other scores (default: fp32)")  # fmt: skip
     where = command.add_mutually_exclusive_group()
-    where.add_argument(
-        "--output", "-o", metavar="FOLDER", help="where a copy of the model goes, and the graph with it"
-    )
+    where.add_argument("--output", "-o", metavar="FOLDER", help="folder for a copy of the model with the graph")
     where.add_argument("--in-place", action="store_true", help="add the graph to the model's own folder")
-    command.add_argument("--overwrite", action="store_true", help="replace files that are there already")
-    command.add_argument("--quiet", "-q", action="store_true", help="do not say what was written")
+    command.add_argument("--overwrite", action="store_true", help="replace existing files")
+    command.add_argument("--quiet", "-q", action="store_true", help="do not print the written files")
 
 
 def export(args: argparse.Namespace) -> int:
-    """Write the graphs, and say on standard error where they are; returns the exit code."""
+    """Write the graphs and print their paths on standard error; returns the exit code."""
     from tokforget.models.folders import export_onnx, local_folder
     from tokforget.packaged import EMBEDDED, forget_model_path, reader_model_path
 

@@ -1,6 +1,6 @@
 """
-What the shell command reads and writes. Text in is text out, byte for byte: UTF-8 without newline translation, and bytes
-that are no UTF-8 travel as surrogate escapes (PEP 383), so that they come out as they went in unless they are dropped.
+Input and output of the shell command. Kept text is reproduced byte for byte: UTF-8 without newline translation. Bytes
+that are not UTF-8 are read as surrogate escapes (PEP 383), and are written unchanged unless they are dropped.
 """
 
 import codecs
@@ -19,13 +19,13 @@ from typing import BinaryIO
 
 STDIN = "-"
 _SURROGATES = re.compile("[\ud800-\udfff]")
-_BETWEEN = re.compile(r"[\s:,]*")  # what stands between the keys and values of an object of JSON
+_BETWEEN = re.compile(r"[\s:,]*")  # characters between the keys and values of a JSON object
 _BLOCK_BYTES = 65_536
 # Enough to know the longest mark of what is no text.
 _MARK_BYTES = 64
 _UTF_16 = "Convert it first, for instance with `iconv -f UTF-16 -t UTF-8`."
 _UNPACK, _EXTRACT = "Unpack it first.", "Take the text out of it first."
-# How what is no text begins, what it is, and what to do about it. The longer mark of two comes first.
+# First bytes of formats that are not text, with their names and advice. A longer mark comes before its prefix.
 _NO_TEXT = (
     (b"\xff\xfe\x00\x00", "UTF-32", _UTF_16.replace("16", "32")),
     (b"\x00\x00\xfe\xff", "UTF-32", _UTF_16.replace("16", "32")),
@@ -37,14 +37,14 @@ _NO_TEXT = (
     (b"\x89PNG", "an image", _EXTRACT), (b"\xff\xd8\xff", "an image", _EXTRACT), (b"GIF8", "an image", _EXTRACT),
     (b"\x93NUMPY", "an array of NumPy", _EXTRACT), (b"\x80\x04\x95", "a pickle", _EXTRACT), (b"\x80\x05\x95", "a pickle", _EXTRACT),
 )  # fmt: skip
-# Bytes that are no UTF-8, and control characters that no text has; terminals' escapes and backspaces stand in logs.
+# Bytes that are not UTF-8, and control characters that no text has; escapes and backspaces of terminals occur in logs.
 _NO_CHARACTERS = re.compile("[\udc80-\udcff\x00-\x07\x0e-\x1a\x1c-\x1f]")
 # Above this share of zeros a file is no text, however short it is.
 _ZEROS = 1 / 16
 
 
 class UserError(Exception):
-    """What the user asked for cannot be done; ends the command with one line and exit code 2."""
+    """A user's mistake; it ends the command with one line and exit code 2."""
 
 
 @dataclass
@@ -53,11 +53,12 @@ class Record:
     One text of the input.
 
     Args:
-        source (`str`): The file it comes from, `"-"` for standard input.
+        source (`str`): Its file, `"-"` for standard input.
         text (`str`): The text.
-        size (`int`): Bytes of the input it took, for the progress bar.
-        number (`int`, *optional*), line (`str`, *optional*): Of a JSONL row: its line number from 1, and the line itself.
-        question (`str`, *optional*): What will be asked about the text.
+        size (`int`): Its bytes in the input, for the progress bar.
+        number (`int`, *optional*), line (`str`, *optional*): For a JSONL row its line number from 1, and the line
+            itself.
+        question (`str`, *optional*): The question about the text.
     """
 
     source: str
@@ -69,7 +70,7 @@ class Record:
 
     @property
     def place(self) -> str:
-        """Where it stands, as compilers say it."""
+        """Its place in the form of compiler messages, `file:line`."""
         return self.source if self.number is None else f"{self.source}:{self.number}"
 
 
@@ -77,10 +78,10 @@ class Record:
 @contextmanager
 def open_input(source: str) -> Iterator[io.BufferedReader]:
     """
-    A file, or standard input for `-`, in bytes.
+    Open a file, or standard input for `-`, in binary mode.
 
     Raises:
-        `UserError`: If its beginning is no text.
+        `UserError`: If the file does not begin with text.
     """
     if source != STDIN:
         with open(source, "rb", buffering=_BLOCK_BYTES) as file:
@@ -119,9 +120,9 @@ class _Continued(io.RawIOBase):
 
 def check_is_text(beginning: bytes, source: str) -> None:
     """
-    `UserError` if these first bytes of an input are of an archive, an image, a document or of another encoding than UTF-8.
-
-    Single bytes that are no UTF-8 are let through, and come out as they went in: logs have them.
+    Raise `UserError` if the first bytes of an input are those of an archive, an image, a document, or of another
+    encoding than UTF-8. A few bytes that are not UTF-8 are allowed, because logs contain them; they are written
+    unchanged.
     """
     for mark, kind, advice in _NO_TEXT:
         if beginning.startswith(mark):
@@ -143,12 +144,12 @@ def check_is_text(beginning: bytes, source: str) -> None:
 
 
 def decode(data: bytes) -> str:
-    """Bytes as text, losslessly."""
+    """Decode bytes to text without loss."""
     return data.decode("utf-8", "surrogateescape")
 
 
 def encode(text: str) -> bytes:
-    """The inverse of `decode`; surrogates that stand for no byte, which only JSON can bring, become U+FFFD."""
+    """The inverse of `decode`. Surrogates that do not encode a byte (only JSON can contain them) become U+FFFD."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -156,7 +157,7 @@ def encode(text: str) -> bytes:
 
 
 def read_texts(sources: list[str]) -> Iterator[Record]:
-    """Each file as one text."""
+    """Read each file as one text."""
     for source in sources:
         with open_input(source) as file:
             data = file.read()
@@ -164,7 +165,7 @@ def read_texts(sources: list[str]) -> Iterator[Record]:
 
 
 def read_parts(source: str, advance: Callable[[int], None]) -> Iterator[str]:
-    """One file in parts of some 64 kB, never splitting a character; `advance` is told the bytes of each."""
+    """Read a file in parts of about 64 kB without splitting a character; `advance` gets the bytes of each part."""
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     with open_input(source) as file:
         while data := file.read(_BLOCK_BYTES):
@@ -181,8 +182,8 @@ def read_rows(
     added: Sequence[str] = (),
 ) -> Iterator[Record]:
     """
-    The rows of JSONL files. What is no row with a text in `column`, or has a key that is to be `added`, goes to
-    `reject(place, reason)`; blank lines to nobody.
+    Read the rows of JSONL files. A line that is not a row with a text in `column`, or that already has a key in
+    `added`, is passed to `reject(place, reason)`. Blank lines are skipped.
     """
     for source in sources:
         with open_input(source) as file:
@@ -200,7 +201,7 @@ def read_rows(
 def _row(
     data: bytes, number: int, column: str, question_column: str | None, added: Sequence[str]
 ) -> tuple[str, str, str | None]:
-    """A line as text without its ending, what stands in its column, and its question."""
+    """A line as text without its line ending, the value of its column, and its question."""
     try:
         line = data.decode("utf-8-sig" if number == 1 else "utf-8").strip()
     except UnicodeDecodeError as error:
@@ -227,7 +228,7 @@ def _row(
 
 
 def unique_keys(pairs: list[tuple[str, object]]) -> dict:
-    """An object of JSON; one with a key twice is read in as many ways as there are readers, and by some not at all."""
+    """A JSON object. Raises `ValueError` for a duplicate key, because programs read such objects differently."""
     row = dict(pairs)
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
@@ -243,15 +244,17 @@ def _kind(value) -> str:
 
 # -- out ---------------------------------------------------------------------------------------------------------------
 def json_line(fields: dict | list, indent: int | None = None) -> bytes:
-    r"""Fields as one line of JSON, or over several lines with an indent. Lone surrogates are written as escapes (`\udc80`), so that they too come back."""
+    r"""
+    Fields as one line of JSON, or as several lines with an indent. Lone surrogates are written as escapes (`\udc80`).
+    """
     text = json.dumps(fields, ensure_ascii=False, indent=indent)
     return _escaped(text).encode() + b"\n"
 
 
 def with_columns(record: Record, columns: dict, replaced: str | None = None) -> bytes:
     """
-    A row with columns added behind its own, which stay letter for letter as they were (numbers, order, spaces); one that is
-    `replaced` keeps its place and gets the value that `columns` has for it.
+    A row with columns appended. Its own columns stay exactly as they were written (numbers, order, spaces). A
+    `replaced` column keeps its place and gets the value in `columns`.
     """
     line, added = record.line, dict(columns)
     if replaced is not None:
@@ -261,7 +264,7 @@ def with_columns(record: Record, columns: dict, replaced: str | None = None) -> 
 
 
 def _value_span(line: str, name: str) -> tuple[int, int]:
-    """Where in a line that is an object of JSON the value of a key begins, and where it ends."""
+    """Start and end of a key's value in a line that is a JSON object."""
     decoder, at = json.JSONDecoder(), 1
     while True:
         key, at = decoder.raw_decode(line, _BETWEEN.match(line, at).end())
@@ -287,7 +290,7 @@ def standard_output() -> BinaryIO:
 @contextmanager
 def open_output(path: str | None) -> Iterator[BinaryIO]:
     """
-    Standard output, or a file that appears, whole, only when all went well: a failure leaves what was there before.
+    Standard output, or a file that is written atomically: after a failure the old file is unchanged.
     """
     if path is None:
         yield standard_output()
@@ -315,14 +318,14 @@ def open_output(path: str | None) -> Iterator[BinaryIO]:
 
 
 def refuse_input_as_output(path: Path, sources: list[str], option: str = "--output") -> None:
-    """`UserError` if a result would take the place of a text that it is made from: what was dropped would be gone for good."""
+    """Raise `UserError` if a result would overwrite one of the inputs, because dropped text would be lost."""
     named_as, path = path, path.resolve()  # where it is written: `nothing/../a.txt` is `a.txt`
     if not path.is_file():
         return
     for source in sources:
         try:
             there = os.stat(source) if source != STDIN else os.fstat(sys.stdin.fileno())
-        except (OSError, ValueError):  # not there, which is said elsewhere; or a standard input without a file
+        except (OSError, ValueError):  # a missing file is reported elsewhere; standard input may have no file
             continue
         if os.path.samestat(there, path.stat()):
             named = "standard input" if source == STDIN else source
@@ -352,18 +355,22 @@ def check_output_file(path: str, sources: list[str], option: str = "--output") -
 
 class Outputs:
     """
-    Where results go: standard output, one file, or a folder with a file for each source. Several sources in one file, or on
-    standard output, are apart: behind one that does not end in a line break comes one.
+    The outputs: standard output, one file, or a folder with one file per source. Results in one file or on standard
+    output are separated by line breaks.
 
     Args:
-        path (`str`, *optional*): Nothing for standard output; a folder that exists or a name that ends in a slash; or a file.
-        sources (`list[str]`): The inputs, which name the files in a folder.
-        suffix (`str`): What is added to these names.
-        read_along (`list[str]`): Other files that no result may take the place of.
+        path (`str`, *optional*): A file; an existing folder, or a name that ends in a slash; by default standard
+            output.
+        sources (`list[str]`): The inputs; the files in a folder have their names.
+        suffix (`str`): Suffix of these names.
+        read_along (`list[str]`): Other files that no result may overwrite.
+
+    Raises:
+        `UserError`: If the output cannot be written there, or two inputs would have the same file.
     """
 
     def __init__(self, path: str | None, sources: list[str], suffix: str = "", read_along: Sequence[str] = ()):
-        self.last = b""  # byte that was written
+        self.last = b""  # the last byte written
         self.path, self.suffix = path, suffix
         self.is_folder = bool(path) and (Path(path).is_dir() or path.endswith(("/", os.sep)))
         if not self.is_folder:
@@ -384,22 +391,22 @@ class Outputs:
 
     @property
     def on_terminal(self) -> bool:
-        """Whether results are shown where a progress bar would be, too."""
+        """Whether results go to the terminal, where a progress bar would be, too."""
         return self.path is None and sys.stdout is not None and sys.stdout.isatty()
 
     @property
     def line_is_open(self) -> bool:
-        """Whether a message would follow on the same line of the terminal."""
+        """Whether the last line on the terminal is unfinished, so that a message would continue it."""
         return self.on_terminal and self.last not in (b"", b"\n")
 
     @contextmanager
     def open_all(self) -> Iterator[Callable[..., None]]:
         """
-        A function that takes a source, bytes of its result, and whether a text begins with them, as it does with a new source.
-        Sources must come one after the other.
+        Yields a function `write(source, data, begins)`. `begins` is whether a new text begins with `data`; a new
+        source always begins one. The results of a source must be consecutive.
         """
         with ExitStack() as stack:
-            current: list = [None, None]  # source and the file for it
+            current: list = [None, None]  # the source and its file
 
             def write(source: str, data: bytes, begins: bool = False) -> None:
                 begins |= source != current[0]
@@ -412,6 +419,6 @@ class Outputs:
                 current[0], self.last = source, data[-1:] or self.last
                 current[1].write(data)
 
-            if not self.is_folder:  # there, and empty, even if nothing is written
+            if not self.is_folder:  # create an empty file even if nothing is written
                 current[1] = stack.enter_context(open_output(self.path))
             yield write

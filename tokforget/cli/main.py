@@ -1,11 +1,11 @@
 """
 The shell command: `tokforget compress | restore | inspect | diff | serve | export | env`, and the recipes by name, such as `tokforget train`.
 
-Results go to standard output, everything else to standard error. Exit codes: 0 done; 1 failed for no fault of the user;
-2 the user asked for something that cannot be done, or some lines could not be read; 130 interrupted.
+Results go to standard output, everything else to standard error. Exit codes: 0 success; 1 an error that is not the
+user's; 2 a user's mistake, or some lines could not be read; 130 interrupted.
 """
 
-# Only what costs nothing is imported here: `--help` and `env` must not wait for torch.
+# Import only light modules here, so that `--help` and `env` do not wait for torch.
 import argparse
 import os
 import re
@@ -43,21 +43,21 @@ from tokforget.cli.serve import serve
 from tokforget.optional import MissingPackage, needed
 
 
-# Texts that are compressed in one call: enough to fill the batches, little enough for flat memory.
+# Texts compressed in one call: enough to fill the batches, few enough for constant memory.
 _GROUP_TEXTS, _GROUP_BYTES = 256, 2_000_000
-# Rejected lines that are named; of the others only the count.
+# Most rejected lines to name; the others are only counted.
 _NAMED = 20
-# A bar for less would only flicker.
+# Least bytes of input for a progress bar; for less it would only flicker.
 _BAR_BYTES = 1_000_000
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line `argv`, or the process's own, and return its exit code."""
+    """Run the command line `argv` (by default that of the process) and return the exit code."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     words = sys.argv[1:] if argv is None else argv
-    if sys.stderr is None:  # started with it closed, as by `2>&-`: what is said there is for nobody
+    if sys.stderr is None:  # started with it closed, as by `2>&-`: nobody reads its messages
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
-    if words and words[0] in RECIPES:  # their words are read by the recipe, its warnings are its own
+    if words and words[0] in RECIPES:  # the recipe parses its arguments and shows its own warnings
         try:
             with needed(f"`tokforget {words[0]}`"):
                 return run_recipe(words[0], words[1:])
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     except (UserError, MissingPackage) as error:
         return _say_error(str(error), 2)
     except BrokenPipeError:
-        # The reader has what it wanted (`| head`). Without this the interpreter would complain when it closes stdout.
+        # The reading process has closed the pipe (`| head`). Otherwise the interpreter would report an error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
@@ -91,7 +91,7 @@ def _say_error(message: str, code: int) -> int:
 
 @contextmanager
 def _one_line_warnings() -> Iterator[None]:
-    """Our own warnings in one line; those that libraries have for programmers are not for here."""
+    """Print our own warnings in one line, and hide those that libraries address to programmers."""
 
     def show(message, category, filename, lineno, file=None, line=None):
         sys.stderr.write(f"tokforget: warning: {' '.join(str(message).split())}\n")
@@ -105,15 +105,15 @@ def _one_line_warnings() -> Iterator[None]:
 
 @contextmanager
 def _ended_in_order() -> Iterator[None]:
-    """SIGTERM and a terminal that is closed end the command as Ctrl-C does: what is half written is taken away."""
+    """SIGTERM and a closed terminal end the command as Ctrl-C does, and unfinished files are removed."""
 
     def leave(number, frame):
         raise SystemExit(128 + number)
 
     before = {}
-    if threading.current_thread() is threading.main_thread():  # Python lets no other thread have handlers
+    if threading.current_thread() is threading.main_thread():  # only the main thread may set handlers
         numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-        # What was told to be ignored, as by `nohup`, stays ignored.
+        # A signal that is ignored, for instance after `nohup`, stays ignored.
         before = {n: signal.signal(n, leave) for n in numbers if signal.getsignal(n) == signal.SIG_DFL}
     try:
         yield
@@ -122,9 +122,9 @@ def _ended_in_order() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-# -- what all commands do ----------------------------------------------------------------------------------------------
+# -- shared by the commands ---------------------------------------------------------------------------------------------
 def _read_along(args: argparse.Namespace) -> list[str]:
-    """Files that are read beside the texts, and that no result may take the place of: those of the model, and a vocabulary."""
+    """Files that no result may overwrite beside the texts: those of the models, and a vocabulary."""
     names = [args.model, getattr(args, "base_model", None), getattr(args, "count_with", None)]
     files = []
     for path in (Path(name) for name in names if name):
@@ -133,7 +133,7 @@ def _read_along(args: argparse.Namespace) -> list[str]:
 
 
 def _check_files(files: list[str]) -> None:
-    """What can be said before a model is loaded."""
+    """Check the files before a model is loaded."""
     if "" in files:
         raise UserError("A file's name is empty: name a file, or `-` for standard input.")
     if files.count(STDIN) > 1:
@@ -155,7 +155,7 @@ _WRITTEN = {"count_tokens": "count_with"}
 
 @contextmanager
 def _users_mistake(place: str = "") -> Iterator[None]:
-    """What the library refuses is the user's to mend: one line, with the command line's names."""
+    """Turn errors of the library about the user's arguments into one line with the names of the command line."""
     try:
         yield
     except (ValueError, TypeError, OSError) as error:
@@ -164,7 +164,7 @@ def _users_mistake(place: str = "") -> Iterator[None]:
 
 
 def _load(args: argparse.Namespace, options: dict | None = None):
-    """The compressor, and its options checked before any text is read."""
+    """Load the compressor and check its options before any text is read."""
     with _users_mistake():
         from tokforget.compression.compressor import Compressor
 
@@ -184,7 +184,7 @@ def _load(args: argparse.Namespace, options: dict | None = None):
 # -- compress ----------------------------------------------------------------------------------------------------------
 @dataclass
 class _Report:
-    """What is said on standard error: rejected lines, and at the end the sums."""
+    """Messages on standard error: rejected lines, and a summary at the end."""
 
     quiet: bool
     noun: str = "texts"
@@ -204,14 +204,16 @@ class _Report:
         self.chars += len(result.text)
 
     def count(self, result, vocabulary: str, is_new: bool = True) -> None:
-        """Tokens alone, of what is no single text."""
+        """Count only tokens, for results that are not a single text."""
         self.texts += is_new
         self.original_tokens += result.original_tokens
         self.compressed_tokens += result.compressed_tokens
         self.vocabulary = vocabulary
 
     def tell(self, place: str, result) -> None:
-        """What is left out of a text, for the end: `12` a line of which all is gone, `12~` one of which a part is."""
+        """
+        Note the omissions of a text for the end: `12` is a line that is missing, `12~` one that is partly missing.
+        """
         from tokforget.compression.heatmap import printable
 
         lines = result.diff().lines
@@ -226,7 +228,7 @@ class _Report:
             self.told.append(f"{line.number:>{width}}{'~' if line.state == 'part' else ' '} {printable(said)}\n")
 
     def warn(self, place: str, result) -> None:
-        """Of a text that is above its budget, why it is."""
+        """Report why a text is above its budget."""
         if result.unreached:
             self.unreached += 1
             if self.unreached <= _NAMED:
@@ -238,7 +240,7 @@ class _Report:
             sys.stderr.write(f"tokforget: {place}: {' '.join(reason.split())}\n")
 
     def end(self, line_is_open: bool = False) -> int:
-        """The summary and the exit code."""
+        """Print the summary; returns the exit code."""
         if self.unreached > _NAMED:
             sys.stderr.write(f"tokforget: warning: {self.unreached:,} texts are above their budgets.\n")
         if self.told:
@@ -317,7 +319,7 @@ def _compress(args: argparse.Namespace) -> int:
 
 
 def _compress_messages(args: argparse.Namespace, options: dict) -> int:
-    """Chats in, chats out; the line at the end names tokens before and after."""
+    """Compress chats; the summary gives the tokens before and after."""
     files = args.files or [STDIN]
     outputs = Outputs(args.output, files, read_along=_read_along(args))
     _check_files(files)
@@ -363,7 +365,7 @@ def _compress_streams(compressor, files: list[str], options: dict, advance) -> I
 
 
 def _groups(records: Iterator[Record], all_at_once: bool) -> Iterator[list[Record]]:
-    """Records in groups that are compressed in one call."""
+    """Group the records that are compressed in one call."""
     group, size = [], 0
     for record in records:
         group.append(record)
@@ -376,7 +378,7 @@ def _groups(records: Iterator[Record], all_at_once: bool) -> Iterator[list[Recor
 
 
 def _compress_group(compressor, group: list[Record], options: dict, report: _Report) -> list[tuple[Record, object]]:
-    """Each record with its result. Where a text is impossible, a file is an error and a row is rejected."""
+    """Each record with its result. If a text's budget is impossible, a file is an error and a row is rejected."""
     try:
         with _without_places():
             results = compressor.compress([record.text for record in group], **options | _told(group))
@@ -401,7 +403,7 @@ def _compress_group(compressor, group: list[Record], options: dict, report: _Rep
 
 @contextmanager
 def _without_places() -> Iterator[None]:
-    """Without the library's warnings of texts above their budgets: the report has them, with the text's place."""
+    """Hide the library's warnings about texts above their budgets; the report gives them with the text's place."""
     from tokforget.compression.compressor import OverBudgetWarning
 
     with warnings.catch_warnings():
@@ -410,7 +412,7 @@ def _without_places() -> Iterator[None]:
 
 
 def _told(group: list[Record]) -> dict:
-    """The questions of rows that bring their own."""
+    """The argument `question`, for rows with their own questions."""
     questions = [record.question for record in group]
     return {"question": questions} if any(question is not None for question in questions) else {}
 
@@ -432,14 +434,14 @@ def _text_column(args: argparse.Namespace) -> str:
 
 
 def _added_columns(args: argparse.Namespace) -> tuple[str, ...]:
-    """The columns that a row gets, that of its compressed text first."""
+    """The columns that a row gets, the compressed text first."""
     from tokforget.compression.results import COLUMNS
 
     return (_text_column(args), *COLUMNS[1:], *(["compression"] if args.json else []))
 
 
 def _new_columns(args: argparse.Namespace) -> tuple[str, ...]:
-    """Those of them that a row may not have yet: all but the one that is asked to be replaced."""
+    """Those of the added columns that a row must not have yet: all except a replaced one."""
     return tuple(name for name in _added_columns(args) if name != args.column or args.output_column is None)
 
 
@@ -463,8 +465,8 @@ def _omitted(args: argparse.Namespace, result) -> dict:
 @contextmanager
 def _progress(files: list[str], hidden: bool, one_call: bool):
     """
-    A bar over the bytes of the input, where someone looks and it will take a while; where all is done in one call, only a
-    sign of life and the time. Yields what moves it.
+    Show a progress bar over the bytes of the input, on a terminal and for longer inputs. If everything is one call,
+    only a spinner and the time are shown. Yields the function that advances the bar.
     """
     sizes = [Path(name).stat().st_size if Path(name).is_file() else None for name in files if name != STDIN]
     total = sum(sizes) if len(sizes) == len(files) and None not in sizes else None
@@ -490,7 +492,7 @@ def _restore(args: argparse.Namespace) -> int:
     files = args.files or [STDIN]
     _check_files(files)
     outputs = Outputs(args.output, files, suffix=".txt" if not args.json else "", read_along=_read_along(args))
-    with needed("`tokforget restore`"):  # before anything else is said of the files
+    with needed("`tokforget restore`"):  # a missing package is reported before errors in the files
         import tokforget.compression.restoration  # noqa: F401
     compressor = _load(args)
     report = _Report(quiet=True)
@@ -504,15 +506,15 @@ def _restore(args: argparse.Namespace) -> int:
                 sys.stderr.write(f"tokforget: {record.place}: {text.label}\n")
             line = {} if record.number is None else {"line": record.number}
             named = {"source": record.source} | line | text.to_dict()
-            end = b"" if record.line is None else b"\n"  # blocks of a stream join, rows do not
-            begins = result.start == 0  # a block of a stream goes on with the one before it
+            end = b"" if record.line is None else b"\n"  # rows need a line break; the blocks of a stream are joined
+            begins = result.start == 0  # a later block of a stream continues the text
             write(record.source, json_line(named) if args.json else encode(text.text) + end, begins)
     return report.end()
 
 
 @contextmanager
 def _quiet_host() -> Iterator[None]:
-    """Loading a model without Transformers' own bar and remarks; restoring has a bar of its own."""
+    """Hide Transformers' progress bar and messages while a model is loaded; restoring has its own bar."""
     from transformers.utils import logging
 
     shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -536,7 +538,7 @@ def _diff(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace, make: Callable) -> int:
-    """Something that rich shows and that writes itself as a page, here or as a page."""
+    """Show a result on the terminal, or write it as an HTML page."""
     options = compress_options(args)
     _check_files([args.files])
     if args.html is not None:

@@ -1,6 +1,6 @@
 """
-`tokforget compress --messages`: a JSON list of messages or a request that holds one, or JSON Lines of either; what comes out has the
-shape of what went in.
+`tokforget compress --messages`: reads a JSON list of messages, a request that contains one, or JSON Lines of either.
+The output has the same form.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from typing import Any
 from tokforget.cli.files import Record, UserError, json_line, open_input, unique_keys
 
 
-# Options of `compress` that speak of texts; with their values when they are not given.
+# Options of `compress` for texts, with their default values.
 _OF_TEXTS = {
     "threshold": None, "prefix_stable": False, "nested": False, "tags": False, "budget": "per_text", "stream": False, "column": None,
     "question_column": None, "output_column": None, "keep_first": None, "keep_last": None,
@@ -24,12 +24,12 @@ _OF_MESSAGES = {"stable": False, "no_question": False, "min_message_tokens": Non
 @dataclass
 class Conversation:
     """
-    Messages of the input, and where they stood.
+    The messages of one chat in the input, and their place.
 
     Args:
-        record (`Record`): The place; with a line number in a JSONL file.
+        record (`Record`): The place, with a line number in a JSONL file.
         value: The list, or the object with the list in `messages`.
-        indent (`int`, *optional*): Of the JSON file, if it was written over several lines.
+        indent (`int`, *optional*): Indent of the JSON file, if it has several lines.
     """
 
     record: Record
@@ -45,13 +45,13 @@ class Conversation:
         return self.value.get("system") if isinstance(self.value, dict) else None
 
     def rendered(self, messages: list) -> bytes:
-        """The same with other messages."""
+        """The same JSON with other messages."""
         value = {**self.value, "messages": messages} if isinstance(self.value, dict) else messages
         return json_line(value, self.indent)
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """`UserError` for options that do not go with `--messages`, or only with it."""
+    """Raise `UserError` for options that exclude `--messages`, or that need it."""
     unfit = _OF_TEXTS if args.messages else _OF_MESSAGES
     given = [f"--{name.replace('_', '-')}" for name, default in unfit.items() if getattr(args, name) != default]
     if given and args.messages:
@@ -76,7 +76,10 @@ def message_options(args: argparse.Namespace, protect) -> dict:
 
 
 def read_conversations(sources: list[str], reject: Callable[[str, str], None]) -> Iterator[Conversation]:
-    """The conversations of files. What is none in a JSONL file goes to `reject(place, reason)`, and is an error in a JSON file."""
+    """
+    Read the conversations of files. A line of a JSONL file that is no conversation is passed to
+    `reject(place, reason)`; a JSON file that is none raises `UserError`.
+    """
     for source in sources:
         with open_input(source) as file:
             data = file.read()
@@ -111,7 +114,7 @@ def _lines(source: str, text: str, error: str, reject: Callable[[str, str], None
 
 
 def _conversation(text: str):
-    """A list of messages, or an object that holds one."""
+    """Parse a list of messages, or an object that contains one; else raise `ValueError`."""
     value = json.loads(text, object_pairs_hook=unique_keys)
     if isinstance(value, list) or (isinstance(value, dict) and isinstance(value.get("messages"), list)):
         return value

@@ -2,10 +2,10 @@
 The recipes as shell commands: `tokforget train --config quick_test` starts the code of `accelerate launch recipes/train.py`.
 
 Without `--accelerate_config` the recipe runs in this process, on the GPU if there is one. With it, Accelerate's launcher starts
-the processes that the hardware file asks for. Either way the exit code is the recipe's.
+the processes of the hardware file. The exit code is that of the recipe.
 """
 
-# As in main.py only what costs nothing: `tokforget compress` imports this, too.
+# Import only light modules, as in main.py, because `tokforget compress` imports this module, too.
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,12 +20,13 @@ from tokforget.shipped import hardware_file, recipe_path
 
 class Recipe(NamedTuple):
     """
-    What a command starts.
+    The recipe of a command.
 
     Attributes:
         script (`str`): File in `recipes/`.
-        summary (`str`): For `tokforget --help`.
-        hardware (`str`): Who reads `--accelerate_config`: `launcher`, or the `recipe`, which launches others, or `nobody`.
+        summary (`str`): Line in `tokforget --help`.
+        hardware (`str`): Who reads `--accelerate_config`: the `launcher`; the `recipe`, if it launches others; or
+            `nobody`.
     """
 
     script: str
@@ -38,18 +39,18 @@ RECIPES = {
     "train-reconstructor": Recipe("train_reconstructor.py", "Train the model that restores texts.", "launcher"),
     "train": Recipe("train.py", "Train a policy, compare it with the baselines, save the model.", "launcher"),
     "train-compressor": Recipe(
-        "train_reader_policy.py", "Train a compressor from what a reader loses, by words.", "nobody"
+        "train_reader_policy.py", "Train a compressor over words from a reader's losses.", "nobody"
     ),
     "calibrate": Recipe("calibrate_quality.py", "Calibrate the quality floor of a model.", "nobody"),
     "evaluate": Recipe("evaluate.py", "Compare models with every baseline, write a report.", "launcher"),
     "baselines": Recipe("run_baselines.py", "Compare the baselines alone.", "launcher"),
     "cache-cost": Recipe("cache_cost.py", "Measure churn and cache cost of growing chats.", "nobody"),
-    "readers": Recipe("reader_benchmark.py", "Measure what a reader can do with compressed text.", "nobody"),
+    "readers": Recipe("reader_benchmark.py", "Measure how well a reader works with compressed text.", "nobody"),
     "leaderboard": Recipe("leaderboard.py", "Train and compare over several seeds, in one table.", "recipe"),
     "push": Recipe("push_to_hub.py", "Send a model or prepared data to the Hub.", "nobody"),
 }
 HARDWARE = "--accelerate_config"
-# What the launcher may be told beside the hardware file; every other word is the recipe's.
+# Options of the launcher besides the hardware file; all other arguments belong to the recipe.
 LAUNCHER_OPTIONS = (
     "--num_processes", "--num_machines", "--machine_rank", "--main_process_ip", "--main_process_port", "--mixed_precision",
     "--gpu_ids", "--num_cpu_threads_per_process",
@@ -58,10 +59,11 @@ LAUNCHER_OPTIONS = (
 
 def run_recipe(command: str, words: Sequence[str]) -> int:
     """
-    Run a recipe with the words of the command line.
+    Run a recipe with the arguments `words`.
 
     Returns:
-        `int`: The exit code; a recipe in this process that refuses its arguments leaves by `SystemExit`, as when it is a script.
+        `int`: The exit code. A recipe in this process that refuses its arguments raises `SystemExit`, as a script
+            does.
 
     Raises:
         `UserError`: If `--accelerate_config` names no hardware file, or the command starts only one process.
@@ -105,7 +107,7 @@ def _take(words: list[str], name: str) -> tuple[str | None, list[str]]:
 
 
 def _run_here(script: Path, words: list[str]) -> int:
-    """The script as `python script.py words` runs it."""
+    """Run the script as `python script.py words` does."""
     import runpy
 
     before, sys.argv = sys.argv, [str(script), *words]
@@ -117,7 +119,7 @@ def _run_here(script: Path, words: list[str]) -> int:
 
 
 def _launch(words: list[str]) -> int:
-    """`accelerate launch words` in this process; it waits for those it starts, and their exit code is returned."""
+    """Run `accelerate launch words` in this process, wait for the processes it starts, and return their exit code."""
     from subprocess import CalledProcessError
 
     from accelerate.commands.launch import launch_command, launch_command_parser
@@ -134,13 +136,13 @@ def _launch(words: list[str]) -> int:
         return _exit_code(error.get_first_failure()[1].exitcode)
     except SignalException as error:
         return 128 + error.sigval
-    except ValueError as error:  # options that do not go together
+    except ValueError as error:  # options that exclude each other
         raise UserError(f"accelerate launch: {error}") from error
     return 0
 
 
 def _exit_code(code: int) -> int:
-    """As a shell tells it: a process that a signal ended has 128 and the signal's number."""
+    """The exit code as in a shell: 128 plus the signal's number for a process that a signal ended."""
     if code >= 0:
         return code
     sys.stderr.write(f"tokforget: error: a process of the run was ended by {signal.Signals(-code).name}.\n")
@@ -148,7 +150,7 @@ def _exit_code(code: int) -> int:
 
 
 def _quiet_launcher() -> None:
-    """Without torchrun's own report of a process that failed: the process has said why, in a line or a traceback."""
+    """Hide torchrun's report of a failed process, because the process has printed its own error."""
     import logging
 
     for name in ("agent.server.api", "multiprocessing.api"):
@@ -158,9 +160,9 @@ def _quiet_launcher() -> None:
 @contextmanager
 def _signals_passed_on() -> Iterator[None]:
     """
-    Outlive the run: a signal ends it in its own time, with a checkpoint, and its exit code is still told.
+    Wait for the run after a signal: the run ends by itself with a checkpoint, and its exit code is returned.
 
-    A terminal sends Ctrl-C to both; SIGTERM comes to this process alone and is passed on.
+    A terminal sends Ctrl-C to both processes; SIGTERM reaches only this process and is passed on.
     """
     import psutil
 

@@ -1,4 +1,4 @@
-"""Reads what `tokforget compress --json` wrote, and checks it: a file may come from anywhere."""
+"""Read and check the output of `tokforget compress --json`; a file may come from an untrusted source."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ from tokforget.compression.results import CompressedText
 from tokforget.compression.saved import read_result
 
 
-# Lines at the beginning of a file of which one at least has to be what is wanted; else the file is another one.
+# At least one of so many first lines must be a result; otherwise the file is not such an output.
 _TRIED = 20
 
 
@@ -16,9 +16,10 @@ def read_saved(
     sources: list[str], compressor, reject: Callable[[str, str], None]
 ) -> Iterator[tuple[Record, CompressedText]]:
     """
-    Results from files of JSON Lines, or of one JSON object. What is none goes to `reject(place, reason)`.
+    Read results from files of JSON Lines, or of one JSON object. Lines that are not results are passed to
+    `reject(place, reason)`.
 
-    A row that `compress --column --json` wrote carries its result in `compression`.
+    A row from `compress --column --json` has its result in `compression`.
     """
     for source in sources:
         with open_input(source) as file:
@@ -29,13 +30,13 @@ def read_saved(
                 f"{source} is no output of `tokforget compress --json`, which is a JSON object on each line. Compress with --json what is "
                 "to be restored."
             )
-        if len(lines) > 1 and _is_object(data):  # one object, printed over several lines
+        if len(lines) > 1 and _is_object(data):  # one object on several lines
             lines = [(1, data)]
         for number, line in lines:
             record = Record(source, "", len(line), number if len(lines) > 1 else None)
             try:
                 fields = _fields(line)
-                # Only a row of `--column` has its result inside.
+                # Only a row of `--column` contains its result in a field.
                 record.line = line.decode() if "compression" in fields else None
                 yield record, read_result(fields.get("compression", fields), compressor)
             except (ValueError, TypeError, OverflowError, RecursionError) as error:

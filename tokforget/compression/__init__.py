@@ -1,1 +1,1 @@
-"""What people install: prompts made shorter, and restored. Loads no transformers."""
+"""Compress prompts, and restore them. Compressing does not import transformers."""

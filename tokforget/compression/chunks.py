@@ -1,5 +1,6 @@
 """
-Texts in chunks whose ends, tokens, scores and budgets look at nothing behind them: for texts that grow, and for streams.
+Decide texts in chunks, for growing texts and streams: the end, tokens, scores and budget of a chunk do not depend on
+later text.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,11 +13,11 @@ from tokforget.compression.search import Choice, Ranked, Search, search_budget
 from tokforget.compression.search import try_pieces as try_
 
 
-# Characters of a chunk, about 100 tokens of English: short enough for the last, unfinished one to be small.
+# Characters of a chunk, about 100 tokens of English. Chunks are short, because the last, unfinished one may change.
 CHUNK = 400
-# Tokens before a chunk that its scores look at.
+# Tokens before a chunk on which its scores depend.
 CONTEXT = 32
-# A chunk without a good place to end may grow to this many times its size before a worse one is taken.
+# A chunk without a good place to end may grow to this many times its size; then a worse place is used.
 _PATIENCE = 4
 
 
@@ -24,13 +25,14 @@ def chunk_ends(text: str, size: int, unbroken: Finder | None = None) -> list[int
     """
     Characters at which finished chunks of a text end. Appending to the text never moves them.
 
-    A chunk ends before the first single white-space character behind `size` characters: there no tokenizer joins what is
-    before to what is after. Where none comes for long, a script without spaces may also be cut between two characters.
+    A chunk ends before the first single white-space character after `size` characters, where no tokenizer joins both
+    sides to one token. If there is none for long, a script without spaces may be cut between two characters.
 
     Args:
-        text (`str`), size (`int`): The text, and characters of a chunk at least.
-        unbroken (`Finder`, *optional*): Finds spans within which no chunk may end, as far as they show in the `LOOK`
-            characters behind an end; an end is final once these are there.
+        text (`str`): The text.
+        size (`int`): Least characters of a chunk.
+        unbroken (`Finder`, *optional*): Finds spans within which no chunk may end. It sees `LOOK` characters after an
+            end; an end is final once these have arrived.
     """
     classes = character_classes(text)
     space = classes & SPACE > 0
@@ -63,12 +65,13 @@ def _first(places: np.ndarray, least: int, below: int) -> int | None:
 
 def search_chunks(ranked: Ranked, ends: list[int], targets: list[int]) -> Search:
     """
-    Decide chunk after chunk, each with what the text up to its end may take less what was taken before.
+    Decide chunk after chunk. The budget of a chunk is that of the text up to its end, less the tokens of earlier
+    chunks.
 
     Args:
         ranked (`Ranked`): One text.
         ends (`list[int]`): One-after-last piece of each chunk.
-        targets (`list[int]`): Tokens that the output may have up to the end of each chunk.
+        targets (`list[int]`): Most tokens of the output up to the end of each chunk.
     """
     text, pieces = ranked.texts[0], ranked.pieces[0]
     keep = np.zeros(len(pieces), dtype=bool)
@@ -80,9 +83,9 @@ def search_chunks(ranked: Ranked, ends: list[int], targets: list[int]) -> Search
         used += choice.count - before
         last = (tail, start, end, target - used + choice.count)
         tail, start = (start if keep[start:end].any() else tail), end
-    settled = Ranked(ranked.texts, ranked.pieces, ranked.ranks)  # what comes along was decided with each chunk
+    settled = Ranked(ranked.texts, ranked.pieces, ranked.ranks)  # without bonds, which each chunk has applied
     whole = yield from try_(settled, keep)
-    # Only the last chunk, which is unfinished, may still be changed: what the joints made of the count is settled there.
+    # Only the last, unfinished chunk may still change; it compensates for tokens that the joints add or save.
     for _ in range(_PATIENCE):
         if whole.count <= targets[-1] or not keep[last[1] : last[2]].any():
             break
@@ -95,12 +98,12 @@ def search_chunks(ranked: Ranked, ends: list[int], targets: list[int]) -> Search
 
 
 def _decide(ranked: Ranked, keep: np.ndarray, tail: int, start: int, end: int, room: int) -> Search:
-    """The best pieces from `start` to `end`, where those from `tail` to `start` are settled."""
+    """The best pieces from `start` to `end`; those from `tail` to `start` are decided."""
     settled = np.where(keep[tail:start], -np.inf, np.inf)
     ranks = np.concatenate([settled, ranked.ranks[start:end]])
     bonds = None if ranked.bonds is None else ranked.bonds[tail:end]
     if bonds is not None:
-        bonds.marks[: start - tail] &= keep[tail:start]  # what was dropped stays so
+        bonds.marks[: start - tail] &= keep[tail:start]  # a dropped mark stays dropped
     part = Ranked(ranked.texts, [ranked.pieces[0][tail:end]], ranks, bonds)
     return (yield from search_budget(part, max(room, 0)))
 
@@ -113,7 +116,7 @@ def _count(text: str, pieces: Pieces, keep: np.ndarray, start: int, end: int) ->
 
 
 def blocks(parts: Iterable[str], size: int, unbroken: Finder | None = None) -> Iterator[str]:
-    """A stream of strings as blocks of at least `size` characters that end where a chunk may end; the last is longer."""
+    """Divide a stream of strings into blocks of at least `size` characters that end where a chunk may end."""
     waiting, length = [], 0
     for part in parts:
         if not isinstance(part, str):
@@ -123,7 +126,7 @@ def blocks(parts: Iterable[str], size: int, unbroken: Finder | None = None) -> I
         if length >= 2 * size:
             text = "".join(waiting)
             ends = chunk_ends(text, size, unbroken) or ([size] if length > 16 * size else [])
-            # What is left may be the end of the stream: at least a block's worth stays with it.
+            # The rest may be the end of the stream, so keep at least a block of it.
             ends = [end for end in ends if end <= length - size]
             for start, end in zip([0, *ends], ends):
                 yield text[start:end]

@@ -1,5 +1,6 @@
 """
-The compressor: what people install. `from_pretrained`, `compress`, `restore`, `explain`. Knows nothing of training.
+The compressor, the main interface for users: `from_pretrained`, `compress`, `restore`, `explain`. It does not depend
+on training.
 """
 
 import hashlib
@@ -30,6 +31,7 @@ from tokforget.compression.request import Request, as_texts
 from tokforget.compression.results import CompressedText, encodable
 from tokforget.compression.scores import WINDOW, score
 from tokforget.compression.search import Choice, run_searches
+from tokforget.files import CONFIG, TRAINING
 from tokforget.forks import let_children_compute
 from tokforget.models.folders import (
     check_hub_options,
@@ -48,10 +50,10 @@ from tokforget.rates import allowed_tokens, check_number, check_whole
 
 
 class OverBudgetWarning(UserWarning):
-    """What must stay takes more than the budget, and the smallest feasible text was returned."""
+    """Protected text exceeds the budget, and the smallest feasible text was returned."""
 
 
-# Chunks before one whose words are known to it, where a text is decided in chunks.
+# Chunks before a chunk whose words its features use, if a text is decided in chunks.
 _CHUNKS_BEHIND = 8
 _READ = {
     "numpy": read_array_policy,
@@ -64,12 +66,12 @@ BACKENDS = tuple(_READ)
 
 class Compressor:
     """
-    Shortens texts to a budget by dropping what a language model can do without.
+    Shortens texts to a budget by dropping words or tokens that a language model does not need.
 
     Args:
-        policy (`KeepMaskPolicy`, in evaluation mode, or `ArrayPolicy`): Decides.
-        tokenizer (`tokenizers.Tokenizer`): Of the policy's vocabulary; special tokens in a text are to be read as text.
-        folder (`Path`, *optional*): Where the adapter lies, for `restore`.
+        policy (`KeepMaskPolicy`, in evaluation mode, or `ArrayPolicy`): Scores the tokens.
+        tokenizer (`tokenizers.Tokenizer`): The policy's tokenizer; it must read special tokens in a text as text.
+        folder (`Path`, *optional*): The model's folder, whose adapter `restore` needs.
 
     With `compressor = Compressor.from_pretrained("embedded")`:
 
@@ -95,17 +97,17 @@ class Compressor:
 
     def __init__(self, policy, tokenizer, folder: Path | None = None):
         self.policy, self.tokenizer, self.folder = policy, tokenizer, folder
-        self.base_model: str | None = None  # where `restore` finds it, if not where the model says
+        self.base_model: str | None = None  # for `restore`, if it differs from the model's config
         self.fingerprint = hashlib.blake2b(tokenizer.to_str().encode(), digest_size=8).hexdigest()
         let_children_compute()
 
     def __getstate__(self) -> dict:
         """
-        What decides, and nothing of what was loaded or counted on the way: that is found again when it is needed. `copy` and
-        `deepcopy` take the same way.
+        Only the parts that decide. Caches and loaded models are left out and rebuilt when needed. `copy` and
+        `deepcopy` use this, too.
         """
         names = ("policy", "folder", "fingerprint", "base_model")
-        # As its library pickles it, a tokenizer forgets how it treats special tokens: the file does not say it.
+        # A pickled tokenizer loses its treatment of special tokens, because the file does not contain it.
         return {name: vars(self)[name] for name in names} | {
             "tokenizer": self.tokenizer.to_str(),
             "encode_special_tokens": self.tokenizer.encode_special_tokens,
@@ -129,26 +131,32 @@ class Compressor:
         **hub_options,
     ) -> "Compressor":
         """
-        Load a model folder: the policy with its table, and the tokenizer. No base model, and no network for a local path.
+        Load a model folder: the policy with its table, and the tokenizer. No base model is loaded, and a local path
+            needs no
+        network.
 
         Args:
-            pretrained_model_name_or_path (`str` or `Path`, *optional*): A local folder or a Hub id; without it the compressor for
-                real text that the package carries, which decides by words and takes a question. `"embedded"` is the small
-                model that the package carries with its reconstructor: it restores.
-            device (`str` or `torch.device`, *optional*): Where the policy runs; "cpu" without it.
-            dtype (`torch.dtype`, *optional*): Of the policy's weights; float32 without it.
-            base_model (`str` or `Path`, *optional*): Where `restore` finds the base model, an id or a folder; what the model was
-                trained over without it. Nothing of it is read before that.
-            backend (`str`, *optional*): What the policy is computed with: `"numpy"`, which needs no torch and runs on CPUs in float32;
-                `"torch"`; or `"onnx"` for ONNX Runtime on CPUs, from the graph that `tokforget export` wrote into the folder: that in
-                float32 if there are two. Without it torch where a `device` or a `dtype` is asked for, else NumPy. These score alike to
-                1 in 4,096. `"onnx-int8"` is the graph in int8, whose scores and masks are others.
+            pretrained_model_name_or_path (`str` or `Path`, *optional*): A local folder or a Hub id. By default the
+                packaged compressor for real text, which drops whole words and takes a question. `"embedded"` is the
+                packaged small model, which has a reconstructor and can restore.
+            device (`str` or `torch.device`, *optional*): Device of the policy; "cpu" by default.
+            dtype (`torch.dtype`, *optional*): Type of the policy's weights; float32 by default.
+            base_model (`str` or `Path`, *optional*): Id or folder of the base model for `restore`; by default the one
+                in the model's config. It is loaded at the first `restore`.
+            backend (`str`, *optional*): Library that computes the policy: `"numpy"`, which needs no torch and runs on
+                CPUs in float32; `"torch"`; or `"onnx"` for ONNX Runtime on CPUs, with the graph that
+                `tokforget export` wrote to the folder (the float32 graph, if there are two). By default torch if a
+                `device` or a `dtype` is given, else NumPy. The scores of these backends agree to 1 in 4,096.
+                `"onnx-int8"` uses the int8 graph, with different scores and masks.
             **hub_options: `revision`, `token`, `cache_dir`, `local_files_only`.
 
+        Returns:
+            [`Compressor`]: The compressor.
+
         Raises:
-            `ValueError`: If the folder is no tokforget model, or not a whole one, or holds anything that would run; or if a
-                `backend` does not know the `device` or `dtype`, or finds no graph of these weights.
-            [`tokforget.optional.MissingPackage`]: If torch or ONNX Runtime is asked for and not installed.
+            `ValueError`: If the folder is no tokforget model, is incomplete, or contains code; or if a `backend` does
+                not support the `device` or `dtype`, or finds no graph of these weights.
+            [`tokforget.optional.MissingPackage`]: If torch or ONNX Runtime is needed and not installed.
         """
         backend = _chosen(backend, device, dtype)
         name = pretrained_model_name_or_path
@@ -166,9 +174,9 @@ class Compressor:
             from tokforget.models.policy import floating
 
             policy = _moved(policy.to(dtype=floating(dtype)), device)
-        # `restore` reads it later, when the process may stand in another folder.
+        # Absolute, because `restore` reads it later, when the working directory may have changed.
         compressor = cls(policy, tokenizer, folder.absolute())
-        if base_model is not None:  # a folder stays where it is when the process moves
+        if base_model is not None:  # absolute, for the same reason
             compressor.base_model = str(Path(base_model).absolute() if Path(base_model).is_dir() else base_model)
         return compressor
 
@@ -196,55 +204,59 @@ class Compressor:
         r"""
         Compress one text or several.
 
-        The budget counts tokens of the output string, tokenised again: never above it, and on natural text at most 1
-        below it (in word units: one word). Results do not depend on the other texts of the call, except with
-        `budget="corpus"`.
+        The budget counts the tokens of the output string after re-encoding. The output never exceeds it, and on
+        natural text is at most 1 token below it (in word units: one word). Results do not depend on the other texts of
+        the call, except with `budget="corpus"`.
 
         Args:
             texts (`str` or `Sequence[str]`): Any text of any length.
             rate (`float`, *optional*): Fraction of tokens to keep, in (0, 1]. 0.5 if no budget is given.
-            target_tokens (`int`, *optional*): Tokens to keep.
-            threshold (`float`, *optional*): Keep what scores at least this, in (0, 1); no budget then.
-            quality (`float`, *optional*): Keep as little as the model's calibration allows for a reader to retain this share of
-                what the text tells it, in (0, 1]; see [`tokforget.compression.quality`]. A text for which nothing shorter can be
-                promised is returned whole, and says so.
-            risk (`float`, *optional*): Share of texts that may fall below `quality`, in (0, 1); 0.1 without it. The packaged model
-                is calibrated for 0.05, 0.1, 0.2, 0.3 and 0.5; between two of them the lower one holds.
-            unit (`str`, *optional*): `"token"`, or `"word"`: a word is kept or dropped whole, and so is a number or an address;
-                or `"auto"`: by words, but JSON stays JSON, and code and logs are taken by lines
-                ([`tokforget.compression.structure`]). What the model was trained by without it.
-            protect (*optional*): What must stay byte for byte; one item or several: names out of `"numbers"`, `"urls"`,
+            target_tokens (`int`, *optional*): Most tokens to keep.
+            threshold (`float`, *optional*): Keep all tokens that score at least this, in (0, 1); there is no budget
+                then.
+            quality (`float`, *optional*): The shortest result for which a reader retains this share of the text's
+                information, in (0, 1], by the model's calibration; see [`tokforget.compression.quality`]. If no
+                shorter text is guaranteed to reach it, the text is returned whole (`returned_whole`).
+            risk (`float`, *optional*): Share of texts that may fall below `quality`, in (0, 1); 0.1 by default. A model
+                is calibrated for some risks, the packaged one for 0.05, 0.1, 0.2, 0.3 and 0.5; between two of them the
+                lower one applies.
+            unit (`str`, *optional*): Unit that is kept or dropped as a whole: `"token"`; `"word"`, where a number or
+                an address counts as a word; or `"auto"`: words, but JSON stays JSON, and code and logs are kept or
+                dropped by lines ([`tokforget.compression.structure`]). By default the unit of the model's training.
+            protect (*optional*): Text that must stay byte for byte; one item or several: names out of `"numbers"`, `"urls"`,
                 `"emails"`, `"paths"`, `"code_fences"`, `"inline_code"`, `"identifiers"`, `"negations"`, `"sentence_ends"`,
                 `"line_breaks"`, `"roles"`; compiled regular expressions or `"re:<pattern>"`; `"first:<n>"` and `"last:<n>"`
-                tokens; spans `(start, end)` in characters of a single text; functions from a text to spans. By words the preset
-                `"readable"` stays on beside them: negations come first and with what they negate, and line breaks, speakers,
-                ends of sentences and limits ("before", "more than") with what is left of theirs, as far as the budget allows.
-                `"none"`, `None` or `[]` switches it off.
-            nested (`bool`): A smaller budget keeps a subset of what a larger one keeps.
-            prefix_stable (`bool`): Appending to a text changes nothing in what was decided for it before, except in its
-                last, unfinished chunk of some 130 tokens. Takes a rate or a threshold.
-            budget (`str`): `"per_text"`, or `"corpus"`: one budget over all texts, spent where the scores are highest.
+                tokens; spans `(start, end)` in characters of a single text; functions from a text to spans. In word
+                units the preset `"readable"` applies in addition, as far as the budget allows: negations are kept
+                first, together with the words they negate; line breaks, speakers, ends of sentences and limits
+                ("before", "more than") are kept together with the kept words they belong to. `"none"`, `None` or `[]`
+                switches it off.
+            nested (`bool`): Whether a smaller budget keeps a subset of the tokens of a larger one.
+            prefix_stable (`bool`): Whether appending to a text leaves its earlier result unchanged, except in the
+                last, unfinished chunk of about 130 tokens. Needs a rate or a threshold.
+            budget (`str`): `"per_text"`, or `"corpus"` for one budget over all texts, spent on the highest scores.
             tags (`bool`): Read `<keep>`, `<keep rate=0.8>`, `<drop>` and `<llmlingua, rate=0.4, compress=False>` segments.
-            min_tokens (`int`): Texts below this many tokens are returned whole, and say so.
-            on_impossible (`str`, *optional*): What is done where protected text, or JSON that stays JSON, exceeds the budget:
-                `"raise"`, or `"warn"` and return the smallest feasible result, which says why in `unreached`. Without it
-                `"warn"` for `unit="auto"`, which is asked to make the best of any text, and `"raise"` else.
-            question (`str`, or one for each text, *optional*): What will be asked about the text: what answers it is kept
-                first. The model must have been trained with questions (`takes_question`).
-            count_tokens (*optional*): Whose tokens `rate`, `target_tokens` and `min_tokens` count and the result reports: a
+            min_tokens (`int`): Texts with fewer tokens are returned whole (`returned_whole`).
+            on_impossible (`str`, *optional*): If protected text, or JSON that stays JSON, exceeds the budget:
+                `"raise"`, or `"warn"` and return the smallest feasible result, with the reason in `unreached`. By
+                default `"warn"` for `unit="auto"`, and `"raise"` otherwise.
+            question (`str`, or one for each text, *optional*): A question about the text; the words that answer it are
+                kept first. The model must have been trained with questions (`takes_question`).
+            count_tokens (*optional*): Tokenizer in which `rate`, `target_tokens`, `min_tokens` and the result count: a
                 `tokenizer.json`, a folder with one, an id on the Hub, a name of tiktoken (`"o200k_base"`, `"gpt-4o"`), a
-                loaded tokenizer, or a function from a text to a number; see [`tokforget.compression.counting`]. The model's
-                own without it. The output is counted as a string, and filled to the last token that a piece fits into;
-                "first:n" and "last:n" of `protect`, and the quotas of `tags`, stay in the model's tokens.
-            mark_omissions (`bool`): Write into the output what is gone: `[… lines 12-18]` for whole lines of the original,
-                `[…]` for eight words or more within a line, where the gap is at least twice as long as its mark. Marks are
-                part of the budget, are not written into JSON, and are left out of a text whose budget is too small for them.
+                loaded tokenizer, or a function from a text to a number; see [`tokforget.compression.counting`]. By
+                default the model's own. The tokens of the output string are counted, and the budget is filled as far
+                as pieces fit. "first:n" and "last:n" of `protect`, and the quotas of `tags`, always count the model's
+                tokens.
+            mark_omissions (`bool`): Mark the gaps in the output: `[… lines 12-18]` for whole lines of the original,
+                `[…]` for eight words or more within a line, if the gap is at least twice as long as its mark. Marks
+                count in the budget. JSON gets none, and neither does a text whose budget is too small for them.
 
         Returns:
             [`CompressedText`], or a list of them for a sequence of texts.
 
         Raises:
-            `ValueError`: If arguments exclude each other, or what is protected does not fit the budget.
+            `ValueError`: If arguments exclude each other, or protected text does not fit the budget.
         """
         request = Request(
             rate=rate, target_tokens=target_tokens, threshold=threshold, quality=quality, risk=risk, unit=self.policy.unit if unit is None else unit, protect=protect, nested=nested,
@@ -259,12 +271,12 @@ class Compressor:
 
     @property
     def backend(self) -> str:
-        """What the policy is computed with: `"numpy"`, `"torch"`, `"onnx"` or `"onnx-int8"`."""
+        """The library that computes the policy: `"numpy"`, `"torch"`, `"onnx"` or `"onnx-int8"`."""
         return self.policy.backend
 
     def to(self, device) -> "Compressor":
         """
-        Have the policy run on a device (`str` or `torch.device`) from now on, by torch; itself is returned.
+        Move the policy to a device (`str` or `torch.device`), where torch computes it; returns the compressor itself.
 
         Raises:
             [`tokforget.optional.MissingPackage`]: If torch is not installed.
@@ -280,11 +292,13 @@ class Compressor:
 
     @property
     def takes_question(self) -> bool:
-        """Whether the model looks at a question."""
+        """Whether the model was trained with questions."""
         return self.policy.num_features > 0
 
     def _questions(self, question: str | Sequence[str | None] | None, num_texts: int) -> list[str | None]:
-        """A question or none for each text."""
+        """
+        A question or None for each text. Raises `ValueError` or `TypeError` if they do not fit the texts or the model.
+        """
         if question is not None and (
             isinstance(question, bytes | Mapping | Set) or not isinstance(question, Iterable)
         ):
@@ -379,50 +393,58 @@ class Compressor:
         count_tokens=None,
     ) -> CompressedMessages:
         """
-        Shorten the results of tools and the older turns of a chat, in OpenAI's or Anthropic's dictionaries.
+        Shorten the tool results and the older turns of a chat, in OpenAI's or Anthropic's dictionaries.
 
-        Verbatim stay: system and developer messages, the last user message and the assistant's words behind it, calls of tools
-        with their arguments, thinking, images, audio, documents and parts of a kind that is not known. Roles, ids, `cache_control`
-        and all else beside the texts are copied. No message is taken out, and none is changed in place.
+        These stay verbatim: system and developer messages, the last user message and the assistant's words after it,
+            tool calls
+        with their arguments, thinking, images, audio, documents and parts of an unknown kind. Roles, ids,
+        `cache_control` and all other fields are copied. No message is removed, and none is changed in place.
 
-        The budget is for all texts together, calls of tools and what stays verbatim included, each counted on its own; never
-        exceeded. All that is shortened gets one rate; what needs more (the keys of a JSON, what is protected) gets it, and the
-        others less.
+        The budget covers all texts together, including tool calls and verbatim texts, each counted separately; it is
+        never exceeded. All shortened texts get the same rate. A text that needs more (for the keys of a JSON or
+        protected text) gets more, and the others get less.
 
-        With `stable=True` a message is decided alone: the same message gives the same bytes in every transcript, whatever stands
-        before and behind it, so that a provider's prompt cache stays valid while the transcript grows. Each text is then shortened
-        to `rate` (or `quality`) by itself, there is no question, users' words are never shortened, and the assistant's only with
-        `roles=("tool", "assistant")`.
+        With `stable=True` each message is decided alone: the same message gives the same bytes in every transcript,
+        whatever comes before and after it, so that a provider's prompt cache stays valid while the transcript grows.
+        Then each text is shortened to `rate` (or `quality`), there is no question, user messages are never shortened,
+        and assistant messages only with `roles=("tool", "assistant")`.
 
-        Compressing twice changes nothing at the same setting: what was written is remembered, by hash, in `memory`.
+        Compressing the output again with the same settings changes nothing, because hashes of all outputs are kept in
+        `memory`.
 
         Args:
             messages (`Sequence[dict]`): `role`, and `content` as a string, a list of parts, or None.
             rate (`float`, *optional*): Fraction of all tokens to keep, in (0, 1]; 0.5 if no budget is given.
-            target_tokens (`int`, *optional*): Tokens to keep of all messages.
-            quality (`float`, *optional*): As in `compress`, for each text by itself; JSON, code and logs stay whole then.
+            target_tokens (`int`, *optional*): Most tokens of all messages.
+            quality (`float`, *optional*): As in `compress`, for each text separately; JSON, code and logs then stay
+                whole.
             risk (`float`, *optional*): As in `compress`.
-            system (`str` or `list`, *optional*): Anthropic's system prompt. Verbatim, and counted.
-            question (`str` or `bool`): What the texts will be asked; True takes it from the last user message, None for none.
-            unit (`str`), protect (*optional*): As in `compress`, but spans.
-            roles (`Sequence[str]`, *optional*): Whose texts are shortened, out of `"tool"`, `"assistant"` and `"user"`; all three,
-                with `stable` `"tool"` alone.
+            system (`str` or `list`, *optional*): Anthropic's system prompt; verbatim, and counted.
+            question (`str` or `bool`): A question about the texts; True takes it from the last user message, None for
+                none.
+            unit (`str`), protect (*optional*): As in `compress`, but without spans.
+            roles (`Sequence[str]`, *optional*): Roles whose texts are shortened, out of `"tool"`, `"assistant"` and
+                `"user"`; by default all three, with `stable` only `"tool"`.
             stable (`bool`): Decide each message alone.
-            min_tokens (`int`, *optional*): Messages of fewer tokens together are returned whole: a request costs more than such a
-                prompt can save. 500; 0 with `target_tokens`, which is a limit, and with `stable`.
-            min_message_tokens (`int`): Shorter texts of messages stay whole.
-            min_rate (`float`): No text is asked to become shorter than this; in (0, 1]. With `stable` it is not looked at.
+            min_tokens (`int`, *optional*): Chats with fewer tokens are returned whole, because compressing would cost
+                more than it saves. By default 500; 0 with `target_tokens`, which is a limit, and with `stable`.
+            min_message_tokens (`int`): Texts with fewer tokens stay whole.
+            min_rate (`float`): Lowest rate of a text, in (0, 1]; ignored with `stable`.
             on_impossible (`str`): `"raise"`, or `"warn"` and return the smallest feasible result.
-            memory (`MutableMapping[str, int]`, *optional*): What was compressed, by hash, with the tokens before. Without it this
-                compressor's own, which holds the last 65,536 texts; pass a dictionary of yours to keep it longer than the process.
-            count_tokens (*optional*): Whose tokens budgets, floors and records count, as in `compress`; the model's own without it.
+            memory (`MutableMapping[str, int]`, *optional*): From hashes of outputs to the tokens before compression.
+                By default this compressor's own, which holds the last 65,536 texts; pass your own mapping to keep it
+                longer than the process.
+            count_tokens (*optional*): Tokenizer in which budgets, limits and records count, as in `compress`; by
+            default the
+                model's own.
 
         Returns:
-            [`CompressedMessages`]: `messages` and `system` of the shape that was given, tokens before and after, `records`, `omitted`.
+            [`CompressedMessages`]: `messages` and `system` in the given form, tokens before and after, `records`,
+            `omitted`.
 
         Raises:
-            `ValueError`: If arguments exclude each other, or what stays verbatim does not fit the budget.
-            `TypeError`: If these are no messages.
+            `ValueError`: If arguments exclude each other, or the verbatim texts do not fit the budget.
+            `TypeError`: If `messages` are not messages.
         """
         return compress_messages(
             self, messages, system, memory, rate=rate, target_tokens=target_tokens, quality=quality, risk=risk, question=question, unit=unit,
@@ -432,7 +454,7 @@ class Compressor:
 
     @cached_property
     def memory(self) -> Memory:
-        """What `compress_messages` has written in this process, by hash; not copied along."""
+        """Hashes of the outputs of `compress_messages` in this process; it is not copied with the compressor."""
         return Memory()
 
     def compress_stream(
@@ -444,19 +466,22 @@ class Compressor:
         **options,
     ) -> Iterator[CompressedText]:
         """
-        Compress a long text that arrives in parts, such as the lines of a file, in memory that does not grow.
+        Compress a long text that arrives in parts, such as the lines of a file, in constant memory.
 
-        The outputs, joined, are the compressed text; their tokens never exceed `rate` times the tokens read so far. The
-        first token of each block is kept, so that blocks join like words.
+        The joined outputs are the compressed text; their tokens never exceed `rate` times the tokens read so far. The
+        first token of each block is kept, so that blocks are joined as words are.
 
         Args:
             parts (`Iterable[str]`): Strings of any length.
             rate (`float`, *optional*), threshold (`float`, *optional*): As in `compress`.
-            block_chars (`int`): Characters that are decided together, at least.
+            block_chars (`int`): Least characters that are decided together.
             **options: `unit`, `protect`, `on_impossible`, `question` as in `compress`.
 
         Returns:
-            `Iterator[CompressedText]`: One for each block, with `start` its place in the stream.
+            `Iterator[CompressedText]`: One for each block; `start` is its place in the stream.
+
+        Raises:
+            `ValueError`: If an argument is not possible for a stream; raised by the call, not by the first block.
         """
         unknown = sorted(options.keys() - {"unit", "protect", "on_impossible", "question"})
         if unknown:
@@ -471,7 +496,7 @@ class Compressor:
                 f"{parts!r:.60}."
             )
         check_whole(block_chars, "block_chars", 1)
-        # Built here, so that a mistake shows now and not when the first block is asked for.
+        # Built here, so that a mistake is reported now and not at the first block.
         (question,) = self._questions(options.pop("question", None), 1)
         options["unit"] = options.get("unit") or self.policy.unit
         if options["unit"] == "auto":
@@ -513,7 +538,7 @@ class Compressor:
         ]
 
     def _encode_chunks(self, texts: list[str], request: Request) -> list[RankedText]:
-        """Each chunk is tokenised on its own, so that its tokens do not depend on what follows."""
+        """Tokenise each chunk on its own, so that its tokens do not depend on the following text."""
         unbroken = request.protection.unbroken(request.unit)
         ends = [[*chunk_ends(text, CHUNK, unbroken), len(text)] for text in texts]
         parts = [text[a:b] for text, own in zip(texts, ends) for a, b in zip([0, *own], own)]
@@ -533,7 +558,7 @@ class Compressor:
         return self.tokenizer.encode_batch_fast([encodable(text) for text in texts], add_special_tokens=False)
 
     def _score(self, items: list[RankedText], rates: list[float]) -> None:
-        """Logits of every text; a chunk's look at no token behind it."""
+        """Score every text; the logits of a chunk do not depend on later tokens."""
         rows, context, told, features = [], [], [], []
         for item, rate in zip(items, rates):
             ends = [len(item.ids)] if item.chunks is None else item.chunks[:, 1].tolist()
@@ -552,8 +577,8 @@ class Compressor:
 
     def _features(self, item: RankedText, question: str | None) -> np.ndarray:
         """
-        Of every token of a text. A chunk's are those of the text up to its end, the last few chunks of it: what is appended
-        later changes nothing in them.
+        Features of every token of a text. Those of a chunk are computed from the last few chunks up to its end, so
+        that appended text does not change them.
         """
         if item.chunks is None:
             return token_features(item.text, item.offsets, self._rarity, question)
@@ -570,7 +595,7 @@ class Compressor:
         return np.concatenate([*found, np.zeros((0, self.policy.num_features), np.float32)])
 
     def reference_logits(self, text: str, question: str | None = None) -> np.ndarray:
-        """Keep logits of each token `(num_tokens,)` that a `quality` goes by: those of the rate 0.5."""
+        """Keep logits of each token `(num_tokens,)` at the rate 0.5, which `quality` uses."""
         (item,) = self._encode([text], tags=False)
         if self.takes_question:
             item.features = self._features(item, question)
@@ -579,15 +604,15 @@ class Compressor:
 
     @cached_property
     def calibration(self) -> Calibration:
-        """What the model's folder promises of its texts; `ValueError` if it promises nothing."""
+        """The calibration in the model's folder, for `quality`. Raises `ValueError` if there is none."""
         if self.folder is None:
             raise ValueError("This compressor was built without a model folder and promises no quality: pass `rate`.")
         return Calibration.load(self.folder)
 
     @cached_property
     def vocabulary(self) -> str:
-        """What the model's own vocabulary is called: by the language model that it is of."""
-        config = self.folder / "config.json" if self.folder is not None else None
+        """Name of the model's own vocabulary: that of its base language model."""
+        config = self.folder / CONFIG if self.folder is not None else None
         name = None
         if config is not None and config.is_file():
             name = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
@@ -601,7 +626,7 @@ class Compressor:
     # -- explain -------------------------------------------------------------------------------------------------------
     def explain(self, text: str, **options):
         """
-        Scores of a text as a heat map, and what a budget makes of it.
+        The scores of a text as a heat map, and its compressed version.
 
         Args:
             text (`str`): The text.
@@ -626,12 +651,12 @@ class Compressor:
     # -- restore -------------------------------------------------------------------------------------------------------
     @cached_property
     def reconstructor(self):
-        """The reconstructor of this model, loaded when it is first used: base model and adapter."""
+        """The reconstructor of this model (base model and adapter), loaded at the first use."""
         if self.folder is None:
             raise ValueError("This compressor was built without a model folder: load it with `from_pretrained`.")
         with needed("Restoring"):
             from tokforget.models.forget_model import (
-                ForgetModel,  # brings Transformers and PEFT, which compressing does without
+                ForgetModel,  # imports Transformers and PEFT, which compressing does not need
             )
 
         try:
@@ -654,21 +679,26 @@ class Compressor:
         progress: bool | None = None,
     ):
         """
-        Fill the gaps of what `compress` kept. A restoration is a guess, and its result says so (`is_restoration`, `label`).
+        Fill the gaps of a compressed text. The result is a prediction and is marked as such (`is_restoration`,
+        `label`).
 
-        One pass or token by token, as the model's layout says. Longer texts than the model was trained on are restored in
-        overlapping windows.
+        The model's layout decides whether this takes one pass or decodes token by token. Texts longer than those of
+        the training are restored in overlapping windows.
 
         Args:
-            compressed: A [`CompressedText`] or a pair of token ids and keep mask `(T,)`, or a list of either. The ids are
-                those of all places (what stands at dropped ones is not read) or of the kept tokens alone.
+            compressed: A [`CompressedText`] or a pair of token ids and keep mask `(T,)`, or a list of either. The ids
+                are those of all positions (dropped ones are not read) or only of the kept tokens.
             abstain_below (`float`, *optional*): Leave a gap where the model's confidence is below this, in (0, 1].
-            gap (`str`): What stands for tokens that are left open.
-            batch_size (`int`): Windows restored at once.
-            progress (`bool`, *optional*): Whether a bar is shown; without it only on a terminal.
+            gap (`str`): Text shown for such a gap.
+            batch_size (`int`): Windows per batch.
+            progress (`bool`, *optional*): Whether to show a progress bar; by default only on a terminal.
 
         Returns:
             [`RestoredText`], or a list of them for a list.
+
+        Raises:
+            `ValueError`: If the model has no reconstructor, its base model cannot be loaded, or the text was
+                compressed with another tokenizer.
         """
         with needed("Restoring"):
             from tokforget.compression.restoration import fill_gaps, full_length, write_text
@@ -691,14 +721,14 @@ class Compressor:
         return restored[0] if single else restored
 
     def _restore_window(self) -> int:
-        """Tokens of a window: as long as the texts of the training run, where that is on record, and as the model takes."""
-        record = self.folder / "training_config.json"
+        """Tokens of a window: the recorded text length of the training run, limited by the model's context."""
+        record = self.folder / TRAINING
         trained = json.loads(record.read_text(encoding="utf-8")).get("max_length") if record.is_file() else None
         return min(trained or WINDOW, self.reconstructor.max_tokens or trained or WINDOW)
 
 
 def _chosen(backend: str | None, device, dtype) -> str:
-    """The backend for what was asked for."""
+    """The backend for the given arguments. Raises `ValueError` if they exclude each other."""
     elsewhere = dtype is not None or (device is not None and str(device) != "cpu")
     if backend is None:
         return "torch" if elsewhere else "numpy"
@@ -722,9 +752,12 @@ def _moved(policy, device):
 
 
 def _check_feasible(choice: Choice, group: list[RankedText], on_impossible: str, vocabulary: str) -> str | None:
-    """Why a budget is not reached, if it is not; `ValueError` or a warning says it."""
+    """
+    The reason if a budget is not reached, else `None`; by `on_impossible` it is raised as `ValueError` or given as a
+    warning.
+    """
     target = group[0].target
-    # Whoever asks for "return" looks at the tokens himself.
+    # With "return" the caller checks the tokens.
     if target is None or choice.count <= target or on_impossible == "return":
         return None
     is_json = any(item.kind == "json" for item in group)

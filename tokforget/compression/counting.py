@@ -1,9 +1,9 @@
 """
-Whose tokens a budget counts: the model's own, or those of the vocabulary that the compressed text is meant for.
+Count the tokens of a budget in the model's vocabulary, or in that of the model that will read the compressed text.
 
-A [`TokenCounter`] is made from what people have at hand: a `tokenizer.json`, a folder with one, an id on the Hub, the name of an
-encoding or of a model of tiktoken, a tokenizer that is loaded, or any function from a text to a number. No special tokens are
-added, and those that stand in a text are read as text.
+A [`TokenCounter`] is made from a `tokenizer.json`, a folder with one, an id on the Hub, the name of an encoding or a
+model of tiktoken, a loaded tokenizer, or any function from a text to a number. No special tokens are added, and
+special tokens in a text are read as text.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from tokforget.compression.results import encodable
+from tokforget.files import TOKENIZER
 
 
-TOKENIZER = "tokenizer.json"
-# Names of tiktoken's encodings; they are told apart from ids of the Hub where tiktoken is not installed.
+# Names of tiktoken's encodings, to recognise them if tiktoken is not installed.
 _TIKTOKEN_NAMES = re.compile(r"(?:cl100k|o200k|p50k|r50k)_\w+|gpt-(?:3\.5|4)[\w.-]*|o[134](?:-\w+)*")
 _ALLOWED = (
     "a tokenizer.json, a folder with one, an id on the Hub, a name of tiktoken such as 'o200k_base' or 'gpt-4o', "
@@ -33,10 +33,10 @@ class TokenCounter:
     Counts tokens of texts in one vocabulary.
 
     Args:
-        name (`str`): What the vocabulary is called in reports.
+        name (`str`): Name of the vocabulary in reports.
         count (`Callable`): From strings to the number of tokens of each.
-        state (`object`, *optional*): From which `build` makes `count` again when the counter was pickled: text of a
-            `tokenizer.json`, or a name. Without it `count` itself is pickled.
+        state (`object`, *optional*): Pickled in place of `count`: the text of a `tokenizer.json`, or a name, from
+            which `build` makes `count` again. Without it `count` itself is pickled.
         build (`Callable`, *optional*): From `state` to `count`.
 
     >>> TokenCounter.of(lambda text: len(text.split()))(["a b", ""])
@@ -47,7 +47,10 @@ class TokenCounter:
         self.name, self.count, self.state, self.build = name, count, state, build
 
     def __call__(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text; `ValueError` if that is no whole number of at least 0."""
+        """
+        Number of tokens of each text. Raises `ValueError` if `count` returns anything but a whole number of at least
+        0.
+        """
         found = list(self.count([encodable(text) for text in texts]))
         for number in found:
             if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 0:
@@ -67,11 +70,11 @@ class TokenCounter:
     @classmethod
     def of(cls, given) -> TokenCounter | None:
         """
-        A counter from what users pass as `count_tokens`; `None`, for the model's own tokens, from `None`.
+        Make a counter from a user's `count_tokens`; `None` (the model's own tokens) stays `None`.
 
         Raises:
-            `ValueError`: If a name, a file or a folder leads to no vocabulary, or the library for it is missing.
-            `TypeError`: If it is none of what is taken.
+            `ValueError`: If a name, a file or a folder has no vocabulary, or its library is missing.
+            `TypeError`: If `given` has an unsupported type.
         """
         if given is None or isinstance(given, cls):
             return given
@@ -90,7 +93,7 @@ class TokenCounter:
 
 
 class _Each:
-    """A function of one text as one of several; a class, for the sake of pickling."""
+    """Applies a function of one text to several; a class, because it must be pickled."""
 
     def __init__(self, function: Callable[[str], int]):
         self.function = function
@@ -100,7 +103,7 @@ class _Each:
 
 
 def _short(name: str) -> str:
-    """The last part of a path or an id: reports name no folders of a machine."""
+    """The last part of a path or an id, because reports should not name local folders."""
     return Path(name.rstrip("/\\").replace("\\", "/")).name or name
 
 
@@ -149,7 +152,7 @@ def _count_by_tiktoken(name: str) -> Callable[[Sequence[str]], list[int]]:
 
 @lru_cache(maxsize=8)
 def _from_tiktoken(name: str) -> TokenCounter | None:
-    """`None` where it is no name of tiktoken."""
+    """The counter for a name of tiktoken; `None` for any other name."""
     try:
         import tiktoken
     except ModuleNotFoundError:
@@ -166,7 +169,7 @@ def _from_tiktoken(name: str) -> TokenCounter | None:
             return None
     try:
         return TokenCounter(encoding, _count_by_tiktoken(encoding), encoding, _count_by_tiktoken)
-    except Exception as error:  # whatever its download raises: it has no errors of its own
+    except Exception as error:  # its download may raise any error
         raise ValueError(
             f"`count_tokens` {name!r}: tiktoken could not load {encoding} ({type(error).__name__}). It fetches a vocabulary once; "
             "without a network set TIKTOKEN_CACHE_DIR to a folder that holds it."
@@ -192,12 +195,12 @@ def _from_hub(name: str) -> TokenCounter:
 
 @lru_cache(maxsize=8)
 def _from_transformers(name: str) -> TokenCounter:
-    """A vocabulary without a `tokenizer.json`, which Transformers reads or converts."""
+    """The counter for a vocabulary without a `tokenizer.json`, which Transformers reads or converts."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # as many as there are kinds of tokenizers
+    except Exception as error:  # each kind of tokenizer raises other errors
         reason = " ".join(str(error).split())[:120]
         raise ValueError(
             f"`count_tokens`: {name} holds no tokenizer that Transformers reads ({reason}). It takes {_ALLOWED}."

@@ -1,4 +1,4 @@
-"""A text beside what is left of it, line by line: in a terminal by rich, and as one HTML file that needs nothing else."""
+"""A text next to its compressed version, line by line: on a terminal with rich, or as a self-contained HTML file."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,18 +9,12 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tokforget.compression.heatmap import printable
+from tokforget.compression.heatmap import PAGE_HEAD, printable
 from tokforget.compression.omissions import LineLeft, line_by_line
 from tokforget.compression.results import CompressedText
 
 
-_PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
+_PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(PAGE_HEAD + """\
 <style>
 :root { color-scheme: light dark; --text: #1a1a1a; --page: #fff; --gone: #6e6e6e; --line: #ddd; --mark: #fbe9e7; --number: #767676; }
 @media (prefers-color-scheme: dark) { :root { --text: #ddd; --page: #1c1c1c; --gone: #999; --line: #3a3a3a; --mark: #3a2623; --number: #999; } }
@@ -57,11 +51,11 @@ tr.part del { background: var(--mark); }
 @dataclass
 class Diff:
     """
-    Every line of a text, and what is left of it. `rich.print` shows it, `to_html` writes it.
+    Every line of a text, and its compressed version. `rich.print` shows it, `to_html` writes it.
 
     Args:
         text (`str`): The original.
-        result (`CompressedText`): What `compress` made of it.
+        result (`CompressedText`): The result of `compress`.
     """
 
     text: str
@@ -73,7 +67,7 @@ class Diff:
 
     @property
     def facts(self) -> list[tuple[str, str]]:
-        """Counts, as they are shown."""
+        """Names and formatted values of the counts."""
         result, states = self.result, [line.state for line in self.lines]
         return [
             ("tokens", f"{result.original_tokens:,} -> {result.compressed_tokens:,} of {result.vocabulary}"),
@@ -102,7 +96,7 @@ class Diff:
         yield table
 
     def to_html(self, path: str | Path | None = None) -> str:
-        """A page without any outside resource, also written to `path` if one is given."""
+        """A self-contained HTML page; also written to `path` if one is given."""
         lines = [
             {"number": line.number, "state": line.state, "output": printable(line.output.strip("\r\n")),
              "parts": [(printable(part), kept) for part, kept in line.parts]}

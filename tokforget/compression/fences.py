@@ -1,4 +1,4 @@
-"""Where code stands in a text: the fences of Markdown, as CommonMark has them."""
+"""Find code in a text by the fences of Markdown, as in CommonMark."""
 
 import re
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from functools import cache
 _FENCE = re.compile(r"`{3,}(?=[^`\n]*$)|~{3,}")
 _QUOTE = re.compile(r"(?: {0,3}>[ \t]?)*")
 _LIST_ITEM = re.compile(r"(?:[-*+]|\d{1,9}[.)])(?:[ \t]+|$)")
-# More than this many spaces before it, and a fence is a line of code.
+# A fence with more spaces than this before it is a line of code.
 _FENCE_INDENT = 3
 # Characters of an unfinished line that are remembered: whether it is a fence shows at its beginning.
 _TOLD = 1_000
@@ -40,8 +40,8 @@ class Place:
 
 def find_code_fences(text: str) -> Iterator[tuple[int, int]]:
     """
-    From an opening fence to its closing one, or to the end of the list item, the quote or the text that it stands in; as
-    CommonMark has it.
+    Spans of fenced code: from an opening fence to its closing one, or to the end of its list item, its quote or the
+    text, as in CommonMark.
     """
     return iter(scan_fences(text)[0]) if "```" in text or "~~~" in text else iter(())
 
@@ -63,7 +63,7 @@ def scan_fences(text: str, place: Place | None = None) -> tuple[list[tuple[int, 
         place = Place(mark, inside, quotes, "" if line.splitlines()[0] != line else line[:_TOLD])
         depth, rest, indent = _parted(line, quotes if mark else None)  # in a fence a further quote is a line of code
         if mark:
-            if depth < quotes or (rest and indent < inside):  # what it stands in ends, and the fence with it
+            if depth < quotes or (rest and indent < inside):  # the fence ends with its list item or quote
                 found.append((start, begin))
                 mark = ""
                 depth, rest, indent = _parted(line)

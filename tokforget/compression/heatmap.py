@@ -1,4 +1,4 @@
-"""Per-token scores as a heat map: in a terminal by rich, and as one HTML file that needs nothing else."""
+"""Scores of tokens as a heat map: on a terminal with rich, or as a self-contained HTML file."""
 
 import re
 from collections.abc import Iterator
@@ -18,18 +18,21 @@ from tokforget.compression.pieces import Pieces
 from tokforget.compression.results import CompressedText
 
 
-# Ends of the scale, blue to orange: told apart by the colour-blind, and light enough for black letters.
-_LOW, _MIDDLE, _HIGH = (138, 180, 214), (242, 242, 242), (244, 165, 96)
-# A text must not steer the terminal or the browser: control characters are shown as what they are.
+# The scale from blue over grey to orange: colour-blind readers can distinguish them, and black text is readable on both.
+STOPS = (138, 180, 214), (242, 242, 242), (244, 165, 96)
+# Control characters are shown as pictures, so that a text cannot control the terminal or the browser.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
-_PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""\
+# The head of a page, up to its style; shared with [`tokforget.compression.diff`].
+PAGE_HEAD = """\
 <!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
+"""
+_PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(PAGE_HEAD + """\
 <style>
 body { font: 16px/1.7 system-ui, sans-serif; max-width: 54rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; background: #fff; }
 h1 { font-size: 1.2rem; } table { border-collapse: collapse; margin: 0 0 1rem; } td { padding: 0 1.5rem 0 0; }
@@ -58,12 +61,12 @@ h1 { font-size: 1.2rem; } table { border-collapse: collapse; margin: 0 0 1rem; }
 @dataclass
 class Explanation:
     """
-    What was kept of a text, and the score of each piece of it. `rich.print` shows it, `to_html` writes it.
+    The scores of a text's pieces, and the kept ones. `rich.print` shows it, `to_html` writes it.
 
     Args:
         text (`str`): The original.
         pieces (`Pieces`): Its tokens.
-        result (`CompressedText`): What `compress` made of it.
+        result (`CompressedText`): The result of `compress`.
     """
 
     text: str
@@ -79,7 +82,7 @@ class Explanation:
 
     @property
     def facts(self) -> list[tuple[str, str]]:
-        """Counts and rates, as they are shown."""
+        """Names and formatted values of the counts and rates."""
         result = self.result
         return [
             ("original", f"{result.original_tokens:,} tokens of {result.vocabulary}"),
@@ -112,13 +115,13 @@ class Explanation:
         yield Text(printable(self.result.text))
 
     def to_html(self, path: str | Path | None = None) -> str:
-        """A page without any outside resource, also written to `path` if one is given."""
+        """A self-contained HTML page; also written to `path` if one is given."""
         pieces = [
             {"text": printable(piece), "score": f"{score:.2f}", "state": "kept" if kept else "dropped",
              "color": "rgb({},{},{})".format(*colour(score))}
             for piece, score, kept in self
         ]  # fmt: skip
-        stops = ", ".join("rgb({},{},{})".format(*stop) for stop in (_LOW, _MIDDLE, _HIGH))
+        stops = ", ".join("rgb({},{},{})".format(*stop) for stop in STOPS)
         page = _PAGE.render(title="tokforget: what was kept", facts=self.facts, pieces=pieces, stops=stops,
                             compressed=printable(self.result.text))  # fmt: skip
         if path is not None:
@@ -128,12 +131,12 @@ class Explanation:
 
 def colour(score: float) -> tuple[int, int, int]:
     """Red, green and blue of a score in [0, 1]."""
-    low, high, share = (_LOW, _MIDDLE, 2 * score) if score < 0.5 else (_MIDDLE, _HIGH, 2 * score - 1)
+    low, high, share = (*STOPS[:2], 2 * score) if score < 0.5 else (*STOPS[1:], 2 * score - 1)
     return tuple(round(a + (b - a) * share) for a, b in zip(low, high))
 
 
 def printable(text: str) -> str:
-    """The text with control characters as pictures, and what cannot be encoded as replacement characters."""
+    """The text with pictures in place of control characters, and replacement characters for what cannot be encoded."""
 
     def picture(match: re.Match) -> str:
         code = ord(match[0])

@@ -1,13 +1,13 @@
 """
-Messages of a chat: which of their texts are shortened, to which budget, and what stays as it is.
+Compress the messages of a chat: choose the texts to shorten, divide the budget, keep the rest.
 
-Read are OpenAI's and Anthropic's dictionaries. System, developer and the last user message stay verbatim, and so do calls of
-tools, thinking, images and every part of a kind that is not known here; results of tools and the turns before the last user
-message are shortened. Nothing is put into a message that would say so, and no message is taken out.
+The messages are OpenAI's or Anthropic's dictionaries. System, developer and the last user message stay verbatim, and
+so do tool calls, thinking, images and parts of an unknown kind. Tool results and the turns before the last user
+message are shortened. No message is marked or removed.
 
-How compressing twice changes nothing: what was written is remembered by its hash, with the tokens that it was made from. A text
-that is found there at the same setting stays, and counts in the budget with the tokens that it had. The message itself is not
-marked. With `target_tokens` no memory is needed: what fits is returned whole.
+Compressing an output again changes nothing, because the hash of every output is stored with the tokens of its
+original. A text found there with the same settings stays, and counts in the budget with the tokens of its original.
+`target_tokens` needs no such memory, because messages that fit are returned whole.
 """
 
 import hashlib
@@ -30,20 +30,21 @@ from tokforget.rates import allowed_tokens, check_flag, check_rate, check_whole
 from tokforget.text_units import split_sentences
 
 
-# What compressing costs does not shrink with the prompt's price: some 0.05 s of a free core for so many tokens, about what a provider
-# takes to read the half that is saved, and what may be lost. Users of tools that compress every prompt ask for 500 to 2,000.
+# Shorter chats are not compressed: for so many tokens compressing takes about 0.05 s of a free core, about as long as
+# a provider needs to read the half that is saved, and it may lose content. Users of tools that compress every prompt
+# ask for 500 to 2,000.
 MIN_TOKENS = 500
-# A text of a line or two: by words it saves ten tokens, and what it says comes apart. Of "The address is 60 Furman Street" the number
-# went, of "from March 11th to March 13th" one of the two.
+# Texts of a line or two: compressing saves ten tokens and may lose the content. "The address is 60 Furman Street" lost
+# the number, "from March 11th to March 13th" one of the dates.
 MIN_MESSAGE_TOKENS = 32
-# The lowest rate that policies are told when they are trained; below it little can be read.
+# The lowest rate in the training of policies; below it outputs are hardly readable.
 MIN_RATE = 0.2
 
 ROLES = ("tool", "assistant", "user")
 _ROLE_OF = {"tool": "tool", "function": "tool", "assistant": "assistant", "user": "user"}
 _VERBATIM_ROLES = ("system", "developer")
 _TEXT_PARTS = ("text", "input_text", "output_text")
-# A question is a sentence or two; of a longer message its own questions, or its last paragraph.
+# Longest message that is used as the question; of a longer one its questions, or its last paragraph.
 _QUESTION_WORDS = 60
 _MEMORY = 65_536
 
@@ -51,8 +52,8 @@ _MEMORY = 65_536
 # -- results -----------------------------------------------------------------------------------------------------------
 class Omitted(NamedTuple):
     """
-    A stretch that was left out: of which message, where in it (keys from the message to its text, such as
-    `("content", 0, "text")`), from which character of that text to which, and what stood there.
+    Text that was left out: number of the message, keys from the message to the text (such as
+    `("content", 0, "text")`), first and last character, and the text itself.
     """
 
     message: int
@@ -65,14 +66,14 @@ class Omitted(NamedTuple):
 @dataclass
 class PartRecord:
     """
-    One text of a message, or one part that is none.
+    One text of a message, or a part that is not text.
 
     Args:
-        place (`tuple`): Keys from the message to it.
-        original_tokens (`int`), compressed_tokens (`int`): Of the text; 0 of what is no text.
-        whole (`str`, *optional*): Why it is as it was; `None` where it was shortened.
+        place (`tuple`): Keys from the message to the part.
+        original_tokens (`int`), compressed_tokens (`int`): Tokens of the text; 0 for other parts.
+        whole (`str`, *optional*): Why it was not changed; `None` if it was shortened.
         predicted_retention (`float`, *optional*): With a `quality`; see [`CompressedText`].
-        dropped_spans (`list[tuple[int, int]]`): Characters of the text that were left out.
+        dropped_spans (`list[tuple[int, int]]`): Spans of the text that were left out, in characters.
     """
 
     place: tuple
@@ -86,7 +87,7 @@ class PartRecord:
 
 @dataclass
 class MessageRecord:
-    """What became of one message: its number from 0 (-1 for `system=`), its role, and its parts."""
+    """Record of one message: its number from 0 (-1 for `system=`), its role, and its parts."""
 
     message: int
     role: str
@@ -107,7 +108,7 @@ class MessageRecord:
 
     @property
     def whole(self) -> str | None:
-        """Why the message is as it was; `None` if any of its texts was shortened."""
+        """Why the message was not changed; `None` if any of its texts was shortened."""
         reasons = list(dict.fromkeys(part.whole for part in self.parts))
         return None if None in reasons else "; ".join(reasons) or "empty"
 
@@ -115,16 +116,17 @@ class MessageRecord:
 @dataclass
 class CompressedMessages:
     """
-    What [`Compressor.compress_messages`] returns.
+    The result of [`Compressor.compress_messages`].
 
     Args:
-        messages (`list[dict]`): Of the shape that was given, new objects.
-        system (*optional*): What was given as `system=`, the same.
-        records (`list[MessageRecord]`): One for each message, `system=` before them as number -1.
-        target_tokens (`int`, *optional*): The budget, if there was one for all.
-        question (`str`, *optional*): What was taken for the question.
-        returned_whole (`str`, *optional*): Why nothing was tried: `"min_tokens"`, or `"fits"` where all is within the budget.
-        vocabulary (`str`): Whose tokens are told.
+        messages (`list[dict]`): New messages in the given form.
+        system (*optional*): The given `system=`, unchanged.
+        records (`list[MessageRecord]`): One for each message; `system=` comes first, with the number -1.
+        target_tokens (`int`, *optional*): The budget, if there was a common one.
+        question (`str`, *optional*): The question that was used.
+        returned_whole (`str`, *optional*): Why nothing was compressed: `"min_tokens"`, or `"fits"` if all is within
+            the budget.
+        vocabulary (`str`): Name of the vocabulary that counts.
     """
 
     messages: list[dict]
@@ -137,12 +139,15 @@ class CompressedMessages:
 
     @property
     def original_tokens(self) -> int:
-        """Tokens of all texts that were given, calls of tools included; roles, images, definitions of tools and marks of a provider are not counted."""
+        """
+        Tokens of all given texts, including tool calls. Roles, images, definitions of tools and a provider's marks are
+        not counted.
+        """
         return sum(record.original_tokens for record in self.records)
 
     @property
     def compressed_tokens(self) -> int:
-        """Tokens of all texts that are returned."""
+        """Tokens of all returned texts."""
         return sum(record.compressed_tokens for record in self.records)
 
     @property
@@ -152,12 +157,12 @@ class CompressedMessages:
 
     @property
     def shortfall(self) -> int:
-        """Tokens below the budget; negative where it cannot be met and `on_impossible="warn"` was asked for. 0 without a budget."""
+        """Tokens below the budget; negative if it cannot be met (with `on_impossible="warn"`). 0 without a budget."""
         return 0 if self.target_tokens is None else self.target_tokens - self.compressed_tokens
 
     @property
     def omitted(self) -> list[Omitted]:
-        """All that was left out, in order."""
+        """All omissions, in order."""
         return [
             Omitted(record.message, part.place, start, end, part.text[start:end])
             for record in self.records
@@ -166,7 +171,7 @@ class CompressedMessages:
         ]
 
     def to_dict(self) -> dict:
-        """Plain Python values; what was left out as spans."""
+        """Plain Python values; omissions are spans."""
         records = [
             {name: getattr(record, name) for name in ("message", "role", "original_tokens", "compressed_tokens", "whole")}
             | {"rate": round(record.rate, 4)}
@@ -179,7 +184,9 @@ class CompressedMessages:
 
 
 class Memory(MutableMapping):
-    """What was compressed, by hash: the tokens that it was made from. The oldest entries go when there are too many."""
+    """
+    From hashes of outputs to the tokens of their originals. The oldest entries are removed when there are too many.
+    """
 
     def __init__(self, most: int = _MEMORY):
         self.most, self._found, self._lock = most, OrderedDict(), Lock()
@@ -206,10 +213,11 @@ class Memory(MutableMapping):
         return len(self._found)
 
 
-# -- what is in messages -----------------------------------------------------------------------------------------------
+# -- contents of messages
+# ----------------------------------------------------------------------------------------------
 @dataclass(eq=False)
 class _Text:
-    """A text of a message, on its way: `role` says whose it is, `why` why it stays."""
+    """A text of a message while it is processed: `role` is its owner's role, `why` the reason if it stays whole."""
 
     message: int
     place: tuple
@@ -217,7 +225,7 @@ class _Text:
     role: str = ""
     why: str | None = None
     tokens: int = 0
-    counted: int = 0  # tokens that it had before it was first compressed
+    counted: int = 0  # tokens before it was first compressed
     result: CompressedText | None = None
 
     @property
@@ -227,8 +235,10 @@ class _Text:
 
 def check_messages(messages: object, system: object = None) -> None:
     """
+    Check the form of messages.
+
     Raises:
-        `TypeError`, `ValueError`: If these are no messages: what came, where, and what is allowed.
+        `TypeError`, `ValueError`: If they are not messages; the error says what was found, where, and what is allowed.
     """
     if isinstance(messages, dict) and "messages" in messages:
         raise TypeError("`messages` is a request: pass its `messages`, and what it has as `system` as `system=`.")
@@ -274,7 +284,7 @@ def _shown(value: object) -> str:
 
 
 def _find_texts(message: dict, number: int) -> list[_Text]:
-    """All texts of a message and all parts that are none, each with its place."""
+    """All texts and other parts of a message, each with its place."""
     role = message["role"]
     found = list(_content_texts(message.get("content"), number, ("content",), _ROLE_OF.get(role, role)))
     for place, call in enumerate(message.get("tool_calls") or ()):
@@ -312,7 +322,7 @@ def _content_texts(content: object, number: int, place: tuple, role: str) -> Ite
 
 
 def _call_text(call: dict, arguments: str) -> str:
-    """What a model reads of a call, to be counted."""
+    """The text of a tool call that a model reads, for counting."""
     given = call.get(arguments)
     given = (
         given
@@ -325,7 +335,7 @@ def _call_text(call: dict, arguments: str) -> str:
 
 
 def _last_user_message(messages: Sequence[dict], texts: list[_Text]) -> int:
-    """Number of the last message in which a user says something, results of tools aside; the last message without one."""
+    """Number of the last message with a user's text (not only tool results); without one, the last message."""
     said = {
         t.message for t in texts if messages[t.message]["role"] == "user" and t.role != "tool" and (t.text or t.why)
     }
@@ -333,7 +343,9 @@ def _last_user_message(messages: Sequence[dict], texts: list[_Text]) -> int:
 
 
 def _question_in(texts: Sequence[str]) -> str | None:
-    """What a message asks: all of a short one; of a long one the sentences that ask, else its last paragraph."""
+    """
+    The question in a message: all of a short one; of a long one its interrogative sentences, else its last paragraph.
+    """
     text = "\n\n".join(text.strip() for text in texts if text.strip())
     if len(text.split()) > _QUESTION_WORDS:
         sentences = [text[start:end].strip() for start, end in split_sentences(text)]
@@ -343,7 +355,7 @@ def _question_in(texts: Sequence[str]) -> str | None:
 
 
 def _copied(value):
-    """New lists and dictionaries around the same strings: a megabyte of an image is not copied."""
+    """Copy lists and dictionaries but not their strings, which may be megabytes of an image."""
     if isinstance(value, dict):
         return {key: _copied(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
@@ -354,7 +366,7 @@ def _copied(value):
 def _put(message: dict, place: tuple, text: str) -> None:
     *way, last = place
     for key in way:
-        if isinstance(message[key], tuple):  # which cannot be written to
+        if isinstance(message[key], tuple):  # a tuple cannot be changed
             message[key] = list(message[key])
         message = message[key]
     message[last] = text
@@ -363,7 +375,7 @@ def _put(message: dict, place: tuple, text: str) -> None:
 # -- compress ----------------------------------------------------------------------------------------------------------
 @dataclass(kw_only=True)
 class _Setting:
-    """The arguments of `Compressor.compress_messages`, checked; see there."""
+    """The checked arguments of `Compressor.compress_messages`; see there."""
 
     rate: float | None
     target_tokens: int | None
@@ -382,7 +394,7 @@ class _Setting:
 
     def __post_init__(self):
         self.count_tokens = TokenCounter.of(self.count_tokens)
-        request = self.request()  # checks what it shares with `compress`
+        request = self.request()  # checks the arguments shared with `compress`
         self.rate = request.rate
         self.on_impossible = self.on_impossible or "raise"
         if self.on_impossible not in ("raise", "warn"):
@@ -408,7 +420,7 @@ class _Setting:
         if self.stable:
             self._check_stable()
         if self.min_tokens is None:
-            # A number of tokens is a limit that somebody has; a share of few tokens is not.
+            # `target_tokens` is a hard limit and must hold for short chats, too; a rate need not.
             self.min_tokens = 0 if self.stable or self.target_tokens is not None else MIN_TOKENS
 
     def _check_stable(self) -> None:
@@ -423,7 +435,7 @@ class _Setting:
         self.question = None
 
     def request(self, rate: float | None = None) -> Request:
-        """For the texts of a call; one of each kind of budget, or the given rate."""
+        """The request for the texts of this call, with their budget or the given rate."""
         budget = {"rate": rate} if rate is not None else {
             "rate": self.rate, "target_tokens": self.target_tokens, "quality": self.quality, "risk": self.risk
         }  # fmt: skip
@@ -435,7 +447,7 @@ class _Setting:
         return request
 
     def key(self, fingerprint: str) -> str:
-        """What two calls must have in common for a text of one to be done in the other."""
+        """The key of two calls must be equal for an output of one to stay unchanged in the other."""
         least = "" if self.target_tokens is None else "least"
         quality = self.quality if self.risk is None else (self.quality, self.risk)
         found = (fingerprint, self.rate, quality, least, self.unit, self.protect, self.min_rate, self.stable)
@@ -445,12 +457,12 @@ class _Setting:
 def compress_messages(
     compressor, messages: Sequence[dict], system=None, memory: MutableMapping | None = None, **options
 ) -> CompressedMessages:
-    """The work of [`Compressor.compress_messages`]; see there."""
+    """Implements [`Compressor.compress_messages`]; see there."""
     options = {"protect": PRESET, "min_message_tokens": MIN_MESSAGE_TOKENS, "min_rate": MIN_RATE} | options
     setting = _Setting(**options)
     check_messages(messages, system)
     if isinstance(setting.question, str) and setting.question and not compressor.takes_question:
-        compressor._questions(setting.question, 1)  # says so
+        compressor._questions(setting.question, 1)  # raises an error if the model takes no question
     if memory is not None and not isinstance(memory, MutableMapping):
         raise TypeError(f"`memory` must be a dictionary, or None for the compressor's own, got {_shown(memory)}.")
     key, memory = setting.key(compressor.fingerprint), compressor.memory if memory is None else memory
@@ -513,7 +525,7 @@ def _part_record(text: _Text) -> PartRecord:
 
 @dataclass
 class _Run:
-    """One call: its texts, which of them are open, and how they are brought within the budget."""
+    """One call: its texts, the open ones among them, and the search for rates within the budget."""
 
     compressor: Any
     setting: _Setting
@@ -523,7 +535,7 @@ class _Run:
     question: str | None = None
     target: int | None = None
     returned_whole: str | None = None
-    at_least: bool = False  # the budget cannot be met, and texts are as short as may be
+    at_least: bool = False  # the budget cannot be met, and all texts are as short as possible
 
     def decide(self) -> None:
         setting = self.setting
@@ -553,7 +565,7 @@ class _Run:
         return hashlib.blake2b(data, digest_size=16).hexdigest()
 
     def _close(self, text: _Text) -> None:
-        """Say why a text is as it was, and remember one that is not."""
+        """Note why a text is unchanged, or store a changed one in the memory."""
         if text.result is None:
             return
         if text.result.text == text.text:
@@ -562,7 +574,9 @@ class _Run:
             self.memory[self._hash(text.result.text)] = text.counted
 
     def _each(self, texts: list[_Text], request: Request) -> None:
-        """Compress every text alone; one of which nothing would be left stays whole: no provider takes an empty text."""
+        """
+        Compress every text alone. A text whose result is empty stays whole, because providers refuse empty texts.
+        """
         if not texts:
             return
         results = self.compressor._compress([text.text for text in texts], request, [self.question] * len(texts))
@@ -570,7 +584,9 @@ class _Run:
             text.result, text.why = (result, None) if result.text.strip() else (None, "no word fits")
 
     def _to_quality(self, texts: list[_Text]) -> None:
-        """A promise is for words. What is more than words stays whole, unless `unit="word"` was asked for."""
+        """
+        Shorten texts to a quality. The calibration covers words, so structured texts stay whole unless `unit="word"`.
+        """
         if self.setting.unit == "auto":
             for text in texts:
                 encoding = self.compressor._reencode([text.text])[0]
@@ -581,8 +597,8 @@ class _Run:
 
     def _to_budget(self, open_: list[_Text], total: int) -> None:
         """
-        One rate for all open texts, such that everything is within the budget. A text that needs more than its share (the keys
-        of a JSON, what is protected) gets that, and the others less.
+        Find one rate for all open texts that meets the budget. A text that needs more than this rate (for the keys of
+        a JSON or protected text) gets more, and the others get less.
         """
         setting = self.setting
         self.target = setting.target_tokens
@@ -608,7 +624,7 @@ class _Run:
             self._refuse(open_, size)
 
     def _refuse(self, open_: list[_Text], size: int) -> None:
-        """The budget cannot be met: say what takes how much."""
+        """Raise or warn that the budget cannot be met, with the tokens of each part."""
         setting = self.setting
         short = sum(text.tokens for text in self.texts if text.why == "min_message_tokens")
         least = sum(text.size for text in open_)

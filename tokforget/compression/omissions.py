@@ -1,5 +1,5 @@
 """
-What was left out of a text: by characters, by lines, and as marks in the output.
+Omissions of a compressed text: by characters, by lines, and as marks in the output.
 
 Lines are counted from 1 and end as editors end them: at a line feed, a carriage return, or both.
 """
@@ -15,10 +15,10 @@ import numpy as np
 
 _GONE = re.compile(r"\[… lines? (\d+)")
 _LINE_BREAK = re.compile(r"\r\n|\n|\r")
-# Words of a gap within a line from which on it is marked; and how much longer than its mark a gap has to be.
+# Least words of a marked gap within a line, and least ratio of a gap's length to that of its mark.
 _MARKED_WORDS = 8
 _WORTH = 2
-# Before these a mark is set apart, as before a word; what closes a sentence or a bracket stands at it.
+# Before these characters a mark is followed by a space, as before a word; closing punctuation follows it directly.
 _OPENS = "([{<\"'“‘«`*_#@$€£&|/\\~+-=–—¿¡"
 
 
@@ -28,9 +28,9 @@ class Omission:
     One run of characters that was left out.
 
     Args:
-        first_line (`int`), last_line (`int`): Lines of the original it stands on, from 1; white space at its ends aside.
-        start (`int`), end (`int`): Its characters in the original, the last not included.
-        text (`str`): What it says.
+        first_line (`int`), last_line (`int`): Its lines in the original, from 1, ignoring white space at its ends.
+        start (`int`), end (`int`): Its characters in the original; `end` is not included.
+        text (`str`): The characters.
     """
 
     first_line: int
@@ -45,7 +45,7 @@ class Omission:
 
 @dataclass
 class Lines:
-    """Where the lines of a text are."""
+    """The lines of a text and their places."""
 
     text: str
     starts: list[int] = field(init=False)
@@ -53,30 +53,30 @@ class Lines:
     def __post_init__(self):
         self.starts = [0, *(match.end() for match in _LINE_BREAK.finditer(self.text))]
         if self.starts[-1] == len(self.text) and len(self.starts) > 1:
-            self.starts.pop()  # behind the last line break there is no line
+            self.starts.pop()  # there is no line after a final line break
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def of(self, char: int) -> int:
-        """The line, from 0, on which a character stands; one behind the text is on the last."""
+        """The line, from 0, of a character; the end of the text belongs to the last line."""
         return bisect_right(self.starts, char) - 1
 
     def span(self, line: int) -> tuple[int, int]:
-        """A line's characters without its line break."""
+        """Span of a line without its line break."""
         end = self.starts[line + 1] if line + 1 < len(self.starts) else len(self.text)
         return self.starts[line], self.starts[line] + len(self.text[self.starts[line] : end].rstrip("\r\n"))
 
     @cached_property
     def said(self) -> tuple[np.ndarray, np.ndarray]:
-        """First and one-after-last character of each line that says something, white space aside; `(num_lines,)`, -1 if none."""
+        """First and one-after-last non-space character of each line, `(num_lines,)`; -1 for a blank line."""
         spans = [self.span(line) for line in range(len(self))]
         first = [a + len(s) - len(s.lstrip()) if (s := self.text[a:b]).strip() else -1 for a, b in spans]
         last = [a + len(s.rstrip()) if (s := self.text[a:b]).strip() else -1 for a, b in spans]
         return np.array(first), np.array(last)
 
     def mark(self, start: int, end: int) -> str | None:
-        """What stands in the output for a gap: the lines that are gone with it, or that words are; `None` for a small one."""
+        """The mark of a gap in the output: its missing lines, or `[…]` for missing words; `None` for a small gap."""
         gap = self.text[start:end]
         words = gap.split()
         if not words:
@@ -97,11 +97,11 @@ class Lines:
         The marks of an output.
 
         Args:
-            starts, ends (`Iterable[int]`): Characters of its kept runs.
-            apart (`Iterable[bool]`): Which of them a space is put before.
+            starts, ends (`Iterable[int]`): Spans of its kept runs in characters.
+            apart (`Iterable[bool]`): Whether a space is put before each run.
 
         Returns:
-            `list[tuple[int, str]]`: The character before which each stands, and what is written there.
+            `list[tuple[int, str]]`: For each mark the character before which it is written, and its text.
         """
         found, before = [], 0
         for start, end, spaced in [*zip(starts, ends, apart), (len(self.text), len(self.text), False)]:
@@ -128,12 +128,12 @@ class Lines:
 @dataclass
 class LineLeft:
     """
-    A line of the original, and what is left of it.
+    A line of the original, and its compressed version.
 
     Args:
-        number (`int`): From 1.
-        parts (`list[tuple[str, bool]]`): The line in parts, and whether each was kept.
-        output (`str`): What stands of it in the output, with what was put beside it.
+        number (`int`): Number of the line, from 1.
+        parts (`list[tuple[str, bool]]`): The parts of the line, and whether each was kept.
+        output (`str`): The line in the output, with its notes.
     """
 
     number: int
@@ -142,7 +142,7 @@ class LineLeft:
 
     @property
     def state(self) -> str:
-        """`"kept"`, `"part"` or `"gone"`; a line that says nothing is kept if nothing of it went."""
+        """`"kept"`, `"part"` or `"gone"`; a blank line is kept if none of it was dropped."""
         said = [kept for part, kept in self.parts if part.strip()]
         if not said:
             said = [kept for _, kept in self.parts]
@@ -150,7 +150,7 @@ class LineLeft:
 
 
 def find_omissions(text: str, dropped: Iterable[tuple[int, int]]) -> list[Omission]:
-    """Runs of characters that were left out, in order; white space alone is none."""
+    """The omissions of a text, in order, from its dropped spans; omitted white space is not listed."""
     lines, found = Lines(text), []
     for start, end in dropped:
         said = text[start:end]
@@ -162,7 +162,7 @@ def find_omissions(text: str, dropped: Iterable[tuple[int, int]]) -> list[Omissi
 
 
 def line_by_line(text: str, result) -> list[LineLeft]:
-    """Every line of a text with what a [`CompressedText`] left of it."""
+    """Every line of a text with its version in a [`CompressedText`]."""
     lines = Lines(text)
     found = [LineLeft(number, []) for number in range(1, len(lines) + 1)]
     if not text:
@@ -173,7 +173,7 @@ def line_by_line(text: str, result) -> list[LineLeft]:
     )
     notes = []
     for place, note in sorted(result.notes, key=lambda note: note[0]):
-        if gone := _GONE.match(note.strip()):  # beside the first of the lines it speaks of
+        if gone := _GONE.match(note.strip()):  # next to the first of the lines that it names
             found[int(gone[1]) - 1].output = note.strip()
         else:
             notes.append((place, note))

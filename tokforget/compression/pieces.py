@@ -1,14 +1,15 @@
 """
-Where a text may be cut: tokens to characters, characters to words, and which piece needs the one before it.
+Cut a text into pieces, and find the pieces that must not be joined to others.
 
-A *piece* is the smallest run of tokens that can be kept or dropped: tokens that share a character, or a character that
-is shown as one (accents, joined emoji, flags, CR LF), are one piece. In word units a piece is a whole word, with all that makes
-one number, name or address of it, or a line break. The pieces
-of a text partition its characters, so joining the kept ones reproduces what was not dropped, exactly.
+A *piece* is the smallest run of tokens that can be kept or dropped. Tokens that share a character, or a character that
+is shown as one (accents, joined emoji, flags, CR LF), form one piece. In word units a piece is a whole word, including
+all parts of a number, name or address, or a line break. The pieces of a text partition its characters, so that the
+joined kept pieces reproduce the kept text exactly.
 
-A piece is *bound* to the one before it if joining it to anything else would be misread: the inside of a word, and a word
-that follows a bracket, a line end or a script without spaces directly. Where its left neighbour is dropped it is set apart
-by a space, so that "Fuel Dilution" can become "uel ilution" but never "uelilution", nor "1, 2" the number "12".
+A piece is *bound* to the one before it if it would be misread after any other text: the inside of a word, and a word
+that directly follows a bracket, a line end or a script without spaces. If its left neighbour is dropped, a space is
+put before it. So "Fuel Dilution" can become "uel ilution" but never "uelilution", and "1, 2" never becomes the number
+"12".
 """
 
 import unicodedata
@@ -24,14 +25,14 @@ WORD, SPACE, EXTEND, LINK, SPACELESS, FLAG, JOINER, _KNOWN, DIGIT, CONNECTOR, SE
     1 << bit for bit in range(13)
 )
 
-# Punctuation that belongs to a word when it stands between two word characters: don't, 3.14, e-mail, U+00B7 in Catalan.
+# Punctuation that belongs to a word between two word characters: don't, 3.14, e-mail, U+00B7 in Catalan.
 _JOINERS = "'’.-·‐‑"
-# By words also what makes one name of several: a/b, key=value, user@host, 12:30; and of several digits one number.
+# In word units also characters that join words to a name (a/b, key=value, user@host, 12:30) or digits to a number.
 _CONNECTORS = "_:/\\@+=~&#"
 _SEPARATORS = ",^×*–−"
-# What would make a word, number or call of its own with what it is put behind.
+# Characters that would form another word, number or call with the text before them.
 _STICKY = "%‰°&@#*/\\~^_+=<>|′″-‐‑–—−(["
-# Scripts written without spaces: there a character is a word. First and last code points.
+# First and last code points of scripts without spaces, where every character is a word.
 _SPACELESS_RANGES = (
     (0x0E00, 0x0EFF), (0x0F00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x1950, 0x19DF), (0x1A20, 0x1AAF),
     (0x3005, 0x3007), (0x3040, 0x30FF), (0x31F0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xA9E0, 0xA9FF),
@@ -48,7 +49,7 @@ _LINKING = {
     0x113D1, 0x1193F, 0x11941, 0x11A3A, *range(0x11A84, 0x11A8A), 0x11D46, 0x11F02, *range(0x1100, 0x1160), *range(0xA960, 0xA97D),
 }  # fmt: skip
 _LINE_BREAKS = (0x0A, 0x0D, 0x2028, 0x2029)
-# Filled as characters are met: 1.1 million look-ups in advance would take longer than a model takes to load.
+# Filled when a character is first seen: 1.1 million look-ups in advance would take longer than loading a model.
 _CLASSES = np.zeros(0x110000, dtype=np.uint16)
 
 
@@ -59,11 +60,12 @@ def _classify(code: int) -> int:
         found |= WORD
     if char.isspace():
         found |= SPACE
-    # Continues the character before it: marks, joiners, skin tones, tags, Hangul vowels and finals, Thai and Lao AM.
+    # Extends the character before it: marks, joiners, skin tones, tags, Hangul vowels and finals, Thai and Lao AM.
     mark = category[0] == "M"
     if mark or any(first <= code <= last for first, last in _EXTENDING_RANGES):
         found |= EXTEND | WORD * mark
-    # Takes the next character with it: the joiner of emoji, the viramas that make conjuncts, prefixes, Hangul initials, CR before LF.
+    # Includes the next character: the joiner of emoji, viramas that form conjuncts, prefixes, Hangul initials, CR
+    # before LF.
     if code in _LINKING or unicodedata.combining(char) == 9:
         found |= LINK
     if any(first <= code <= last for first, last in _SPACELESS_RANGES):
@@ -99,18 +101,19 @@ def character_classes(text: str) -> np.ndarray:
 @dataclass
 class Pieces:
     """
-    What can be kept or dropped, from left to right.
+    The pieces of a text, from left to right.
 
     Args:
         starts (`np.ndarray` of shape `(num_pieces + 1,)`): First token of each piece, then the number of tokens.
         chars (`np.ndarray` of shape `(num_pieces + 1,)`): First character of each piece, then the length of the text.
-        bound (`np.ndarray` of shape `(num_pieces,)`): True where a piece must not join anything but the one before it.
-        blank (`np.ndarray` of shape `(num_pieces,)`): True where a piece ends in white space: nothing joins it.
-        notes (`list[tuple[int, int, str]]`): What is written beside the text: the piece with which it comes, the character before
-            which it stands, and what it says.
-        similar (`list[tuple[list[int], list[int], bool]]`): Pieces that say nearly the same, where their lines end, and whether they
-            say the very same: how many of them are left out is said behind the first that stays.
-        lines (`Lines`, *optional*): Of the text, where what is left out is to be marked in the output.
+        bound (`np.ndarray` of shape `(num_pieces,)`): True where a piece may only be joined to the one before it.
+        blank (`np.ndarray` of shape `(num_pieces,)`): True where a piece ends in white space, so that nothing is
+            joined to it.
+        notes (`list[tuple[int, int, str]]`): Notes in the output: the piece with which a note is written, the
+            character before which it is written, and its text.
+        similar (`list[tuple[list[int], list[int], bool]]`): Groups of similar lines: their pieces, the ends of the
+            lines, and whether they are identical. The number of dropped ones is noted after the first kept line.
+        lines (`Lines`, *optional*): The lines of the text, if omissions are marked in the output.
     """
 
     starts: np.ndarray
@@ -125,13 +128,13 @@ class Pieces:
         return len(self.bound)
 
     def __getitem__(self, part: slice) -> "Pieces":
-        """Some pieces in a row, tokens and characters counted as in the whole text."""
+        """Consecutive pieces; tokens and characters are counted as in the whole text."""
         edges = slice(part.start, part.stop + 1)
         return Pieces(self.starts[edges], self.chars[edges], self.bound[part], self.blank[part])
 
     @classmethod
     def joined(cls, parts: "list[Pieces]") -> "Pieces":
-        """Those of several texts that follow each other, each counted from its own beginning."""
+        """Join the pieces of consecutive texts, each of which counts from its own beginning."""
         tokens, chars = (
             np.cumsum([0, *(edges[-1] for edges in column)]) for column in zip(*((p.starts, p.chars) for p in parts))
         )
@@ -148,13 +151,13 @@ class Pieces:
         return np.diff(self.starts)
 
     def means(self, token_values: np.ndarray) -> np.ndarray:
-        """Mean of a token's value over each piece `(num_pieces,)`, float64."""
+        """Mean of the tokens' values over each piece `(num_pieces,)`, float64."""
         if len(self) == len(token_values):
             return token_values.astype(np.float64)
         return np.add.reduceat(token_values.astype(np.float64), self.starts[:-1]) / self.sizes
 
     def to_tokens(self, piece_values: np.ndarray) -> np.ndarray:
-        """A value per piece to a value per token."""
+        """Repeat a value per piece for its tokens `(num_tokens,)`."""
         return piece_values if len(self) == self.starts[-1] else np.repeat(piece_values, self.sizes)
 
 
@@ -165,7 +168,7 @@ def cut(text: str, offsets: np.ndarray, unit: str) -> Pieces:
     Args:
         text (`str`): The text.
         offsets (`np.ndarray` of shape `(num_tokens, 2)`): First character of each token, and the one after its last, as
-            a fast tokenizer gives them. Characters that no token covers go with the token after them.
+            a fast tokenizer gives them. Characters that no token covers belong to the token after them.
         unit (`str`): `"token"` or `"word"`.
     """
     num_tokens = len(offsets)
@@ -173,25 +176,26 @@ def cut(text: str, offsets: np.ndarray, unit: str) -> Pieces:
         nothing = np.zeros(0, dtype=bool)
         return Pieces(np.zeros(1, dtype=np.int64), np.array([len(text)]), nothing, nothing)
     ends = np.maximum.accumulate(offsets[:, 1])
-    first = np.flatnonzero(offsets[1:, 0] >= ends[:-1]) + 1  # tokens that share no character with those before
+    first = np.flatnonzero(offsets[1:, 0] >= ends[:-1]) + 1  # tokens that share no character with earlier ones
     place = ends[first - 1]  # the character at which such a token's piece would begin
     classes = character_classes(text)
     inside = (place > 0) & (place < len(text))  # a token without characters begins nothing
     first, place = first[inside], place[inside]
     breaks = _is_character_break(classes, place)
     if unit == "word":
-        # A word stays whole, and white space goes with the word after it, but for line breaks.
+        # A word stays whole, and white space belongs to the word after it, except for line breaks.
         breaks &= ~(_is_inside_word(classes, place, JOINER | CONNECTOR) | _is_inside_whole(text, classes, place))
         breaks &= classes[place - 1] & classes[place] & KATAKANA == 0
         breaks[np.flatnonzero(breaks)[_goes_on(text, classes, place[breaks])]] = False
     first, place = first[breaks], place[breaks]
     bound = _is_inside_word(classes, place, JOINER) | (classes[place] & (WORD | SPACELESS) == WORD)
     if unit == "word":
-        # What followed a line break directly, a name or number that begins with a sign (.5, --flag), and such a sign alone.
+        # Bound: text directly after a line break, a name or number that begins with a sign (.5, --flag), and such a
+        # sign alone.
         outer = classes[place] & (SPACE | SPACELESS) == 0
         words = np.logical_or.reduceat(classes & WORD > 0, np.concatenate([[0], place]))[1:]
         bound |= outer & ((classes[place - 1] & SPACE > 0) | words | (classes[place] & STICKY > 0))
-        # A comma with a digit right behind it would join that to a number before it.
+        # A comma directly before a digit would join that digit to a number before it.
         after = np.append(classes, 0)[place + 1]
         bound |= (classes[place] & SEPARATOR > 0) & (after & DIGIT > 0)
     chars = np.concatenate([[0], place, [len(text)]])
@@ -204,12 +208,14 @@ def cut(text: str, offsets: np.ndarray, unit: str) -> Pieces:
 
 
 def _goes_on(text: str, classes: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """Where white space goes with what follows it: all but before the word behind a line break; bool, one for each place."""
+    """
+    Whether white space at each place belongs to the following word (bool): not before the word after a line break.
+    """
     edges = np.concatenate([[0], place])
     blank = np.logical_and.reduceat(classes & SPACE > 0, edges)
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     broken = np.logical_or.reduceat(np.isin(codes, _LINE_BREAKS), edges)
-    # Blank parts that follow each other are one run; whether it holds a line break is known at its last part.
+    # Consecutive blank parts form one run; at its last part it is known whether the run contains a line break.
     run = np.cumsum(~blank | np.concatenate([[True], ~blank[:-1]]))
     holds = np.zeros(run[-1] + 1, dtype=bool)
     np.logical_or.at(holds, run, broken)
@@ -217,25 +223,27 @@ def _goes_on(text: str, classes: np.ndarray, place: np.ndarray) -> np.ndarray:
 
 
 def _is_character_break(classes: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """Whether a user sees a boundary before the characters at `place`; after Unicode Standard Annex 29, simplified."""
+    """Whether a displayed character begins at `place`; simplified from Unicode Standard Annex 29."""
     before, after = classes[place - 1], classes[place]
     linked = _is_linked(classes)[place - 1] if (classes & LINK).any() else np.zeros(len(place), dtype=bool)
-    linked &= before & SPACE <= after & SPACE  # CR takes white space only
+    linked &= before & SPACE <= after & SPACE  # CR includes only white space
     return ~((after & EXTEND > 0) | linked | _is_inside_flag(classes, place))
 
 
 def _is_inside_flag(classes: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """Whether a flag, which is two letters, would be cut at `place`: in a run of flags between every second two of them."""
+    """
+    Whether `place` is inside a flag. A flag has two letters, so a run of them may only be cut after every second one.
+    """
     flags = classes & FLAG > 0
     if not flags.any():
         return np.zeros(len(place), dtype=bool)
     index = np.arange(len(classes))
-    start = np.maximum.accumulate(np.where(~flags, index + 1, 0))  # of the run that a letter stands in
+    start = np.maximum.accumulate(np.where(~flags, index + 1, 0))  # first index of the letter's run
     return flags[place - 1] & flags[place] & ((place - start[place]) % 2 == 1)
 
 
 def _is_linked(classes: np.ndarray) -> np.ndarray:
-    """Whether a character, or one whose continuation it is, takes the next one with it."""
+    """Whether a character, or the one that it extends, includes the next character."""
     index = np.arange(len(classes))
     link = np.maximum.accumulate(np.where(classes & LINK > 0, index, -1))
     begin = np.maximum.accumulate(np.where(classes & EXTEND == 0, index, 0))
@@ -249,14 +257,14 @@ def _is_inside_word(classes: np.ndarray, place: np.ndarray, joiner: int) -> np.n
 
 
 def _is_beside(joins: np.ndarray, joined: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """Whether there is a joining character before or behind, and on both sides of it what it joins."""
+    """Whether a joining character is next to `place`, with characters that it joins on both of its sides."""
     second = joined[np.maximum(place - 2, 0)] & (place > 1)
     following = joined[np.minimum(place + 1, len(joined) - 1)] & (place + 1 < len(joined))
     return (joins[place - 1] & joined[place] & second) | (joins[place] & joined[place - 1] & following)
 
 
 def _is_inside_whole(text: str, classes: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """Whether a place lies within a number, URL, path or the like."""
+    """Whether `place` is inside a number, URL, path or the like."""
     inside = _is_beside(classes & SEPARATOR > 0, classes & DIGIT > 0, place)
     spans = np.array(list(find_wholes(text)), dtype=np.int64).reshape(-1, 2)
     spans = spans[spans[:, 1] > spans[:, 0] + 1]

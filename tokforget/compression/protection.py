@@ -1,5 +1,5 @@
 """
-What a budget may not touch: built-in protectors, the user's own, and segments marked in the text.
+Protected text, which must stay whatever the budget: by built-in and user-defined finders, and by tags in the text.
 """
 
 import difflib
@@ -31,21 +31,21 @@ BUILT_IN: dict[str, Finder] = {name: partial(find, name) for name in PATTERNS} |
     "line_breaks": find_line_breaks,
     "roles": find_roles,
 }
-# Characters behind the end of a chunk in which what must not be broken there shows.
+# Characters after the end of a chunk that are searched for spans that must not be cut there.
 LOOK = 100
-# What keeps a text readable as far as the budget allows; [`tokforget.compression.meaning`] says how. By words it stays on beside
-# what is protected by name, because a "not" that is lost turns what is protected round.
+# The preset that keeps a text readable as far as the budget allows; see [`tokforget.compression.meaning`]. In word
+# units it applies in addition to other protection, because a lost "not" would invert the meaning of protected text.
 PRESET, NO_PRESET = "readable", "none"
 
 
 @dataclass
 class Protection:
     """
-    What is kept whatever the budget.
+    The protected text of a request.
 
     Args:
-        finders (`list`): Functions from a text to the character spans that are kept.
-        spans (`list`): Character spans given outright; for a single text.
+        finders (`list`): Functions from a text to the character spans to keep.
+        spans (`list`): Explicit character spans, for a single text.
         first (`int`), last (`int`): Tokens kept at both ends.
         place (`Place`): Where in Markdown the text begins; for the blocks of a stream.
         readable (`bool`): Whether negations, limits and marks come first or along, by words and as far as the budget allows.
@@ -61,15 +61,19 @@ class Protection:
     @classmethod
     def parse(cls, protect) -> "Protection":
         """
-        From what a user writes: one item or several of them. An item is the name of a built-in protector, a compiled
-        regular expression or `"re:<pattern>"`, `"first:<n>"`, `"last:<n>"` (tokens), a span `(start, end)` in characters,
-        or a function from a text to such spans. The preset `"readable"` stays on beside any of them; nothing at all, or
-        `"none"`, switches it off.
+        Parse a user's `protect`: one item or several. An item is the name of a built-in protector, a compiled regular
+        expression or `"re:<pattern>"`, `"first:<n>"`, `"last:<n>"` (tokens), a span `(start, end)` in characters, or a
+        function from a text to such spans. The preset `"readable"` applies in addition; an empty `protect` or `"none"`
+        switches it off.
+
+        Raises:
+            `ValueError`: If a name is unknown, a pattern or a span is wrong, or items exclude each other.
+            `TypeError`: If an item has an unsupported type.
         """
         found = cls()
         single = isinstance(protect, (str, bytes, re.Pattern)) or callable(protect) or _is_span(protect)
         if not single and protect is not None and not isinstance(protect, Iterable):
-            protect = [protect]  # which is named below for what it is
+            protect = [protect]  # the error below names its type
         items = [protect] if single else list(protect or ())
         presets = [item for item in items if isinstance(item, str) and item in (PRESET, NO_PRESET)]
         if len(set(presets)) > 1:
@@ -117,7 +121,7 @@ class Protection:
             )
 
     def find(self, text: str) -> list[tuple[int, int]]:
-        """Character spans of `text` that must stay."""
+        """The protected character spans of `text`. Raises `ValueError` if an explicit span exceeds the text."""
         for _, end in self.spans:
             if end > len(text):
                 raise ValueError(f"A protected span ends at character {end}, but the text has {len(text)}.")
@@ -127,20 +131,23 @@ class Protection:
 
     @property
     def keeps_fences(self) -> bool:
-        """Whether code fences are protected: they may be longer than what is looked at together."""
+        """Whether code fences are protected; these may be longer than a block."""
         return find_code_fences in self.finders
 
     def unbroken(self, unit: str) -> Finder:
-        """What finds the spans within which neither a chunk nor a block of a stream may end: code fences apart, all of them."""
+        """
+        A finder of the spans within which no chunk and no block of a stream may end: all protected ones except code
+            fences.
+        """
         finders = [finder for finder in self.finders if finder is not find_code_fences]
         finders += [find_wholes] if unit == "word" else []
         return lambda text: (span for finder in finders for span in _spans_of(finder, text))
 
     def find_in_chunks(self, text: str, ends: list[int]) -> list[tuple[int, int]]:
         """
-        Like `find`, but what is protected up to an end depends on the text up to `LOOK` characters behind it, and reaches back
-        one chunk at most.
-        A code fence protects from its opening on, so it is looked for in the whole text.
+        Like `find`, but the protection before an end depends only on the text up to `LOOK` characters after it, and
+        reaches back at most one chunk. Code fences are searched in the whole text, because a fence protects from its
+        opening on.
         """
         found = Protection([finder for finder in self.finders if finder is find_code_fences], self.spans).find(text)
         local = Protection([finder for finder in self.finders if finder is not find_code_fences])
@@ -155,7 +162,7 @@ class Protection:
 
 
 def _spans_of(finder: Finder, text: str) -> Iterator[tuple[int, int]]:
-    """What a function finds in a text, empty spans aside; one that lies outside would void what others protect."""
+    """The spans that a function finds in a text, without empty ones; a span outside of the text is an error."""
     found = finder(text)
     if not isinstance(found, Iterable):
         raise TypeError(
@@ -181,14 +188,14 @@ def _is_span(item) -> bool:
 
 
 # -- segments ----------------------------------------------------------------------------------------------------------
-# A tag's name ends there: `<keep-alive>` and `<drop.column>` are text.
+# The end of a tag's name: `<keep-alive>` and `<drop.column>` are text.
 _TAG = re.compile(r"<(/?)(llmlingua|keep|drop)(?=[\s,/>])([^<>]*)>")
 _ATTRIBUTE = re.compile(r"[\s,]*(\w+)\s*=\s*[\"']?([\w.]+)[\"']?")
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Characters `start` to `end` are to be cut to `rate`: 1 keeps them byte for byte, 0 drops them."""
+    """A segment with its own rate: characters `start` to `end`; 1 keeps them byte for byte, 0 drops them."""
 
     start: int
     end: int
@@ -197,15 +204,15 @@ class Segment:
 
 def parse_tags(text: str) -> tuple[str, list[Segment]]:
     """
-    Take the tags out of a text: `<keep>...</keep>`, `<keep rate=0.8>...</keep>`, `<drop>...</drop>`, and LLMLingua's
+    Remove the tags from a text: `<keep>...</keep>`, `<keep rate=0.8>...</keep>`, `<drop>...</drop>`, and LLMLingua's
     `<llmlingua, rate=0.4, compress=False>...</llmlingua>`.
 
     Returns:
-        `tuple`: The text without tags, and its segments in that text's characters. A tag without a rate of its own
-        leaves its text to the common budget.
+        `tuple`: The text without tags, and its segments in that text's characters. The text of a tag without a rate
+        belongs to the common budget.
 
     Raises:
-        `ValueError`: If tags are nested, unclosed or have attributes that mean nothing.
+        `ValueError`: If tags are nested or unclosed, or have unknown attributes.
     """
     plain, segments, opened, position, length = [], [], None, 0, 0
     for tag in _TAG.finditer(text):

@@ -1,5 +1,5 @@
 """
-A quality floor: the shortest text for which a reader's retention is promised, by calibration on held-out texts.
+A quality floor: the shortest text for which a reader's retention is guaranteed, by calibration on held-out texts.
 
 A text's words have scores; the *worth kept* is the share of their summed worth that an output holds. Held-out texts are
 compressed to each of some levels of worth, and a reader says what it retains of each. From the highest level downwards a binomial
@@ -16,10 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tokforget.files import write_json
+from tokforget.files import CALIBRATION, write_json
 
 
-CALIBRATION = "calibration.json"
 # Qualities and risks that are calibrated; between two of them the stricter one's threshold holds.
 QUALITIES = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 RISKS = (0.05, 0.1, 0.2, 0.3, 0.5)
@@ -33,6 +32,8 @@ _SOFTNESS = 8.0
 @dataclass(frozen=True)
 class Calibration:
     """
+    The calibration of a model.
+
     Args:
         num_texts (`int`): Texts of the calibration.
         reader (`str`): Whose retention is promised.
@@ -65,7 +66,7 @@ class Calibration:
         return None
 
     def expected(self, worth: float) -> float:
-        """Mean retention of calibration texts of which so much worth was kept."""
+        """Mean retention of the calibration texts at this worth kept."""
         shares, retentions = zip(*self.curve)
         return float(np.interp(worth, shares, retentions))
 
@@ -75,6 +76,8 @@ class Calibration:
     @classmethod
     def load(cls, folder: str | Path) -> "Calibration":
         """
+        Load the calibration of a model folder.
+
         Raises:
             `ValueError`: If the folder has no calibration, or a broken one.
         """
@@ -97,7 +100,7 @@ class Calibration:
 
 
 def token_worth(logits: np.ndarray) -> np.ndarray:
-    """What each token adds to the worth of a text `(T,)`, positive: its keep score, floored softly at zero."""
+    """The worth of each token `(T,)`: its keep logit through a softplus, so that it is positive."""
     return np.logaddexp(0.0, np.asarray(logits, dtype=np.float64) / _SOFTNESS)
 
 
@@ -118,6 +121,8 @@ def most_broken(num_texts: int, risk: float, confidence: float = CONFIDENCE) -> 
 
 def calibrate(levels: Sequence[float], shares: np.ndarray, retentions: np.ndarray, reader: str) -> Calibration:
     """
+    Calibrate a model from measurements.
+
     Args:
         levels (`Sequence[float]`): Of worth, rising: what each text was asked to keep at least.
         shares (`np.ndarray` of shape `(num_texts, num_levels)`), retentions (of the same shape): Worth kept, and what a reader
@@ -144,7 +149,10 @@ def calibrate(levels: Sequence[float], shares: np.ndarray, retentions: np.ndarra
 
 
 def _rising(shares: np.ndarray, retentions: np.ndarray) -> list[tuple[float, float]]:
-    """Mean retention in twenty equal parts of the shares, made to rise (pool adjacent violators), from 0 to the whole text."""
+    """
+    Mean retention in twenty equal bins of the shares, made monotone (pool adjacent violators), from 0 to the whole
+    text.
+    """
     order = np.argsort(shares)
     parts = [part for part in np.array_split(order, 20) if len(part)]
     blocks = [[float(shares[p].mean()), float(np.clip(retentions[p], 0, 1).mean()), len(p)] for p in parts]

@@ -1,4 +1,4 @@
-"""A text on its way from tokens to a result: its scores, its pieces, and the order in which they go."""
+"""A text between tokenisation and result: its scores, its pieces, and their ranks."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -32,23 +32,25 @@ from tokforget.rates import allowed_tokens
 @dataclass
 class RankedText:
     """
-    A text on its way through `compress`.
+    A text while `compress` processes it.
 
     Args:
-        text (`str`), segments (`list[Segment]`): The text without tags, and what they said.
+        text (`str`), segments (`list[Segment]`): The text without tags, and the segments that the tags mark.
         ids (`np.ndarray` of shape `(num_tokens,)`), offsets (`np.ndarray` of shape `(num_tokens, 2)`): Its tokens.
         chunks (`np.ndarray` of shape `(num_chunks, 2)`, *optional*): Ends of chunks in characters and in tokens.
-        features (`np.ndarray` of shape `(num_tokens, NUM_FEATURES)`, *optional*): For a policy that takes them.
+        features (`np.ndarray` of shape `(num_tokens, NUM_FEATURES)`, *optional*): For a policy with word features.
         logits (`np.ndarray` of shape `(num_tokens,)`), pieces (`Pieces`), ranks (`np.ndarray` of shape `(num_pieces,)`),
-        target (`int`, *optional*), bonds (`Bonds`, *optional*): What is found on the way; ranks are lower for what is kept first.
-        kind (`str`, *optional*): What the text is made of, if of more than words; see [`tokforget.compression.structure`].
-        alone (`np.ndarray` of shape `(num_pieces,)`, *optional*): As of [`tokforget.compression.structure.Structure`]; bool.
-        ends (`int`, *optional*): The character behind which nothing is kept.
-        asked (`bool`): Whether a question came with it: what answers it is looked for among lines that are alike, too.
-        total (`int`, *optional*): Tokens of the text in the vocabulary that the budget counts; its own where nothing is said.
+        target (`int`, *optional*), bonds (`Bonds`, *optional*): Computed during the processing; the lowest ranks are
+            kept first.
+        kind (`str`, *optional*): Kind of a structured text; see [`tokforget.compression.structure`].
+        alone (`np.ndarray` of shape `(num_pieces,)`, *optional*): See [`tokforget.compression.structure.Structure`];
+            bool.
+        ends (`int`, *optional*): The character after which nothing is kept.
+        asked (`bool`): Whether there is a question; then similar lines may also answer it.
+        total (`int`, *optional*): Tokens of the text in the vocabulary that the budget counts; by default the model's.
         returned_whole_because (`str`, *optional*): Why the text is returned whole.
         worth_needed (`float`), pieces_needed (`int`): With a `quality`, the share of its worth that the output must hold, and
-            the pieces that it takes.
+            the number of pieces for it.
     """
 
     text: str
@@ -121,7 +123,7 @@ class RankedText:
             self.target = min(request.target_tokens, self.num_counted)
         elif request.budget == "per_text" and request.rate is not None:
             self.target = (
-                # Quotas of segments are in the model's tokens; what they come to is told in those that are counted.
+                # Quotas of segments are in the model's tokens; convert their sum to the counted tokens.
                 self._rank_segments(forced, excluded, request.rate) * self.num_counted // num_tokens
                 if self.segments
                 else _count(self.num_counted, request.rate)
@@ -129,14 +131,15 @@ class RankedText:
         self.ranks[excluded] = np.inf
         if self.bonds is not None:
             self.bonds.marks &= ~excluded
-            # On their own they go; a promise of quality counts the worth of all pieces, so that there they come last.
+            # Marks are never kept alone. With a quality they come last instead, because the worth of all pieces counts
+            # there.
             self.ranks[self.bonds.marks] = np.inf if request.quality is None else _FAR
         self.ranks[forced] = -np.inf
         if request.quality is not None:
             self.pieces_needed = self._pieces_for_worth(self.worth_needed)
 
     def _find_structure(self, request: Request) -> Structure | None:
-        """More than words in the text, unless lines are too long for the budget."""
+        """The structure of the text, unless its lines are too long for the budget."""
         structure = find_structure(self.text, self.offsets, request.protection.readable)
         if (
             structure is None
@@ -147,13 +150,16 @@ class RankedText:
             return structure
         target = request.target_tokens or _count(self.num_counted, request.rate)
         target = target * len(self.ids) // max(self.num_counted, 1)
-        if structure.kind == "csv":  # where not even the names of the columns fit, as many of them as do
+        if structure.kind == "csv":  # if not all column names fit, keep as many as do
             self.ends = int(structure.pieces.chars[1])
         counts = ~structure.bonds.marks if structure.alone is None else ~structure.bonds.marks | structure.alone
         return structure if structure.pieces.sizes[counts].min(initial=target + 1) <= target else None
 
     def _cut(self, unit: str) -> Pieces:
-        """Of the whole text; by words each chunk by itself, so that no word grows over a chunk's end when text is appended."""
+        """
+        The pieces of the whole text. In word units each chunk is cut on its own, so that appended text cannot extend a
+        word beyond the end of a chunk.
+        """
         if self.chunks is None or unit != "word":
             return cut(self.text, self.offsets, unit)
         edges = [(0, 0), *self.chunks.tolist()]
@@ -162,7 +168,7 @@ class RankedText:
         )
 
     def _find_bonds(self) -> Bonds:
-        """Of the whole text, or of each chunk by itself: what is appended later changes nothing in them."""
+        """The bonds of the whole text, or of each chunk on its own, so that appended text does not change them."""
         if self.chunks is None:
             return find_bonds(self.text, self.pieces)
         ends, parts = self.chunks[:, 0].tolist(), []
@@ -172,24 +178,24 @@ class RankedText:
             own.chars = own.chars - start
             parts.append(find_bonds(self.text[start:end], own))
         bonds = Bonds.joined(parts)
-        bonds.begin[bonds.begin >= 0] = 0  # a line break at the beginning of a chunk parts it from those before
+        bonds.begin[bonds.begin >= 0] = 0  # a line break at the beginning of a chunk separates it from earlier chunks
         return bonds
 
     def _pieces_for_worth(self, needed: float) -> int:
-        """How many pieces, the first in rank, hold so large a share of the text's worth."""
+        """Number of best-ranked pieces that hold this share of the text's worth."""
         worth = np.add.reduceat(token_worth(self.logits), self.pieces.starts[:-1])
         share = np.cumsum(worth[np.argsort(self.ranks, kind="stable")]) / worth.sum()
         return min(int(np.searchsorted(share, needed - 1e-9)) + 1, len(self.pieces))
 
     def worth_kept(self, keep: np.ndarray) -> float:
-        """Share of the text's worth in the pieces kept; see [`tokforget.compression.quality`]."""
+        """Share of the text's worth in the kept pieces; see [`tokforget.compression.quality`]."""
         worth = np.add.reduceat(token_worth(self.logits), self.pieces.starts[:-1])
         return float(worth[keep].sum() / worth.sum())
 
     def _rank_segments(self, forced: np.ndarray, excluded: np.ndarray, rate: float) -> int:
         """
-        The target of a text whose segments have rates of their own. Every segment's pieces are ranked by the share of the
-        segment's quota that they and better ones take, so that one common order serves all segments.
+        The target of a text whose segments have their own rates. The rank of a piece is the share of its segment's
+        quota that it and better pieces take, so that all segments share one order.
         """
         sizes, owner = self.pieces.sizes, np.zeros(len(self.pieces), dtype=np.int64)
         owner[forced | excluded] = -1
@@ -219,7 +225,7 @@ class RankedText:
         vocabulary: str = "",
         counted: int | None = None,
     ) -> CompressedText:
-        """What comes of keeping these pieces."""
+        """The result of keeping these pieces."""
         pieces = self.pieces
         kept_spans, dropped_spans = (pieces.chars[np.stack(runs(part), 1)] for part in (keep, ~keep))
         kept_indices = np.flatnonzero(pieces.to_tokens(keep))
@@ -244,7 +250,7 @@ class RankedText:
         )
 
     def returned_whole(self, tokenizer: str, vocabulary: str = "") -> CompressedText:
-        """The text as it is, and why."""
+        """The result that returns the text whole, with the reason."""
         self.pieces = cut(self.text, self.offsets, "token")
         everything = np.ones(len(self.pieces), dtype=bool)
         result = self.result(everything, self.text, self.ids, 0, tokenizer, vocabulary, self.total)
@@ -255,7 +261,7 @@ class RankedText:
 
 
 def search(items: list[RankedText], request: Request) -> Search:
-    """The search for what one budget keeps of these texts."""
+    """The search for the pieces of these texts that one budget keeps."""
     bonds = None
     if any(item.bonds is not None for item in items):
         bonds = Bonds.joined([item.bonds or Bonds.none(len(item.pieces)) for item in items])
@@ -271,7 +277,7 @@ def search(items: list[RankedText], request: Request) -> Search:
     if request.quality is not None:
         bonds = ranked.bonds
         if bonds is not None:
-            bonds.clause_marks[:] = False  # the promise counts the worth of every piece
+            bonds.clause_marks[:] = False  # a quality counts the worth of every piece
         return try_pieces(ranked, ranked.best(max(items[0].pieces_needed, ranked.num_forced)))
     if request.budget == "corpus":
         total = sum(item.num_counted for item in items)
@@ -281,7 +287,7 @@ def search(items: list[RankedText], request: Request) -> Search:
     whole = ranked.sizes.sum() if scale is None else sum(item.num_counted for item in items)
     if bonds is not None and (request.rate == 1.0 or (items[0].target or 0) >= whole):
         for item in items:
-            item.pieces.notes, item.pieces.similar = [], []  # they speak of what is left out
+            item.pieces.notes, item.pieces.similar = [], []  # these notes describe omissions
         ranked = Ranked(
             ranked.texts,
             ranked.pieces,
@@ -298,29 +304,29 @@ def search(items: list[RankedText], request: Request) -> Search:
 
 
 def _search_budget(ranked: Ranked, target: int) -> Search:
-    """What a budget keeps; where it holds nothing together with what comes along, something by itself."""
+    """The pieces that a budget keeps. If no piece fits together with its bonds, pieces without their bonds."""
     choice = yield from search_without_remnants(ranked, target)
     marked = any(pieces.lines is not None for pieces in ranked.pieces)
     if marked and (choice.count > target or not choice.keep.any()):
-        for pieces in ranked.pieces:  # marks are kept as far as they fit
+        for pieces in ranked.pieces:  # marks are only kept as far as they fit
             pieces.lines = None
         choice = yield from search_without_remnants(ranked, target)
     if ranked.alone is not None and not choice.keep.any():
         ranks = np.where(ranked.alone, np.where(np.isposinf(ranked.ranks), 0.0, ranked.ranks), np.inf)
         choice = yield from search_budget(Ranked(ranked.texts, ranked.pieces, ranks, scale=ranked.scale), target)
     if ranked.bonds is not None and not choice.keep.any():
-        # First what comes along in any case: the best word may bring more than there is room for.
+        # First try pieces that bonds keep in any case, because the best word may need more pieces than fit.
         ranks, along = ranked.ranks.copy(), np.unique(ranked.bonds.pieces)
         ranks[along] -= _FAR
         choice = yield from search_budget(
             Ranked(ranked.texts, ranked.pieces, ranks, ranked.bonds, ranked.scale, ranked.alone), target
         )
     if ranked.bonds is not None and not choice.keep.any():
-        # Without what comes along: first what says no other thing by itself.
+        # Then ignore bonds: first pieces that are not misleading without them.
         bound = ranked.bonds.misleading()
         ranks = ranked.ranks.copy()
         ranks[bound] = np.where(np.isinf(ranks[bound]), ranks[bound], np.maximum(ranks[bound], 0) + _FAR)
-        # Of what misleads the negations first, then what would come along.
+        # Then misleading pieces: negations first, then those that bonds would keep.
         ranks[along] -= np.where(bound[along], _FAR / 2, 0)
         ranks[ranked.bonds.denies & ranked.bonds.marks] = _FAR / 4
         single = ranked.bonds.last - ranked.bonds.first == 1
@@ -336,7 +342,7 @@ def _search_budget(ranked: Ranked, target: int) -> Search:
     return choice
 
 
-# Farther than any two scores are apart.
+# Larger than any difference of two scores.
 _FAR = 1e6
 
 
@@ -355,7 +361,7 @@ def _covered(pieces: Pieces, spans: list[tuple[int, int]]) -> np.ndarray:
 
 
 def _inside(pieces: Pieces, spans: list[tuple[int, int]]) -> np.ndarray:
-    """Pieces that lie wholly within a span; bool."""
+    """Pieces that are completely within a span; bool."""
     inside = np.zeros(len(pieces), dtype=bool)
     for begin, end in spans:
         inside |= (pieces.chars[:-1] >= begin) & (pieces.chars[1:] <= end)

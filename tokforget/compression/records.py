@@ -1,7 +1,7 @@
 """
-Texts that go by whole lines, and which of their lines matter: logs by severity, tables by rows, settings by keys.
+Analyse texts that are kept or dropped by whole lines: the severity of log lines, rows of tables, keys of settings.
 
-Nothing here writes pieces: a text's lines come in, and what is known about them goes out.
+These functions take the lines of a text and return facts about them; they do not make pieces.
 """
 
 import csv
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 
 # -- logs --------------------------------------------------------------------------------------------------------------
-# What lines of a log are kept before, by what they say; among equals the scores decide.
+# Severities of log lines; the highest are kept first, and among equals the scores decide.
 FAILED, TROUBLE, WARNING, PLAIN, SIMILAR = 3, 2, 1, 0, -1
 
 _FAILED = re.compile(
@@ -28,17 +28,20 @@ _TROUBLE = re.compile(
 _WARNING = re.compile(r"\b(?:WARN|WARNING)\b|^[\[<]?W\d{4}\b|[\[<]warn(?:ing)?[\]>:]|\blevel=\"?warn")
 _TRACE = re.compile(r"^\s*Traceback \(most recent call last\)")
 _FRAME = re.compile(r"^(?:\s+\S|\t)")
-# What differs between lines that say the same of other things: numbers, ids, quoted names, addresses, paths with a number.
+# Parts that differ between similar lines: numbers, ids, quoted names, addresses, paths with a number.
 _DIFFERS = re.compile(r"\"[^\"]*\"|'[^']*'|\b[0-9a-fA-F]{8,}(?:-[0-9a-fA-F]+)*\b|[\w./:-]*\d[\w./:-]*")
 
 
 def template(line: str) -> str:
-    """What a line of a log has in common with those that are like it."""
+    """The template of a log line: the part that it shares with similar lines."""
     return _DIFFERS.sub("#", line)
 
 
 def severities(lines: Sequence[str]) -> list[int]:
-    """How much each line of a log matters: `FAILED`, `TROUBLE`, `WARNING` or `PLAIN`; a stack's frames go with what failed."""
+    """
+    Severity of each log line: `FAILED`, `TROUBLE`, `WARNING` or `PLAIN`; frames of a stack trace have that of the
+    failure.
+    """
     found, within = [], False
     for line in lines:
         if _TRACE.match(line):
@@ -46,7 +49,7 @@ def severities(lines: Sequence[str]) -> list[int]:
             found.append(TROUBLE)
         elif within and _FRAME.match(line):
             found.append(TROUBLE)
-        elif within:  # the line behind the frames says what was raised
+        elif within:  # the line after the frames names the exception
             within = False
             found.append(FAILED)
         elif _FAILED.search(line):
@@ -64,7 +67,9 @@ _CSV_LINES, _CSV_FIELDS, _CELL_WORDS = 4, 3, 6
 
 
 def find_tables(text: str) -> list[tuple[int, int]]:
-    """Characters of each Markdown table: a row of names, a row of dashes, and at least one row more, in whole lines."""
+    """
+    Span of each Markdown table in characters: a header, a row of dashes, and at least one more row, in whole lines.
+    """
     found, place, begin, count = [], 0, 0, 0
     before = ("", 0)
     for line in [*text.splitlines(keepends=True), ""]:
@@ -83,7 +88,7 @@ def find_tables(text: str) -> list[tuple[int, int]]:
 
 
 def csv_rows(lines: Sequence[str]) -> list[int] | None:
-    """How many lines each record of a CSV file takes, the names of the columns first; `None` if it is none."""
+    """Number of lines of each CSV record, beginning with the header; `None` if the text is not CSV."""
     if len(lines) < _CSV_LINES:
         return None
     for mark in ",;\t|":
@@ -96,7 +101,7 @@ def csv_rows(lines: Sequence[str]) -> list[int] | None:
                 if row:
                     rows.append(row)
                     sizes.append(reader.line_num - at)
-                elif sizes:  # an empty line goes with the record before it
+                elif sizes:  # an empty line belongs to the record before it
                     sizes[-1] += reader.line_num - at
                 else:
                     return None
@@ -130,12 +135,13 @@ _SETTINGS_LINES, _SETTINGS_SHARE, _VALUE_WORDS, _MOST_CHARACTERS = 3, 0.7, 8, 20
 @dataclass
 class Settings:
     """
-    Settings in entries of whole lines.
+    Settings, as entries of whole lines.
 
     Args:
         sizes (`list[int]`): Lines of each entry.
-        spans (`list[tuple[int, int, int]]`): An entry, and those from the second to before the third number that bring it along.
-        empty (`set[int]`): Entries that say nothing without others: the name of a section, a key whose value is a block.
+        spans (`list[tuple[int, int, int]]`): `(entry, first, end)`: the entry is kept with any entry from `first` to
+            before `end`.
+        empty (`set[int]`): Entries without meaning of their own: the name of a section, a key whose value is a block.
     """
 
     sizes: list[int] = field(default_factory=list)
@@ -145,11 +151,11 @@ class Settings:
 
 def find_settings(text: str, lines: Sequence[str], statements: Sequence[int]) -> Settings | None:
     """
-    What a YAML, TOML or INI file is made of, or `None`.
+    The entries of a YAML, TOML or INI file; `None` for any other text.
 
     Args:
-        text (`str`), lines (`Sequence[str]`): The file, and its lines with their ends.
-        statements (`Sequence[int]`): How many lines go together by their brackets and quotes.
+        text (`str`), lines (`Sequence[str]`): The file, and its lines with their line ends.
+        statements (`Sequence[int]`): Number of lines of each statement, by brackets and quotes.
     """
     shown = [line for line in lines if line.strip()]
     if len(shown) < _SETTINGS_LINES or len(text) > _MOST_CHARACTERS:
@@ -179,13 +185,15 @@ def _is_ini(shown: Sequence[str]) -> bool:
 
 
 def _is_yaml(text: str, shown: Sequence[str]) -> bool:
-    """With a block or a list in it, and short values: a letter or a conversation may be YAML too, by accident."""
+    """
+    Whether it is YAML with a block or a list and short values; a letter or a conversation may also be valid YAML.
+    """
     if not any(_PARENT.match(line) for line in shown) and not any(line.lstrip().startswith("- ") for line in shown):
         return False
     values = [line.split(":", 1)[1].split(" #")[0] for line in shown if _KEY.match(line) and ":" in line]
     if len(values) < _SETTINGS_LINES or sum(len(value.split()) > _VALUE_WORDS for value in values) > len(values) / 4:
         return False
-    import yaml  # takes a while, and few texts look like it
+    import yaml  # a slow import, and few texts look like YAML
 
     try:
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -208,7 +216,7 @@ def _toml(groups: Sequence[Sequence[str]]) -> Settings:
     sections = [(number, match) for number, group in enumerate(groups) if (match := _SECTION.match(group[0]))]
     for place, (number, match) in enumerate(sections):
         after = sections[place + 1 :]
-        if match[1] == "[[":  # without it the tables below it would be others
+        if match[1] == "[[":  # without it the tables after it would have another meaning
             after = [one for one in after if not one[1][2].startswith(match[2] + ".")]
         made.spans.append((number, number + 1, after[0][0] if after else len(groups)))
         made.empty.add(number)

@@ -1,5 +1,5 @@
 """
-One call of `compress`: what was asked for, checked, and a text on its way from tokens to a result.
+The checked arguments of one call of `compress`.
 """
 
 from collections.abc import Iterable, Mapping, Set
@@ -14,7 +14,7 @@ from tokforget.rates import check_flag, check_number, check_rate, check_whole
 
 @dataclass(kw_only=True)
 class Request:
-    """The arguments of `Compressor.compress`, checked; see there."""
+    """The checked arguments of `Compressor.compress`; see there."""
 
     rate: float | None = None
     target_tokens: int | None = None
@@ -116,7 +116,7 @@ class Request:
                 raise ValueError(message)
 
     def check_texts(self, texts: list, single: bool) -> None:
-        """Raise unless these are texts, and as many as the spans allow."""
+        """Raise `TypeError` unless all are strings, and `ValueError` if spans are given for several texts."""
         for place, text in enumerate(texts):
             if not isinstance(text, str):
                 raise TypeError(f"Text {place} of `texts` must be a string, got {_shown(text)}. {_advice(text)}")
@@ -126,12 +126,12 @@ class Request:
             )
 
     def conditioning_rates(self, lengths: list[int]) -> list[float]:
-        """The rate that the policy is told for texts of these many tokens."""
+        """The conditioning rates: the rate that the policy gets as input, for texts with these numbers of tokens."""
         if self.nested or self.threshold is not None or self.quality is not None:
             rates = [_REFERENCE_RATE] * len(lengths)
         elif self.rate is not None:
             rates = [self.rate] * len(lengths)
-        elif self.budget == "corpus":  # one rate for all: their scores are compared
+        elif self.budget == "corpus":  # one rate for all, because their scores are compared
             rates = [self.target_tokens / max(sum(lengths), 1)] * len(lengths)
         else:
             rates = [self.target_tokens / max(length, 1) for length in lengths]
@@ -139,7 +139,7 @@ class Request:
 
 
 def as_texts(texts: str | Iterable[str]) -> list[str]:
-    """The texts of a call as a list; `TypeError` for what is neither a text nor a row of them."""
+    """The texts of a call as a list. Raises `TypeError` for anything but a string or a sequence."""
     if isinstance(texts, str):
         return [texts]
     check_rows(texts)
@@ -179,12 +179,12 @@ def _advice(value: object) -> str:
     return "Pass the text itself." if not isinstance(value, Set) else "Pass a list: a set has no order."
 
 
-# The rate a policy is told lies within what it was trained on; scores that must not depend on a rate are those of 0.5.
+# The policy's rate is limited to the range of its training. Scores that must not depend on a rate use 0.5.
 _TOLD_RATES = (0.2, 0.8)
 
 
 _REFERENCE_RATE = 0.5
 
 
-# Trained logits reach about 15 on either side; a quarter of that spreads the scores over (0.02, 0.98).
+# Trained logits reach about 15 on either side; divided by 4 they give scores in (0.02, 0.98).
 _SCORE_SCALE = 4.0

@@ -1,6 +1,6 @@
 """
-From what was kept to a whole text: windows that the reconstructor can read, many at a time, and a text that says what in it
-is a guess.
+Restore a text from its kept tokens: run the reconstructor on batches of windows, and mark the predicted parts of the
+text.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from tokforget.models.reconstructor import Reconstructor
 
 
 def full_length(given, fingerprint: str) -> tuple[np.ndarray, np.ndarray]:
-    """Ids `(T,)`, 0 where dropped, and keep mask `(T,)` from a result or from a pair of ids and mask."""
+    """Ids `(T,)` (0 where dropped) and keep mask `(T,)`, from a result or from a pair of ids and mask."""
     if isinstance(given, CompressedText):
         if given.tokenizer and given.tokenizer != fingerprint:
             raise ValueError(
@@ -54,15 +54,15 @@ def fill_gaps(
     progress: bool | None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """
-    Restored ids and confidences `(T,)` of each text. Texts longer than `window` are restored in windows that overlap by a
-    quarter; only windows with gaps are run, those of like length together.
+    Restored ids and confidences `(T,)` of each text. Texts longer than `window` are restored in windows that overlap
+    by a quarter. Only windows with gaps are computed, batched by similar length.
     """
     done = [(ids.copy(), mask.astype(np.float32)) for ids, mask in texts]
     rows = [(index, *row) for index, (ids, mask) in enumerate(texts) if len(ids)
             for row in layout(len(ids), window, window // 8).tolist() if not mask[row[2] : row[3]].all()]  # fmt: skip
     rows.sort(key=lambda row: row[1] - row[2])
     device = next(reconstructor.parameters()).device
-    hidden = not progress if progress is not None else None  # None: shown where someone looks
+    hidden = not progress if progress is not None else None  # None: shown on a terminal
     with tqdm(total=len(rows), desc="restoring", unit="window", disable=hidden) as bar:
         for batch in (rows[i : i + batch_size] for i in range(0, len(rows), batch_size)):
             shape = (len(batch), max(end - start for _, start, end, _, _ in batch))
@@ -89,7 +89,7 @@ def write_text(
     abstain_below: float | None,
     gap: str,
 ) -> RestoredText:
-    """The restored text: what was kept letter for letter, guesses between it, `gap` where the model abstains."""
+    """The restored text: kept text unchanged, predictions between it, and `gap` where the model abstains."""
     unsure = ~mask & (confidence < (abstain_below or 0.0))
     kind = np.where(mask, 0, np.where(unsure, 2, 1))
     edges = [0, *(np.flatnonzero(np.diff(kind)) + 1).tolist(), len(ids)] if len(ids) else [0]
@@ -115,7 +115,7 @@ def write_text(
 
 
 def _kept_letters(result: CompressedText) -> list[str]:
-    """The kept spans as they stand in the compressed text, one for each run of kept tokens."""
+    """The kept spans of the compressed text, one for each run of kept tokens."""
     found, position, notes = [], 0, sorted(map(tuple, result.notes))[::-1]
     for (start, end), apart in zip(result.kept_spans.tolist(), result.separated.tolist()):
         position += apart
@@ -132,7 +132,7 @@ def _kept_letters(result: CompressedText) -> list[str]:
 
 
 def _decode(tokenizer: Tokenizer, ids: np.ndarray, start: int, end: int) -> str:
-    """Tokens as text, with the space that some decoders put only between tokens."""
+    """Decode tokens to text, with the leading space that some decoders write only between tokens."""
     if start == 0:
         return tokenizer.decode(ids[:end].tolist(), skip_special_tokens=False)
     before = tokenizer.decode(ids[start - 1 : start].tolist(), skip_special_tokens=False)

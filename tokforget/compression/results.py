@@ -1,4 +1,4 @@
-"""What compressing and restoring return, and how it is written to JSON."""
+"""The results of compressing and restoring, and their JSON form."""
 
 import json
 import re
@@ -16,42 +16,44 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 @dataclass
 class CompressedText:
     """
-    One compressed text, and everything that is needed to restore it or to find it in the original.
+    A compressed text, with all data to restore it or to locate it in the original.
 
-    Offsets count characters of the original (of the text without tags, where `tags=True`); `dropped_spans` and
-    `kept_spans` together cover it. JSON holds the same fields, but for `original`.
+    Offsets count characters of the original (without tags, if `tags=True`); `dropped_spans` and `kept_spans` together
+    cover it. JSON contains the same fields, except `original`.
 
     Args:
         text (`str`): The compressed text.
-        compressed_input_ids (`np.ndarray` of shape `(compressed_tokens,)`): `text`, tokenised again: what another model
-            reads.
+        compressed_input_ids (`np.ndarray` of shape `(compressed_tokens,)`): The token ids of `text` after re-encoding,
+            as another model reads them.
         kept_ids (`np.ndarray` of shape `(kept_tokens,)`), kept_indices (`np.ndarray` of shape `(kept_tokens,)`): The
-            original's tokens that were kept, and their places in it.
+            kept tokens of the original, and their indices in it.
         original_tokens (`int`): Tokens of the original, in the vocabulary that the budget counts.
-        scores (`np.ndarray` of shape `(num_tokens,)`): Keep score of each of the model's tokens of the original, in (0, 1);
-            higher is kept first. Not a probability. In word units the mean over a word decides.
+        scores (`np.ndarray` of shape `(num_tokens,)`): Keep score of each token of the original (the model's tokens),
+            in (0, 1); the highest are kept first. It is not a probability. In word units the mean over a word counts.
         kept_spans (`np.ndarray` of shape `(num_spans, 2)`), dropped_spans (`np.ndarray` of shape `(num_gaps, 2)`): First
             character and the one after the last.
-        separated (`np.ndarray` of shape `(num_spans,)`): True where a space was put before a kept span, because it would
-            have fused with the word before it. All else in `text` is the original's, but for `notes`.
-        notes (`list` of `(int, str)`): What was written beside the original's text, and before which character of it: how often
-            a line of a log came (`unit="auto"`), and marks of what is gone (`mark_omissions`).
-        target_tokens (`int`, *optional*): The budget, of all texts together with `budget="corpus"`.
-        shortfall (`int`): Tokens that `text` stays below the budget; negative where protected text exceeds it and
-            `on_impossible="warn"` was asked for. Of all texts together with `budget="corpus"`.
-        returned_whole (`str`, *optional*): Why nothing was tried: `"min_tokens"`, `"no tokens"`, or `"quality"` where nothing
-            shorter can be promised.
-        unreached (`str`, *optional*): Why the budget was not reached, where the smallest feasible text exceeds it.
-        predicted_retention (`float`, *optional*): What the model's calibration expects a reader to retain; `None` without one.
-        start (`int`): Where the text begins in its stream (`compress_stream`), in characters.
-        tokenizer (`str`): Fingerprint of the tokenizer the ids belong to.
+        separated (`np.ndarray` of shape `(num_spans,)`): True where a space was put before a kept span, because it
+            would have fused with the word before it. Everything else in `text` is from the original, except `notes`.
+        notes (`list` of `(int, str)`): Text that was added to that of the original, and the character before which it
+            is written:
+            how often a log line came (`unit="auto"`), and marks of omissions (`mark_omissions`).
+        target_tokens (`int`, *optional*): The budget; with `budget="corpus"` that of all texts together.
+        shortfall (`int`): Tokens by which `text` is below the budget; negative if protected text exceeds it (with
+            `on_impossible="warn"`). With `budget="corpus"` for all texts together.
+        returned_whole (`str`, *optional*): Why nothing was compressed: `"min_tokens"`, `"no tokens"`, or `"quality"`
+            if no shorter text is guaranteed to reach it.
+        unreached (`str`, *optional*): Why the smallest feasible text exceeds the budget.
+        predicted_retention (`float`, *optional*): The retention of a reader that the model's calibration predicts;
+            `None` without a calibration.
+        start (`int`): Offset of the text in its stream (`compress_stream`), in characters.
+        tokenizer (`str`): Fingerprint of the tokenizer of the ids.
         vocabulary (`str`): Name of the vocabulary in which `original_tokens`, `compressed_tokens`, `target_tokens` and
-            `shortfall` are counted: the model's own, or what `count_tokens` names.
-        counted_tokens (`int`, *optional*): Tokens of `text` in that vocabulary; `None` where it is the model's own.
+            `shortfall` are counted: the model's own, or that of `count_tokens`.
+        counted_tokens (`int`, *optional*): Tokens of `text` in that vocabulary; `None` if it is the model's own.
         original_chars (`int`): Characters of the original.
-        original (`str`, *optional*): The original itself, for `omitted` and `diff`. It is not saved: give it to a result that was
-            loaded, `result.original = text`.
-        seconds (`float`): Share of the call's time, by tokens.
+        original (`str`, *optional*): The original, for `omitted` and `diff`. It is not saved; set it on a loaded
+            result: `result.original = text`.
+        seconds (`float`): The text's share of the time of the call, by tokens.
     """
 
     text: str
@@ -89,12 +91,12 @@ class CompressedText:
 
     @property
     def kept_tokens(self) -> int:
-        """The model's tokens of the original that were kept."""
+        """Number of kept tokens of the original (the model's tokens)."""
         return len(self.kept_indices)
 
     @property
     def compressed_tokens(self) -> int:
-        """Tokens of `text`, after re-encoding, in the vocabulary that the budget counts."""
+        """Tokens of `text` after re-encoding, in the vocabulary that the budget counts."""
         return len(self.compressed_input_ids) if self.counted_tokens is None else self.counted_tokens
 
     @property
@@ -109,21 +111,25 @@ class CompressedText:
 
     @property
     def compression_ratio(self) -> float:
-        """Tokens of the original ÷ tokens of `text`: "4.0x"; inf where nothing is left."""
+        """Tokens of the original ÷ tokens of `text`, shown as "4.0x"; inf if `text` is empty."""
         return 1.0 / self.compression_rate if self.compression_rate else float("inf")
 
     @property
     def character_rate(self) -> float:
-        """Characters of `text` ÷ characters of the original: what no vocabulary changes; 1 for an empty text."""
+        """
+        Characters of `text` ÷ characters of the original, which does not depend on a vocabulary; 1 for an empty text.
+        """
         return len(self.text) / self.original_chars if self.original_chars else 1.0
 
     @property
     def omitted(self) -> list[Omission]:
-        """What was left out, from left to right: its lines, its characters and its text. White space alone is not listed."""
+        """The omissions from left to right, with lines, characters and text. Omitted white space is not listed."""
         return find_omissions(self._original(), self.dropped_spans.tolist())
 
     def diff(self):
-        """The original beside what is left of it, line by line: `rich.print` shows it, `to_html(path)` writes a page."""
+        """
+        The original next to the compressed text, line by line: `rich.print` shows it, `to_html(path)` writes a page.
+        """
         from tokforget.compression.diff import Diff
 
         return Diff(self._original(), self)
@@ -151,12 +157,12 @@ class CompressedText:
         return fields | {"scores": np.round(self.scores.astype(float), 4).tolist()} | rates
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """JSON text, also written to `path` if one is given."""
+        """The result as JSON; also written to `path` if one is given."""
         return write_json(self.to_dict(), path)
 
     @classmethod
     def from_dict(cls, fields: dict) -> "CompressedText":
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`. Raises `ValueError` if a field is missing."""
         kinds = {"compressed_input_ids": np.int64, "kept_ids": np.int64, "kept_indices": np.int64,
                  "scores": np.float32, "kept_spans": np.int64, "dropped_spans": np.int64, "separated": bool}  # fmt: skip
         missing = [name for name in ("text", "original_tokens", *kinds) if name not in fields]
@@ -171,7 +177,7 @@ class CompressedText:
 
     @classmethod
     def from_json(cls, source: str | Path) -> "CompressedText":
-        """From JSON text, or from the path of a JSON file."""
+        """Load a result from JSON text, or from the path of a JSON file."""
         text = str(source)
         if isinstance(source, Path) or not text.lstrip().startswith("{"):
             text = Path(source).read_text(encoding="utf-8")
@@ -179,12 +185,15 @@ class CompressedText:
 
 
 def encodable(text: str) -> str:
-    """The text with lone surrogates, which no encoding can hold, replaced one for one."""
+    """The text with each lone surrogate replaced, because no encoding can represent it."""
     return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
 
 
 def write_json(fields: dict, path: str | Path | None) -> str:
-    """JSON text, also written to `path` if one is given. Lone surrogates, which JSON cannot hold, become U+FFFD."""
+    """
+    The fields as JSON; also written to `path` if one is given. Lone surrogates, which UTF-8 cannot encode, become
+    U+FFFD.
+    """
     text = json.dumps(fields | {"text": encodable(fields["text"])}, ensure_ascii=False)
     if path is not None:
         Path(path).write_text(text, encoding="utf-8")
@@ -194,16 +203,16 @@ def write_json(fields: dict, path: str | Path | None) -> str:
 @dataclass
 class RestoredText:
     """
-    A restoration: kept tokens as they were, dropped ones as the model guesses them. It is never the original.
+    A restored text: kept tokens are unchanged, dropped ones are predicted by the model. It is never the original.
 
     Args:
         text (`str`): The restored text; where the model abstains, a visible gap.
         input_ids (`np.ndarray` of shape `(num_tokens,)`): Kept and restored tokens; -1 where the model abstains.
         keep_mask (`np.ndarray` of shape `(num_tokens,)`): True where a token was given.
-        confidence (`np.ndarray` of shape `(num_tokens,)`): Probability that the model gave to the token it wrote, at
-            gaps too; 1 for kept tokens.
-        restored_spans (`np.ndarray` of shape `(num_spans, 2)`): Characters of `text` that are guessed, gaps included.
-        abstained (`int`): Tokens the model left out because their confidence was below `abstain_below`.
+        confidence (`np.ndarray` of shape `(num_tokens,)`): Probability that the model gave to its prediction, also
+            where it abstains; 1 for kept tokens.
+        restored_spans (`np.ndarray` of shape `(num_spans, 2)`): Spans of `text` that are predicted, including gaps.
+        abstained (`int`): Tokens that the model left out because their confidence was below `abstain_below`.
     """
 
     text: str
@@ -219,12 +228,12 @@ class RestoredText:
 
     @property
     def restored_tokens(self) -> int:
-        """Tokens that were guessed."""
+        """Number of predicted tokens."""
         return int((~self.keep_mask & (self.input_ids >= 0)).sum())
 
     @property
     def label(self) -> str:
-        """One line that says what this text is."""
+        """A line that says that this is a restoration, and how much of it is predicted."""
         guesses = self.confidence[~self.keep_mask]
         mean = f", mean confidence {guesses.mean():.2f}" if len(guesses) else ""
         return (
@@ -248,12 +257,12 @@ COLUMNS = ("compressed", "original_tokens", "compressed_tokens", "compression_ra
 
 
 def columns(result: CompressedText, text_column: str = COLUMNS[0]) -> dict:
-    """What is said of a text where rows or dictionaries are wanted; the compressed text stands in `text_column`."""
+    """A result as a row: the compressed text in `text_column`, and its counts."""
     return {text_column: result.text} | counts(result)
 
 
 def counts(result: CompressedText, prefix: str = "") -> dict:
-    """Tokens before and after, and their quotient."""
+    """Tokens before and after, and their ratio, with `prefix` before the names."""
     return {
         f"{prefix}original_tokens": result.original_tokens,
         f"{prefix}compressed_tokens": result.compressed_tokens,

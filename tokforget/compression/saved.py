@@ -1,4 +1,4 @@
-"""A result of `compress` that was written as JSON, read back and checked: it may come from anywhere."""
+"""Read and check a result of `compress` that was saved as JSON; it may come from an untrusted source."""
 
 import numpy as np
 
@@ -8,10 +8,10 @@ from tokforget.compression.search import runs
 
 def read_result(fields: dict, compressor) -> CompressedText:
     """
-    The result in the fields that [`CompressedText.to_dict`] wrote, for this compressor to restore.
+    The result in the fields of [`CompressedText.to_dict`], to be restored by this compressor.
 
     Raises:
-        `ValueError`, `TypeError`, `OverflowError`: If its parts do not fit each other, or it is of another model.
+        `ValueError`, `TypeError`, `OverflowError`: If its fields contradict each other, or another model made it.
     """
     if not isinstance(fields, dict):
         raise TypeError(f"a saved result is an object, got a {type(fields).__name__}")
@@ -27,7 +27,7 @@ def read_result(fields: dict, compressor) -> CompressedText:
 
 
 def _check(result: CompressedText, vocab_size: int) -> None:
-    """Raise `ValueError` where the parts of a result do not fit each other."""
+    """Raise `ValueError` if the fields of a result contradict each other."""
     indices, ids = result.kept_indices, result.kept_ids
     count = result.original_tokens
     starts, ends = result.kept_spans.T
@@ -50,5 +50,5 @@ def _check(result: CompressedText, vocab_size: int) -> None:
             raise ValueError(f"damaged: {what}")
     if (ends < starts).any() or len(starts) != len(
         runs(result.keep_mask)[0]
-    ):  # asked once the indices are known to be places
+    ):  # checked after the indices are known to be valid
         raise ValueError("damaged: `kept_spans` are not those of `kept_indices`")

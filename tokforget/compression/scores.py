@@ -1,9 +1,9 @@
 """
-Scores for texts of any length: the policy sees windows like the texts it was trained on, many at a time.
+Scores for texts of any length: the policy scores batches of windows that have the length of its training texts.
 
-A text is covered by windows of `WINDOW` tokens that overlap; each token's score comes from the window in which it lies
-farthest from a cut. Where the windows lie depends on the text alone, and padding adds exact zeros, so a text's scores
-are the same alone and in a batch, to the last bit.
+Overlapping windows of `WINDOW` tokens cover a text. The score of a token comes from the window in which it is farthest
+from an edge. The windows depend only on the text, and padding adds exact zeros, so that a text has bitwise the same
+scores alone and in a batch.
 """
 
 from collections.abc import Iterator
@@ -18,19 +18,22 @@ if TYPE_CHECKING:
     from tokforget.models.policy import KeepMaskPolicy
 
 
-# Scores of 5,760 tokens of stories, one budget over all: windows of 128 with margins of 16 lose 0.601 bits per token at
-# rate 0.5, of 256 0.607, of 1,024 0.625, the whole text at once 0.630 (the policy was trained on 96 tokens).
+# On 5,760 tokens of stories with one budget at rate 0.5, windows of 128 with margins of 16 lose 0.601 bits per token,
+# windows of 256 lose 0.607, of 1,024 0.625, and the whole text at once 0.630 (the policy was trained on 96 tokens).
 WINDOW, MARGIN = 128, 16
-# Tokens in one forward: enough to keep the matrix products busy, few enough for the cache.
+# Tokens per forward pass: enough for efficient matrix products, few enough for the cache.
 _TOKENS_AT_ONCE = 1024
-# A product over fewer rows takes another path through the BLAS, with another rounding.
+# Products over fewer rows use another code path of the BLAS, which rounds differently.
 _SHORTEST = 16
-# Rounding makes what is equal on paper equal in memory; a step is far below any difference that matters.
+# Scores are rounded, so that mathematically equal scores are equal; the step is far below relevant differences.
 _STEPS = 4096.0
 
 
 def layout(num_tokens: int, window: int = WINDOW, margin: int = MARGIN) -> np.ndarray:
-    """Windows over a text `(num_windows, 4)`: first token, end, and the part whose scores are taken from it."""
+    """
+    Windows over a text `(num_windows, 4)`: first token and end, and first token and end of the part whose scores are
+    used.
+    """
     stride = window - 2 * margin
     starts = np.arange(0, max(num_tokens - window, 0) + stride, stride) if num_tokens > window else np.zeros(1, int)
     ends = np.minimum(starts + window, num_tokens)
@@ -47,18 +50,22 @@ def score(
     """
     Keep scores of every token of every text.
 
-    The score is the policy's plan before any decision is taken. On held-out texts its masks lose the same bits as
-    the window-by-window decisions (LOG.md), and a plan is one pass, needs no budget, and ranks all tokens of a
-    text of any length.
+    The score is the policy's plan before the first decision. On held-out texts its masks lose the same bits as
+    decisions window by window (LOG.md). A plan takes one pass, needs no budget, and ranks all tokens of a text of any
+    length.
 
     Args:
-        policy (`KeepMaskPolicy`, in evaluation mode, `ArrayPolicy` or `OnnxPolicy`): Gives the plans.
-        texts (`list[np.ndarray]`): Token ids of each text.
-        rates (`list[float]`): The rate that the policy is told, for each text.
-        features (`list[np.ndarray]`, *optional*): Of each text `(num_tokens, NUM_FEATURES)`, for a policy that takes them.
+        policy (`KeepMaskPolicy`, in evaluation mode, `ArrayPolicy` or `OnnxPolicy`): Computes the plans.
+        texts (`list[np.ndarray]`): Token ids `(num_tokens,)` of each text.
+        rates (`list[float]`): The policy's input rate for each text.
+        features (`list[np.ndarray]`, *optional*): Features `(num_tokens, NUM_FEATURES)` of each text, for a policy
+            with word features.
 
     Returns:
-        `list[np.ndarray]`: float32 logits of the policy, not bounded; higher is kept first.
+        `list[np.ndarray]`: Unbounded float32 logits `(num_tokens,)` of each text; the highest are kept.
+
+    Raises:
+        `ValueError`: If a score is not finite.
     """
     lengths = [len(text) for text in texts]
     ids = np.concatenate([*texts, np.zeros(0, np.int64)]).astype(np.int64)
@@ -72,7 +79,7 @@ def score(
     told = None if features is None else np.concatenate(features)
     for rows in _batches(windows[:, 1] - windows[:, 0]):
         _score_rows(policy, ids, windows[rows], window_rates[rows], scores, told)
-    if not np.isfinite(scores).all():  # an order of them would be that of the text: it would only be cut off
+    if not np.isfinite(scores).all():  # sorting nan would keep the order of the text, and only truncate it
         raise ValueError(
             "The model's scores are not finite: its weights hold nan or infinity, or its precision is too low for them. Load it in "
             "float32 (`dtype=None`), or save it again."
@@ -81,7 +88,7 @@ def score(
 
 
 def _batches(sizes: np.ndarray) -> Iterator[np.ndarray]:
-    """Rows of similar length together, so that little is padding."""
+    """Batches of rows of similar length, to reduce padding."""
     order = np.argsort(-sizes, kind="stable")
     start = 0
     while start < len(order):
@@ -98,7 +105,7 @@ def _score_rows(
     scores: np.ndarray,
     features: np.ndarray | None,
 ) -> None:
-    """Score one batch of windows, and write the parts that are theirs into `scores`."""
+    """Score one batch of windows, and write the used parts to `scores`."""
     starts, ends, first, last = (column[:, None] for column in windows.T)
     longest = max((ends - starts).max(), _SHORTEST)
     place = starts + np.arange(-(-longest // TOGETHER) * TOGETHER)

@@ -1,9 +1,9 @@
 """
-Which pieces a budget keeps, exactly: what is counted is the output string, tokenised again.
+Find the pieces that a budget keeps. The budget counts the tokens of the output string after re-encoding.
 
-Joining what is left can merge tokens ("," and ")" become one) or need more of them (a fragment set apart by a space), so
-the count of the mask is only a first guess. A search asks for the token count of a candidate and gets it back, so that
-the searches of many texts share their calls of the tokenizer.
+Joining kept pieces can merge tokens ("," and ")" become one) or need more tokens (a space before a fragment), so the
+count of the mask is only a first guess. A search is a generator that yields candidate strings and receives their token
+counts, so that the searches of many texts share calls of the tokenizer.
 """
 
 from collections.abc import Callable, Generator, Iterable, Sized
@@ -15,40 +15,40 @@ from tokforget.compression.meaning import Bonds
 from tokforget.compression.pieces import Pieces
 
 
-# Rounds of a search beyond which it takes what it has; texts of random bytes need most.
+# Most rounds of a search; then it returns its best result. Texts of random bytes need most rounds.
 _ROUNDS = 24
-# Rounds without one that fits, after which the room is halved.
+# After so many rounds without a fitting candidate, the room is halved.
 _CREEPING = 8
-# Rounds after which a budget missed by one token is good enough.
+# After so many rounds, a result of one token below the budget is accepted.
 _PATIENCE = 3
-# Corrections of a first guess by what comes along, before anything is tokenised.
+# Corrections of the first guess for pieces that bonds add, before anything is tokenised.
 _GUESSES = 2
-# How often words that are alone are cleared away; others may be left alone then.
+# Rounds of removing lone words; each round may leave other words alone.
 _CLEARINGS = 3
-# Behind all that is ranked by its score, before what must go.
+# A rank after all scored pieces and before those that must be dropped.
 _LAST = 1e5
-# Pieces that are tried where the best one left does not fit.
+# Number of pieces that are tried if the best remaining one does not fit.
 _CANDIDATES = 12
 
-# What a search yields: candidate strings. What it is sent: each of them tokenised, anything whose `len` is the count.
+# A search yields candidate strings and is sent their encodings, objects whose `len` is the token count.
 Search = Generator[list[str], list[Sized], "Choice"]
 
 
 @dataclass
 class Ranked:
     """
-    Texts that share one budget (usually one), their pieces in one row.
+    Texts with a common budget (usually only one text), with all their pieces in one row.
 
     Args:
-        texts (`list[str]`), pieces (`list[Pieces]`): The texts and how they are cut.
-        ranks (`np.ndarray` of shape `(num_pieces,)`): Lower is kept first; -inf for what must stay, inf for what must
-            go. Ties go to the earlier piece.
-        bonds (`Bonds`, *optional*): Which pieces come along with which, whatever their rank. Of
-            those that must go only marks do.
-        scale (`float`, *optional*): Of these tokens, how many come on one that is counted, where the budget is in tokens of
-            another vocabulary. It leads to the first guess; what is kept is decided by counts.
-        alone (`np.ndarray` of shape `(num_pieces,)`, *optional*): What may be kept without what comes along, where nothing else fits;
-            bool.
+        texts (`list[str]`), pieces (`list[Pieces]`): The texts and their pieces.
+        ranks (`np.ndarray` of shape `(num_pieces,)`): The lowest are kept first; -inf for pieces that must stay, inf
+            for pieces that must be dropped. Ties go to the earlier piece.
+        bonds (`Bonds`, *optional*): Pieces that are kept together with others, whatever their rank. Of pieces that
+            must be dropped, bonds keep only marks.
+        scale (`float`, *optional*): The model's tokens per counted token, if the budget counts another vocabulary. It
+            gives the first guess; the counts decide.
+        alone (`np.ndarray` of shape `(num_pieces,)`, *optional*): Pieces that may be kept without their bonds if
+            nothing else fits; bool.
     """
 
     texts: list[str]
@@ -80,7 +80,10 @@ class Ranked:
         return keep
 
     def fill(self, room: int) -> np.ndarray:
-        """The best pieces that fit into `room` tokens; where one is too large, smaller ones behind it may take its place."""
+        """
+        The best pieces that fit into `room` tokens `(num_pieces,)`, bool; smaller ones may replace one that is too
+        large.
+        """
         count = max(int(np.searchsorted(self.totals, room, side="right")) - 1, self.num_forced)
         keep, left = self.best(count), room - int(self.totals[count])
         sizes = self.sizes[self.order]
@@ -96,14 +99,15 @@ class Ranked:
 
     def complete(self, keep: np.ndarray) -> np.ndarray:
         """
-        A keep mask with what comes along by its bonds, and without a comma that would stand before the end of a sentence because
-        what followed it is gone: "for example,." Of what must stay nothing goes.
+        Complete a keep mask by its bonds. A comma before the end of a sentence is removed if the words between them
+        are dropped ("for example,."). Pieces that must stay are never removed.
         """
         if self.bonds is None:
             return keep
         allowed, gone = (self.ranks != np.inf) | self.bonds.marks, np.zeros(len(keep), dtype=bool)
         while True:
-            done = self.bonds.complete(keep & ~gone, allowed) & ~gone  # what came with the comma alone goes, too
+            # Pieces that were kept only with the comma are removed, too.
+            done = self.bonds.complete(keep & ~gone, allowed) & ~gone
             loose = self.bonds.dangling(done) & (self.ranks != -np.inf)
             if not loose.any():
                 return done
@@ -120,7 +124,7 @@ class Ranked:
 
 @dataclass
 class Choice:
-    """A keep mask over pieces, and its output strings with their tokens after re-encoding."""
+    """A keep mask over pieces, with its output strings and their encodings."""
 
     keep: np.ndarray
     outputs: list[str]
@@ -140,7 +144,7 @@ def runs(keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def separated(pieces: Pieces, keep: np.ndarray) -> np.ndarray:
-    """Which runs of kept pieces are set apart by a space from the run before them; bool."""
+    """Whether a space is put before each run of kept pieces; bool."""
     return _apart(pieces, *runs(keep))
 
 
@@ -162,7 +166,9 @@ def join(text: str, pieces: Pieces, keep: np.ndarray) -> str:
 
 
 def notes_of(pieces: Pieces, keep: np.ndarray) -> list[tuple[int, str]]:
-    """What is written beside the kept pieces, and before which character of the text: counts of lines, marks of what is gone."""
+    """
+    The notes of an output, each with the character before which it is written: counts of lines, marks of omissions.
+    """
     notes = [(place, note) for piece, place, note in pieces.notes if keep[piece]]
     for members, ends, same in pieces.similar:
         kept = keep[members]
@@ -193,14 +199,16 @@ def _join_with_notes(
 
 def search_budget(ranked: Ranked, target: int) -> Search:
     """
-    The best pieces whose output has at most `target` tokens, and as near to it as can be found.
+    The best pieces whose output has at most `target` tokens and is as near to it as possible.
 
-    Starts from the mask's own count and corrects it by the difference, then interpolates between the nearest counts on
-    both sides of the target. Returns the smallest choice, above the target, if what must stay does not fit.
+    It starts from the token count of the mask and corrects it by the difference, then interpolates between the nearest
+    counts on both sides of the target. If the pieces that must stay do not fit, it returns the smallest choice, which
+    exceeds the target.
     """
     floor, total = ranked.forced_tokens, int(ranked.totals[-1])
     scale, spare = ranked.scale or 1.0, _spare(ranked)
-    low, high = (floor - 1, 0), (total + 1, 0)  # (room, count): the largest known to fit, the smallest known not to
+    # (room, count): the largest room known to fit, the smallest known not to fit.
+    low, high = (floor - 1, 0), (total + 1, 0)
     room, best, smallest = _first_room(ranked, target), None, None
     for round_ in range(_ROUNDS):
         choice = yield from try_pieces(ranked, ranked.fill(room))
@@ -218,13 +226,13 @@ def search_budget(ranked: Ranked, target: int) -> Search:
         ):
             break
         if high[1] and not low[1] and round_ >= _CREEPING:
-            room = (low[0] + high[0]) // 2  # what is brought along may stay the same for long
+            room = (low[0] + high[0]) // 2  # bonds may give the same result for many values of room
         elif not low[1] or not high[1]:
             room += round((target - choice.count) * scale)
         elif round_ % 3:
             room = low[0] + (high[0] - low[0]) * (target - low[1]) // (high[1] - low[1])
         else:
-            room = (low[0] + high[0]) // 2  # interpolation alone may creep
+            room = (low[0] + high[0]) // 2  # interpolation alone may converge slowly
         room = min(max(room, low[0] + 1), high[0] - 1)
     if best is None and smallest is None:
         smallest = yield from try_pieces(ranked, ranked.fill(floor))
@@ -232,7 +240,10 @@ def search_budget(ranked: Ranked, target: int) -> Search:
 
 
 def _first_room(ranked: Ranked, target: int) -> int:
-    """Room for the best pieces, so that they and what comes along have about `target` tokens by the mask's own count."""
+    """
+    Room for the best pieces, so that they and the pieces of their bonds have about `target` tokens by the mask's
+    count.
+    """
     floor, total, wanted = ranked.forced_tokens, int(ranked.totals[-1]), round(target * (ranked.scale or 1.0))
     room = min(max(wanted, floor), total)
     for _ in range(_GUESSES if ranked.bonds is not None else 0):
@@ -245,8 +256,8 @@ def _first_room(ranked: Ranked, target: int) -> int:
 
 def search_without_remnants(ranked: Ranked, target: int) -> Search:
     """
-    As [`search_budget`], and again without words that were all that was left of their sentences: what they take is worth
-    as much or more elsewhere (LOG.md), and whoever reads is spared "Building.".
+    As [`search_budget`], then again without remnants, the only kept words of their sentences. Their tokens are worth
+    as much or more elsewhere (LOG.md), and the output has no sentences like "Building.".
     """
     choice, ranks = (yield from search_budget(ranked, target)), ranked.ranks
     for _ in range(_CLEARINGS if ranked.bonds is not None else 0):
@@ -262,12 +273,14 @@ def search_without_remnants(ranked: Ranked, target: int) -> Search:
 
 
 def _spare(ranked: Ranked) -> int:
-    """By how many tokens a budget may be missed without a look at more pieces: another's tokens are filled to the last."""
+    """
+    Tokens by which a result may be below the budget before more pieces are tried; 0 for another vocabulary's tokens.
+    """
     return 1 if ranked.scale is None else 0
 
 
 def _top_up(ranked: Ranked, choice: Choice, target: int) -> Search:
-    """Where the next piece would bring more tokens than there is room for, take one of those behind it."""
+    """If the next piece does not fit, try one of the pieces after it."""
     while target - choice.count > _spare(ranked):
         waiting = ranked.order[~choice.keep[ranked.order]][:_CANDIDATES]
         masks = [ranked.complete(choice.keep | (np.arange(len(choice.keep)) == piece)) for piece in waiting]
@@ -283,10 +296,10 @@ def _top_up(ranked: Ranked, choice: Choice, target: int) -> Search:
 
 def search_nested(ranked: Ranked, target: int) -> Search:
     """
-    Like [`search_budget`], but a smaller target always keeps a subset of what a larger one keeps.
+    Like [`search_budget`], but a smaller target always keeps a subset of the pieces of a larger one.
 
-    Bisection over the number of best pieces. The points that are looked at are the same for every target, and at each
-    one a larger target goes right wherever a smaller one does, so the results nest even where the count is not monotone.
+    It is a bisection over the number of best pieces. Every target uses the same midpoints, and at each one a larger
+    target goes right whenever a smaller one does. Therefore results are nested even if the count is not monotone.
     """
     low, high = ranked.num_forced, len(ranked.order) + 1
     best = yield from try_pieces(ranked, ranked.best(low))
@@ -306,14 +319,16 @@ def search_threshold(ranked: Ranked, threshold_rank: float) -> Search:
 
 
 def try_pieces(ranked: Ranked, keep: np.ndarray) -> Search:
-    """Have the output of a keep mask over pieces, with what comes along, counted."""
+    """Complete a keep mask over pieces by its bonds, and count the tokens of the output."""
     keep = ranked.complete(keep)
     outputs = ranked.render(keep)
     return Choice(keep, outputs, (yield outputs))
 
 
 def run_searches(searches: Iterable[Search], encode: Callable[[list[str]], list[Sized]]) -> list[Choice]:
-    """Run searches side by side: `encode`, the tokenizer, is called once a round for the candidates of all of them."""
+    """
+    Run searches together: in each round `encode`, the tokenizer, is called once for the candidates of all searches.
+    """
     searches = list(searches)
     found: list[Choice | None] = [None] * len(searches)
     replies: dict[int, list[Sized] | None] = dict.fromkeys(range(len(searches)))

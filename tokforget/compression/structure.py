@@ -1,18 +1,19 @@
 """
-What a text is made of, where that is more than words: JSON, program code, logs. `unit="auto"` asks here.
+Find the structure of texts that are more than words, such as JSON, program code and logs, for `unit="auto"`.
 
-* JSON, alone or behind a line or two that say what it is, stays JSON: keys, numbers, short strings and brackets are kept, white space outside of strings goes first, and of long
-  strings words are kept or dropped as in any text.
-* Code and logs are kept or dropped by whole lines. A line of code brings the lines that open its blocks and those that close them;
-  lines of a log that say the same but for their time are counted behind the first of them. What failed is kept first, and lines
-  that differ in numbers only go first, counted too ([`tokforget.compression.records`]).
-* YAML, TOML and INI go by whole entries, with the keys and sections they stand in; CSV by records, with the names of the columns.
-* Rows of a table and of what a command printed go whole, a header with its rows and a line with the line it is indented under:
-  a number that moves to another column is a false statement.
-* A diff goes by lines with the hunk and the file they stand in, what changed before what did not.
-* In other texts only what stands in code fences is taken by lines, and tables of Markdown by rows.
+* JSON, alone or after a line or two of introduction, stays JSON: keys, numbers, short strings and brackets are kept, white space
+  outside of strings is dropped first, and the words of long strings are kept or dropped as in any text.
+* Code and logs are kept or dropped by whole lines. A line of code is kept together with the lines that open and close its
+  blocks. Log lines that differ only in their time are counted after the first of them. Failures are kept first; lines that
+  differ only in numbers are dropped first and counted, too ([`tokforget.compression.records`]).
+* YAML, TOML and INI are kept or dropped by whole entries, with the keys and sections that contain them; CSV by
+  records, with the header.
+* Rows of a table or of a command's output are kept or dropped whole, rows with their header and a line with the line
+  under which it is indented, because a number in the wrong column is a false statement.
+* A diff is kept or dropped by lines, with their hunk and file; changed lines are kept before unchanged ones.
+* In other texts only code fences are kept or dropped by lines, and Markdown tables by rows.
 
-The structure says what a piece is and what comes along with it; which pieces are kept is left to the scores.
+The structure determines the pieces and their bonds; the scores decide which pieces are kept.
 """
 
 import json
@@ -41,13 +42,13 @@ from tokforget.compression.records import (
 from tokforget.text_units import STOP_WORDS, bare_word
 
 
-# Words from which on a string of JSON is prose that can be shortened.
+# Least words of a JSON string that is prose and can be shortened.
 _LONG = 8
 _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-# A string or a comment; and a comma behind the last of several.
+# A string or a comment; and a trailing comma.
 _COMMENTED = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|/\*(?:(?!\*/).){0,4000}\*/', re.DOTALL)
 _LAST_COMMA = re.compile(r'"(?:[^"\\\n]|\\.)*"|,(?=\s*[\]}])')
-# A JSON behind its preface begins a line.
+# A JSON after an introduction begins on a new line.
 _JSON_LINE = re.compile(r"(?<=\n)[ \t]*[\[{]")
 _JSON_TRIES, _PREFACE_LINES = 2, 3
 _DECODER = json.JSONDecoder()
@@ -67,7 +68,7 @@ _CODE_LINE = re.compile(
     r"|.*[;{}]\s*$)"
 )
 _CODE_SHARE, _CODE_LINES = 0.6, 3
-# Without one of these, lines with signs at their ends are a list or a letter.
+# Without one of these, lines that end in such characters are a list or a letter.
 _SURELY_CODE = re.compile(
     r"^\s*(?:def \w+\(|class \w+|import \w+|from [\w.]+ import |#include|function\b|const |let |var |public |private |func |fn |return\b.*[;)]?$"
     r"|(?:if|for|while|until) .*;\s*(?:then|do)\s*$|(?:fi|done|esac)\s*$|(?:SELECT|INSERT INTO|DELETE FROM|CREATE TABLE|FROM|WHERE) |(?:RUN|COPY|WORKDIR) "
@@ -77,7 +78,7 @@ _SURELY_CODE = re.compile(
 )
 _COMMENT = re.compile(r"//|--\s|#\s|#$|\*|;;")
 _HEREDOC = re.compile(r"(?<!<)<<[-~]?\s*['\"]?([A-Za-z_]\w*)['\"]?(?=\s|$|[);|>])")
-# Statements of SQL begin with the first of these; without those in the middle they say something else.
+# SQL statements begin with the first of these; without the limiting clauses they would have another meaning.
 _SQL = re.compile(r"\s*(?:SELECT|INSERT INTO|UPDATE|DELETE FROM|WITH)(?!\w)")
 _LIMITING = re.compile(
     r"\s*(?:FROM|SET|VALUES|(?:LEFT |RIGHT |INNER |FULL |CROSS )?(?:OUTER )?JOIN|WHERE|HAVING)(?!\w)"
@@ -96,7 +97,7 @@ _TRIES = re.compile(r"\s*try\b")
 # What opens a block that is not one of these.
 _HEAD = re.compile(r"[:{]\s*(?:(?:#|//).*)?\Z|\A\s*(?:(?:export |local |async )*(?:def|class|module|function|sub))\b")
 _QUOTED = re.compile(r"\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|(?:#|//).*")
-# A bracket that stays open for longer is one of prose or of a string.
+# A bracket that stays open for longer belongs to prose or to a string.
 _STATEMENT_LINES = 40
 # So long may a text in triple quotes be.
 _QUOTED_LINES = 400
@@ -111,19 +112,19 @@ _LOG_LINE = re.compile(
 _STAMP = re.compile(rf"[\[(]?{_TIME}[\])]?")
 _LOG_SHARE, _LOG_LINES = 0.7, 3
 
-# Columns stand apart by a tab, a bar or two spaces; other rows are settings (`key: value`) and short lines with numbers and no
-# sentence.
+# Columns are separated by a tab, a bar or two spaces; other rows are settings (`key: value`) and short lines with
+# numbers and without a sentence.
 _COLUMNS = re.compile(r"\S(?:\t| {2,}|\s*\|\s*)\S")
 _SETTING = re.compile(r"[^\s:=][^:=\n]{0,40}[:=]\s*\S+(?:\s+\S+){0,5}$")
 _ROW_SHARE, _ROW_LINES, _ROW_WORDS = 0.6, 4, 24
-# Of the words of rows, those that only sentences have, and of the rows those that end as sentences do, at most.
+# Highest share of words in rows that only sentences have, and of rows that end like sentences.
 _ROW_STOP_WORDS, _ROW_SENTENCES, _SENTENCE_WORDS = 0.15, 0.2, 6
 
 
 @dataclass
 class TextPieces(Pieces):
     """
-    Pieces whose edges need not be those of tokens.
+    Pieces whose edges may be inside tokens.
 
     Args:
         offsets (`np.ndarray` of shape `(num_tokens, 2)`): As for [`tokforget.compression.pieces.cut`].
@@ -132,14 +133,14 @@ class TextPieces(Pieces):
     offsets: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))
 
     def means(self, token_values: np.ndarray) -> np.ndarray:
-        """Mean of the value of a character's token over each piece `(num_pieces,)`, float64."""
+        """Mean over the characters of each piece of their tokens' values `(num_pieces,)`, float64."""
         places = np.arange(self.chars[-1])
         owner = np.maximum(np.searchsorted(self.offsets[:, 0], places, side="right") - 1, 0)
         total = np.concatenate([[0.0], np.cumsum(token_values.astype(np.float64)[owner])])
         return np.diff(total[self.chars]) / np.diff(self.chars)
 
     def to_tokens(self, piece_values: np.ndarray) -> np.ndarray:
-        """Of a mask over pieces, the tokens of which a character is kept `(num_tokens,)`, bool."""
+        """From a mask over pieces to the tokens of which a character is kept `(num_tokens,)`, bool."""
         total = np.concatenate([[0], np.cumsum(np.repeat(piece_values, np.diff(self.chars)))])
         return total[self.offsets[:, 1]] > total[self.offsets[:, 0]]
 
@@ -147,17 +148,17 @@ class TextPieces(Pieces):
 @dataclass
 class Structure:
     """
-    A text in pieces that are more than words.
+    A structured text in pieces.
 
     Args:
         kind (`str`): `"json"`, `"code"`, `"log"`, `"diff"`, `"csv"`, `"settings"` (YAML, TOML or INI), `"rows"`, `"fences"` or `"tables"`.
-        pieces (`TextPieces`), bonds (`Bonds`): The pieces, and what comes along with what.
-        needed (`np.ndarray` of shape `(num_pieces,)`): Without which it is no such structure any more; bool.
-        groups (`list[tuple[int, int]]`): Pieces in a row of which one should be left.
-        severity (`np.ndarray` of shape `(num_pieces,)`): What is kept before anything of a lower number, whatever the scores say,
-            where nothing was asked; 0 for most.
-        alone (`np.ndarray` of shape `(num_pieces,)`, *optional*): What a budget may keep that holds nothing together with what comes
-            along: the names of a CSV's columns, an entry of settings that stands in no other; bool.
+        pieces (`TextPieces`), bonds (`Bonds`): The pieces, and which of them are kept together.
+        needed (`np.ndarray` of shape `(num_pieces,)`): Pieces without which the structure would be broken; bool.
+        groups (`list[tuple[int, int]]`): Ranges of pieces of which one should be kept.
+        severity (`np.ndarray` of shape `(num_pieces,)`): Pieces of higher severity are kept first, whatever their
+            scores, if there is no question; 0 for most.
+        alone (`np.ndarray` of shape `(num_pieces,)`, *optional*): Pieces that may be kept without their bonds if no
+            piece fits with them: the header of a CSV, an entry of settings that is in no other; bool.
     """
 
     kind: str
@@ -170,7 +171,7 @@ class Structure:
 
 
 class _Parts:
-    """Pieces as they are found, from left to right."""
+    """Collects pieces from left to right."""
 
     def __init__(self, text: str, readable: bool):
         self.text, self.readable, self.edges = text, readable, [0]
@@ -187,7 +188,7 @@ class _Parts:
         return len(self.bound)
 
     def add(self, end: int, needed: bool = False, mark: bool = False) -> None:
-        """One piece up to a character; nothing joins it."""
+        """Add one piece that ends at a character; nothing is joined to it."""
         if end > self.edges[-1]:
             self.edges.append(end)
             self.leads_to.append(len(self))
@@ -199,17 +200,18 @@ class _Parts:
 
     def add_words(self, shown: str, places: np.ndarray) -> None:
         """
-        The words of a text that is written in another way.
+        Add the words of a string that is written with escapes.
 
         Args:
-            shown (`str`): What is read.
-            places (`np.ndarray` of shape `(len(shown) + 1,)`): Where each of its characters is written, and the end.
+            shown (`str`): The string without escapes.
+            places (`np.ndarray` of shape `(len(shown) + 1,)`): Offset of each of its characters in the text, and the
+                end.
         """
         at = np.arange(len(shown))
         pieces = cut(shown, np.stack([at, at + 1], 1), "word")
         bonds, base = find_bonds(shown, pieces) if self.readable else Bonds.none(len(pieces)), len(self)
         self.edges += places[pieces.chars[1:]].tolist()
-        # What a section begins with stands behind the lines before it, and not in the word that is left of the last section.
+        # The first word of a section is bound to the lines before it, and not to the last word of the earlier section.
         self.bound += [bool(base), *pieces.bound[1:].tolist()] if len(pieces) else []
         self.blank += pieces.blank.tolist()
         self.mark += bonds.marks.tolist()
@@ -241,11 +243,11 @@ class _Parts:
 
 def find_structure(text: str, offsets: np.ndarray, readable: bool = True) -> Structure | None:
     """
-    What a text is made of, or `None` if of words.
+    The structure of a text; `None` for ordinary text.
 
     Args:
         text (`str`), offsets (`np.ndarray` of shape `(num_tokens, 2)`): As for [`tokforget.compression.pieces.cut`].
-        readable (`bool`): Whether words in it have bonds; see [`tokforget.compression.meaning`].
+        readable (`bool`): Whether its words have bonds; see [`tokforget.compression.meaning`].
     """
     if not len(offsets) or not text.strip():
         return None
@@ -295,7 +297,7 @@ def find_structure(text: str, offsets: np.ndarray, readable: bool = True) -> Str
 
 # -- JSON --------------------------------------------------------------------------------------------------------------
 def _is_json(text: str) -> bool:
-    """One value, or one on every line; an object or an array, for a number alone is a text."""
+    """Whether the text is a JSON value, or one per line. The values must be objects or arrays."""
     if text.lstrip()[0] not in "[{":
         return False
     try:
@@ -312,7 +314,7 @@ def _is_json(text: str) -> bool:
 
 
 def _json_within(text: str) -> tuple[int, int] | None:
-    """Where a JSON stands that is most of a text, behind a line or two that say what it is."""
+    """Span of a JSON that is most of a text, after a line or two of introduction."""
     if (records := _records_within(text)) is not None:
         return records
     for line in islice(_JSON_LINE.finditer(text), _JSON_TRIES):
@@ -329,7 +331,7 @@ def _json_within(text: str) -> tuple[int, int] | None:
 
 
 def _records_within(text: str) -> tuple[int, int] | None:
-    """Where records on lines stand, two or more that are most of a text, with words before or behind them."""
+    """Span of at least two records on lines that are most of a text, with words before or after them."""
     if text.count("\n{") + text.startswith("{") < 2:
         return None
     place, start, end, found = 0, None, 0, 0
@@ -347,7 +349,7 @@ def _records_within(text: str) -> tuple[int, int] | None:
 
 
 def _plain_json(text: str) -> str | None:
-    """A JSON with comments and commas before a closing bracket as one without, as long as it was; `None` if it is none."""
+    """JSON with comments and trailing commas blanked out, of the same length; `None` if it is not JSON."""
     if text.lstrip()[0] not in "[{" or not ("//" in text or "/*" in text or re.search(r",\s*[\]}]", text)):
         return None
     blank = lambda found: found[0] if found[0][0] == '"' else re.sub(r"\S", " ", found[0])  # noqa: E731
@@ -357,7 +359,7 @@ def _plain_json(text: str) -> str | None:
 
 
 def _add_around_json(parts: _Parts, start: int, end: int) -> None:
-    """A JSON and the words before and behind it, the line breaks between them always kept."""
+    """Add a JSON and the words before and after it; the line breaks between them are always kept."""
     text = parts.text
     before, behind = len(text[:start].rstrip()), len(text) - len(text[end:].lstrip())
     _add_prose(parts, 0, before)
@@ -397,14 +399,17 @@ def _one_value(text: str) -> bool:
 
 
 def _add_between(parts: _Parts, start: int, end: int, records: bool) -> None:
-    """Outside of strings: white space is lost without loss, but for the line break between two records."""
+    """
+    Add the text outside of strings. White space may be dropped without loss, except the line break between two
+    records.
+    """
     for part in re.compile(r"\n|[^\S\n]+|\S+" if records else r"\s+|\S+").finditer(parts.text, start, end):
         lost = part[0].isspace() and not (records and part[0] == "\n")
         parts.add(part.end(), needed=not lost, mark=lost)
 
 
 def _read(inner: str) -> tuple[str, np.ndarray]:
-    """A string of JSON as it reads, and where each of its characters is written."""
+    """A JSON string without escapes, and the offset of each of its characters."""
     if "\\" not in inner:
         return inner, np.arange(len(inner) + 1)
     written = _ESCAPE.findall(inner)
@@ -414,7 +419,7 @@ def _read(inner: str) -> tuple[str, np.ndarray]:
 
 # -- code --------------------------------------------------------------------------------------------------------------
 def is_code(lines: list[str]) -> bool:
-    """Whether lines are those of a program."""
+    """Whether lines are program code."""
     shown = [line for line in _outside_comments(_outside_docstrings(lines)) if line.strip()]
     found = sum(bool(_CODE_LINE.match(line)) for line in shown)
     return (
@@ -435,7 +440,7 @@ def _outside_docstrings(lines: list[str]) -> list[str]:
 
 
 def _outside_comments(lines: list[str]) -> list[str]:
-    """Lines that are more than a comment: a program may be commented for longer than it is."""
+    """The lines that are not only comments, because comments may be longer than the code."""
     found, within = [], False
     for line in lines:
         bare = line.strip()
@@ -447,14 +452,18 @@ def _outside_comments(lines: list[str]) -> list[str]:
 
 
 def _block_end(lines: list[str], at: int) -> int | None:
-    """The line behind a line of a comment, a text behind `<<EOF`, a clause of SQL or a line that goes on; `None` for another."""
+    """
+    The line after a comment line, a `<<EOF` text, an SQL clause or a continued line that begins at `at`; `None` for
+    other lines.
+    """
     line, most = lines[at].strip(), min(len(lines), at + 3 * _STATEMENT_LINES)
-    if line.startswith(("/*", "*")):  # line by line, whatever brackets are in it
+    if line.startswith(("/*", "*")):  # line by line, ignoring brackets
         return at + 1
     if heredoc := _HEREDOC.search(line):
         return next((n + 1 for n in range(at + 1, most) if lines[n].strip() == heredoc[1]), None)
     above = lines[max(at - _STATEMENT_LINES, 0) : at + 1]
-    if _CLAUSE.match(line) and any(_SQL.match(one) or _DEFINES.match(one) for one in above):  # a FROM may be Docker's
+    # FROM may belong to a Dockerfile.
+    if _CLAUSE.match(line) and any(_SQL.match(one) or _DEFINES.match(one) for one in above):
         if line.endswith(";"):
             return at + 1
         own = _indent(lines[at])
@@ -472,7 +481,7 @@ def _indent(line: str) -> int:
 
 
 def _statements(lines: list[str], opening: str = "([", closing: str = ")]") -> list[int]:
-    """Lines of each statement: from an open bracket to its closing one they are one, and so is a text in triple quotes."""
+    """Number of lines of each statement; brackets and triple quotes keep lines together."""
     sizes, at = [], 0
     while at < len(lines):
         end = _block_end(lines, at) if opening == "([" else None
@@ -525,7 +534,7 @@ def _add_code(parts: _Parts, lines: Iterable[str]) -> None:
             for member in chain[1:] if number > chain[0] + 1 else ():
                 parts.mark[base + member] = True
             if _FLOW.match(statements[chain[0]]) and any(n in indents for n in range(chain[0] + 1, number)):
-                parts.mark[base + chain[0]] = True  # an "if" without what it leads to says nothing
+                parts.mark[base + chain[0]] = True  # an "if" without its block says nothing
             rows += _filled(statements, chain, number)
         else:
             open_.append([number])
@@ -536,19 +545,19 @@ def _add_code(parts: _Parts, lines: Iterable[str]) -> None:
             rows.append((one, after, after + 1))
             parts.mark[base + one] = True
         for blank in range(one + 1, after):
-            if not indents[after]:  # what stands outermost stays apart
+            if not indents[after]:  # outermost statements stay separate
                 rows.append((blank, after, after + 1))
     parts.rows += [(a + base, b + base, c + base, base if not statements[a].strip() else -1) for a, b, c in rows]
 
 
 def _tie_comments(parts: _Parts, statements: list[str], base: int) -> None:
-    """Of a comment over several lines the first and the last come with those between them."""
+    """Keep the first and last line of a multi-line comment together with any line between them."""
     opened = None
     for number, statement in enumerate(statements):
         if opened is None and statement.lstrip().startswith("/*") and "*/" not in statement:
             opened = number
         elif opened is not None and "*/" in statement:
-            for inside in range(opened, number + 1):  # what a program does comes before what is said of it
+            for inside in range(opened, number + 1):  # code is kept before comments about it
                 parts.severity[base + inside] = SIMILAR
                 if not statements[inside].strip(" \t\r\n*"):
                     parts.mark[base + inside] = True
@@ -564,7 +573,7 @@ def _tie_comments(parts: _Parts, statements: list[str], base: int) -> None:
 
 
 def _tie_clauses(parts: _Parts, statements: list[str], base: int) -> None:
-    """Of a statement of SQL the first clause and what limits it come with any of it."""
+    """Keep the first clause of an SQL statement and its limiting clauses together with any other clause."""
     number = 0
     while number < len(statements):
         end = number + 1
@@ -609,7 +618,10 @@ def _filled(statements: list[str], chain: list[int], end: int) -> list[tuple[int
 
 
 def _chained(statements: list[str], chain: list[int], end: int) -> list[tuple[int, int, int]]:
-    """What brings an opener and what goes on with it: lines of their blocks; what closes a bracket comes for all of them."""
+    """
+    Bonds of an opener and its continuations: they are kept with any line of their blocks, a closing bracket with all
+    of them.
+    """
     root = chain[0]
     rows = [(root, root + 1, end)] if end > root + 1 else []
     for member, after in zip(chain[1:], [*chain[2:], end]):
@@ -622,7 +634,10 @@ def _chained(statements: list[str], chain: list[int], end: int) -> list[tuple[in
 
 # -- diffs -------------------------------------------------------------------------------------------------------------
 def _add_diff(parts: _Parts, lines: list[str]) -> None:
-    """Lines with the hunk and the file they stand in; what was taken out goes with what took its place, and before what stayed."""
+    """
+    Add the lines of a diff with their hunk and file. Removed lines belong to the lines that replace them; both come
+    before unchanged lines.
+    """
     first = next(n for n, line in enumerate(lines) if line.startswith(("diff ", "--- ", "Index: ", "@@ ")))
     _add_prose(parts, 0, len("".join(lines[:first])))
     place, at, file, hunk, within = parts.edges[-1], first, None, None, False
@@ -634,7 +649,7 @@ def _add_diff(parts: _Parts, lines: list[str]) -> None:
             within, hunk, file, size = False, None, len(parts), 2
         elif not within or line.startswith(("diff ", "Index: ")):
             within, hunk = False, None
-            if line.startswith(("diff ", "index ", "====")):  # said again by the names of the file
+            if line.startswith(("diff ", "index ", "====")):  # the file names repeat it
                 parts.severity[len(parts)] = SIMILAR
         elif line[:1] in "+-":
             while at + size < len(lines) and lines[at + size][:1] in ("+", "-", "\\") and not _heads(lines, at + size):
@@ -648,7 +663,7 @@ def _add_diff(parts: _Parts, lines: list[str]) -> None:
 
 
 def _heads(lines: list[str], at: int) -> bool:
-    """Whether a file begins there: its two names, and a hunk."""
+    """Whether a file of the diff begins at this line: its two names and a hunk."""
     return (
         lines[at].startswith("--- ")
         and at + 2 < len(lines)
@@ -675,7 +690,7 @@ def _add_log(parts: _Parts, lines: list[str]) -> None:
         parts.add(place, mark=first != number or not said)
         if first == number and said:
             alike = parts.similar.setdefault(template(said), [])
-            # The first of those that are alike stands for them; of what failed the others come before what is plain.
+            # The first of similar lines represents them; further failures still come before plain lines.
             own = severity[number]
             parts.severity[number] = own if not alike else PLAIN if own >= TROUBLE else SIMILAR
             alike.append(number)
@@ -688,7 +703,7 @@ def _add_csv(parts: _Parts, lines: list[str], sizes: list[int]) -> None:
 
 
 def _add_rows(parts: _Parts, lines: list[str], sizes: list[int], heads: int) -> None:
-    """Records of so many lines; the first ones, their names, come with any other."""
+    """Add records of these numbers of lines; the first `heads` lines, the header, are kept with any other record."""
     place, at, base = parts.edges[-1], 0, len(parts)
     for number, size in enumerate(sizes):
         place += sum(map(len, lines[at : at + size]))
@@ -704,7 +719,7 @@ def _add_settings(parts: _Parts, lines: list[str], settings: Settings) -> None:
         at += size
         parts.add(place, mark=number in settings.empty)
         if lines[at - size].lstrip().startswith(("#", ";")):
-            parts.severity[base + number] = SIMILAR  # what sets something comes before what speaks of it
+            parts.severity[base + number] = SIMILAR  # entries are kept before comments
     parts.rows += [(base + one, base + first, base + last, -1) for one, first, last in settings.spans]
     inner = {number for one, first, last in settings.spans for number in range(first, last) if number != one}
     parts.alone = [
@@ -717,7 +732,7 @@ def _add_settings(parts: _Parts, lines: list[str], settings: Settings) -> None:
 
 # -- rows --------------------------------------------------------------------------------------------------------------
 def _are_rows(lines: list[str]) -> bool:
-    """Whether lines are rows: numbers or columns in most of them, and hardly a word that only sentences have."""
+    """Whether lines are rows: most have numbers or columns, and hardly any have words that only sentences have."""
     shown = [line.split() for line in lines if line.strip()]
     if len(shown) < _ROW_LINES or sum(len(words) <= _ROW_WORDS for words in shown) < _ROW_SHARE * len(shown):
         return False
@@ -752,12 +767,12 @@ def _add_printed_rows(parts: _Parts, lines: list[str]) -> None:
                 parts.rows.append((base + opener, base + number, base + number + 1, -1))
             continue
         opener = number
-        # A header has no number of its own, and rows with numbers right below it.
+        # A header has no numbers, and is directly followed by rows with numbers.
         if behind == number + 1 < len(lines) and not _has_number(lines[number]) and _has_number(lines[behind]):
             end = next((n for n in range(behind, len(lines)) if not lines[n].strip()), len(lines))
             parts.rows.append((base + number, base + behind, base + end, -1))
             parts.mark[base + number] = True
-    for blank in set(range(len(lines))) - set(full):  # what stands apart stays apart
+    for blank in set(range(len(lines))) - set(full):  # separated blocks stay separated
         after = next((number for number in full if number > blank), None)
         if after is not None:
             parts.rows.append((base + blank, base + after, base + after + 1, base))
@@ -769,7 +784,7 @@ def _fences(text: str) -> list[tuple[int, int]]:
 
 
 def _add_fences(parts: _Parts, spans: list[tuple[int, int]], tables: set[tuple[int, int]]) -> None:
-    """Words, and lines where they stand in a code fence or are the rows of a table."""
+    """Add words, lines in code fences, and rows of tables."""
     text, place, before_spans = parts.text, 0, []
     for start, end in spans:
         if (start, end) in tables:
@@ -781,7 +796,7 @@ def _add_fences(parts: _Parts, spans: list[tuple[int, int]], tables: set[tuple[i
             last, behind = len(parts), re.compile(r"(?:[^\S\n]*\n)*").match(text, end).end()
             if before >= 0 and parts.mark[before]:  # the line break before the table
                 parts.rows.append((before, first, last, 0))
-            if behind > end:  # without the empty line what follows would be a row
+            if behind > end:  # without the empty line the next line would be a row
                 parts.add(behind, mark=True)
                 parts.rows.append((last, first, last, -1))
             place = behind

@@ -1,9 +1,9 @@
 """
-What is kept whole or dropped whole by words, though it is more than letters: quantities with sign, currency and unit, dates, URLs,
-e-mails, paths, identifiers. The same patterns name what `protect` keeps.
+Spans that count as one word although they contain more than letters: quantities with sign, currency and unit, dates,
+URLs, e-mails, paths, identifiers. The finders of `protect` use the same patterns.
 
-Every pattern is linear in the text: it begins at the edge of a run of its own characters, and its parts cannot match the same
-character in two ways.
+Every pattern takes linear time: it begins at the edge of a run of its own characters, and its parts cannot match the
+same character in two ways.
 """
 
 import re
@@ -31,7 +31,7 @@ _NUMBER = (
     # what it may be off by: 10 ± 2
     rf"(?:{_S}?(?:±|\+/[-−–]){_S}?{_DIGITS}(?:[.,]{_DIGITS})*)?"
 )
-# Units that may stand apart. Left out is what is a word of its own as often: "in", "A".
+# Units that may follow a space. Units that are often ordinary words are left out: "in", "A".
 _UNITS = (
     "percent|per cent|percentage points?|Prozent|pour cent|por ciento|por cento|per cento|procent|процент(?:а|ов)?|pp|bps|"
     "thousand|million|billion|trillion|Tausend|Millionen|Million|Milliarden|Milliarde|Mio\\.?|Mrd\\.?|millions?|milliards?|"
@@ -88,7 +88,7 @@ _GROUPED = (
     r"|(?<!\w)\d'\d{1,2}[\"″]|(?<!\w)\d+[a-z]?(?:\(\w{1,4}\))+"
 )
 _NAME = r"[\w.@%+~-]"
-# One word of a folder's name with spaces in it: C:\Program Files\x
+# A word of a folder's name that contains spaces: C:\Program Files\x
 _FOLDER = r"[^\s\\/:*?\"<>|,;]+"
 
 # All but what is right behind its comparison: most lines have no sign of one.
@@ -113,14 +113,14 @@ PATTERNS = {
     ),
 }  # fmt: skip
 COMPILED = {name: re.compile(pattern, re.MULTILINE) for name, pattern in PATTERNS.items()}
-# Names that end in signs, a setting with its value, and a word of code.
+# Names that end in special characters, a setting with its value, and a word of code.
 _MORE = re.compile(
     r"(?<!`)`[^`\s]+`(?!`)|(?<!\w)(?:[A-Za-z]\+\+|[A-Z]#)(?!\w)|(?<![\w-])--[A-Za-z][\w-]*=[^\s\"']+"
     # a comparison without spaces, a place for a value in a template, a variable of Windows, a package with its version
     r"|(?<![\w.<>/=\"'])[A-Za-z_][\w.]*(?:[<>!]=|[<>])-?\d[\w.]*|\{\{[^{}\n]{1,60}\}\}|(?<!\w)%\w+%(?:\\[^\s\"<>|*?]*)?"
     r"|(?<![\w@])@?[\w./-]+@[\^~]?\d[\w.+-]*"
 )
-# A tag of HTML or XML with its attributes, a comment, a declaration, and scripts and styles with all that is in them.
+# A tag of HTML or XML with its attributes, a comment, a declaration, and scripts and styles with their contents.
 _ATTRIBUTES = r"(?:\s+[\w:@.-]+(?:\s*=\s*(?:\"[^\"<>]*\"|'[^'<>]*'|[^\s\"'<>=]+))?)*"
 TAG = re.compile(rf"<(/?)([A-Za-z][\w:-]*){_ATTRIBUTES}\s*(/?)>")
 _MARKUP = re.compile(
@@ -134,7 +134,7 @@ _DOTTED = re.compile(
 )
 # Before a full stop within the former, or behind the digits of the latter.
 _DOT = re.compile(r"\.(?=[A-Za-z]\.| )")
-# Without one of these signs a text holds nothing of the kind.
+# A text without one of these characters has no such span.
 _SIGNS = {"urls": ("://", "www.", "mailto:"), "emails": ("@",), "paths": ("/", "\\")}
 _PLAIN_NUMBERS, _COMPARISON = re.compile(_PLAIN, re.MULTILINE), re.compile("[<>=≤≥≈±]")
 _HAS_NUMBER = re.compile(rf"[\d{_FRACTIONS}]|::")
@@ -149,7 +149,9 @@ def matches(pattern: re.Pattern, text: str) -> Iterator[tuple[int, int]]:
 
 
 def trimmed(pattern: re.Pattern, text: str) -> Iterator[tuple[int, int]]:
-    """Matches without the punctuation of the sentence around them, and without a bracket that opened outside."""
+    """
+    Spans of a pattern without surrounding punctuation, and without a closing bracket whose opening one is outside.
+    """
     for match in pattern.finditer(text):
         start, end = match.span()
         surplus = {close: text.count(close, start, end) - text.count(open_, start, end) for open_, close in _BRACKETS}
@@ -172,7 +174,7 @@ def find(name: str, text: str) -> Iterator[tuple[int, int]]:
 
 
 def _numbers(text: str) -> Iterator[tuple[int, int]]:
-    """Line by line: a number ends with its line, and most lines hold none."""
+    """Spans of numbers. Searched line by line, because a number ends with its line and most lines have none."""
     start = 0
     while start < len(text):
         end = text.find("\n", start)
@@ -183,8 +185,8 @@ def _numbers(text: str) -> Iterator[tuple[int, int]]:
         start = end + 1
 
 
-# What each character is to an identifier: white space, which none holds; a letter or digit, which makes one with the capital behind it;
-# a sign that may make one by itself; and what it is with the character behind it.
+# Classes of characters for identifiers: white space, which none contains; a letter or digit, which forms one with a
+# following capital; a character that may form one by itself; and characters that may form one with the next character.
 _SPACE, _WORD, _CAPITAL, _SIGN, _DOT_SIGN, _OPEN, _CLOSE = (1 << bit for bit in range(7))
 _KINDS = np.zeros(256, dtype=np.uint8)
 for _kind, _chars in ((_SPACE, string.whitespace), (_WORD, string.ascii_letters + string.digits), (_CAPITAL, string.ascii_uppercase),
@@ -194,8 +196,8 @@ for _kind, _chars in ((_SPACE, string.whitespace), (_WORD, string.ascii_letters 
 
 def _identifiers(text: str) -> Iterator[tuple[int, int]]:
     """
-    Only in the runs between white space that may hold one: most words of prose are plain. Whatever is no ASCII is none of the signs, and
-    no character of it parts two runs.
+    Spans of identifiers. Only runs between white space that may contain one are searched, because most words of prose
+    are plain. Characters beyond ASCII are none of the special characters and do not separate runs.
     """
     kinds = _KINDS[np.frombuffer(text.encode("ascii", "replace"), dtype=np.uint8)]
     here, behind = kinds[:-1], kinds[1:]
@@ -215,12 +217,12 @@ def _identifiers(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _dotted(text: str) -> Iterator[tuple[int, int]]:
-    """What `_DOTTED` finds, looked for only at full stops that may be of one."""
+    """Spans of `_DOTTED`, searched only at full stops that may belong to one."""
     end = 0
     for dot in _DOT.finditer(text):
         at = dot.start()
         before = text[at - 1 : at]
-        # One letter before it, or one or two digits.
+        # The full stop follows a single letter, or one or two digits.
         for start in (at - 1,) if before.isalpha() else (at - 2, at - 1) if before.isdecimal() else ():
             if start >= end and (match := _DOTTED.match(text, start)):
                 end = match.end()
@@ -229,7 +231,7 @@ def _dotted(text: str) -> Iterator[tuple[int, int]]:
 
 
 def find_wholes(text: str) -> Iterator[tuple[int, int]]:
-    """Spans within which a text may not be cut by words."""
+    """Spans that word units must not cut."""
     for name in PATTERNS:
         yield from find(name, text)
     if any(sign in text for sign in "`+#<>=%{@"):

@@ -1,6 +1,6 @@
 """Arguments that say where texts come from and how they are cut.
 
-No `from __future__ import annotations` here: the host's parser reads the annotations as types."""
+No `from __future__ import annotations` here: Transformers' parser reads the annotations as types."""
 
 from dataclasses import dataclass, field
 
@@ -8,19 +8,20 @@ from tokforget.data.duplicates import THRESHOLD
 from tokforget.parsing import check_at_least
 
 
-# The lengths at which every number of the README was measured. One default for training, preparation and evaluation: a run
-# with defaults is trained and evaluated on the same blocks, and 96 tokens fit the embedded model twice, as `prefix` needs.
+# Every number of the README was measured at these lengths. Training, preparation and evaluation share the defaults, so
+# that a default run is evaluated on the blocks it was trained for. The embedded model holds 96 tokens twice, as
+# `prefix` needs.
 MAX_LENGTH, MIN_LENGTH = 96, 32
 
 
 @dataclass
 class DataArguments:
-    """Where the texts come from, and how they are cut."""
+    """Source of the texts, and how they are cut into blocks."""
 
     dataset_name: str = field(
         metadata={
             "help": "Hub id such as `Salesforce/wikitext`, a .txt/.json/.jsonl/.csv/.parquet file, a folder of them, "
-            "`embedded` for the documentation that Python carries, or a folder that recipes/prepare_data.py wrote."
+            "`embedded` for Python's own documentation, or a folder that recipes/prepare_data.py wrote."
         }
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
@@ -38,7 +39,7 @@ class DataArguments:
     )
     max_eval_texts: int = field(default=64, metadata={"help": "Validation blocks during training, drawn at random."})
     max_test_texts: int = field(
-        default=128, metadata={"help": "Test blocks of the closing comparison with the baselines; 0 leaves it out."}
+        default=128, metadata={"help": "Test blocks of the comparison with the baselines after training; 0 skips it."}
     )
 
     def __post_init__(self):
@@ -51,33 +52,33 @@ class DataArguments:
 
 @dataclass
 class PreparationArguments:
-    """Source, division, tokenizer and output of `recipes/prepare_data.py`."""
+    """Source, splits, tokenizer and output of `recipes/prepare_data.py`."""
 
     # Source
     dataset_name: str = field(
         metadata={
             "help": "Hub id such as `Salesforce/wikitext`, a .txt/.json/.jsonl/.csv/.parquet file, a folder of them, or "
-            "`embedded` for the documentation that Python carries."
+            "`embedded` for Python's own documentation."
         }
     )
     tokenizer: str = field(
-        metadata={"help": "Hub id or folder of the tokenizer or its model, or `embedded` for the packaged one."}
+        metadata={"help": "Hub id or folder of a tokenizer or of its model, or `embedded` for the packaged one."}
     )
-    output_dir: str = field(metadata={"help": "Folder to write; refused if there is anything in it."})
+    output_dir: str = field(metadata={"help": "Folder to write; an error if it is not empty."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
     text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
     streaming: bool = field(
         default=False,
         metadata={
-            "help": "Read the source as a stream, twice, in constant memory; else it is downloaded (Hub) or held in memory "
-            "(files) first. A .json file of one list is always read whole. The result is the same."
+            "help": "Read the source as a stream, twice, in constant memory. Otherwise it is first downloaded (Hub) or read "
+            "into memory (files). A .json file of one list is always read whole. The result is the same."
         },
     )
     max_sequences: int | None = field(
         default=None,
         metadata={
-            "help": "Documents taken from each split of the source, drawn from all of it by `seed`; all by default. Takes one "
-            "more pass."
+            "help": "Documents drawn from each split of the source, at random by `seed`; all by default. Needs one more "
+            "pass."
         },
     )
 
@@ -85,15 +86,15 @@ class PreparationArguments:
     train_split: str | None = field(
         default=None,
         metadata={
-            "help": "Name of a split of the source, or the share of its training documents to train on, in (0, 1). By "
-            "default the source's training or only split, less what is cut from it for the others."
+            "help": "Name of a split of the source, or the fraction of its training documents to train on, in (0, 1). By "
+            "default the source's training or only split, without the documents cut from it for the other splits."
         },
     )
     val_split: str | None = field(
         default=None,
         metadata={
-            "help": "Name of a split of the source, or a share in (0, 1) to cut from its training documents. By default the "
-            "source's own if it has one (validation, valid, val, dev), else 0.08."
+            "help": "Name of a split of the source, or the fraction in (0, 1) to cut from its training documents. By default "
+            "the source's own if it has one (validation, valid, val, dev), else 0.08."
         },
     )
     test_split: str | None = field(
@@ -103,11 +104,11 @@ class PreparationArguments:
     duplicate_threshold: float = field(
         default=THRESHOLD,
         metadata={
-            "help": "Jaccard similarity of word 5-grams, in (0, 1], from which on a document counts as a copy of a held-out "
-            "one and is left out; at 1 only exact copies."
+            "help": "Leave out training documents whose word 5-grams have at least this Jaccard similarity, in (0, 1], to "
+            "those of a held-out document; 1 leaves out exact copies only."
         },
     )
-    seed: int = field(default=0, metadata={"help": "Of the division by shares and of the draw of `max_sequences`."})
+    seed: int = field(default=0, metadata={"help": "Seed of the random splits and of the draw of `max_sequences`."})
 
     # Blocks
     max_length: int = field(

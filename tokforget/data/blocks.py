@@ -1,8 +1,8 @@
 """
 From documents to padded batches: load, split by document, tokenise, cut into blocks, collate.
 
-The same division, the same search for duplicates and the same cutting serve a run that reads its source itself
-([`load_blocks`]) and one whose data were prepared before (`tokforget.data.preparation`): both see the same blocks.
+A run may read its source itself ([`load_blocks`]) or use data prepared before (`tokforget.data.preparation`). Both
+ways split, search for duplicates and cut alike, and so give the same blocks.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from tokforget.data.duplicates import NearDuplicates, signature
 from tokforget.data.parallel import in_order
 from tokforget.data.sources import Document, may_be_on_hub, open_source
 from tokforget.data.splits import NEAR_ACROSS, SPLITS, DocumentSplits, in_batches, plan_splits
+from tokforget.files import MANIFEST
 from tokforget.packaged import EMBEDDED
 from tokforget.packing import cut_blocks
 
@@ -40,11 +41,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# How documents are tokenised. The end token must not be read out of a text that happens to spell it.
+# How documents are tokenised. A text that happens to spell the end token must not produce that token.
 _AS_TEXT = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False,
             "return_token_type_ids": False, "verbose": False}  # fmt: skip
 _TEXTS_AT_ONCE = 1000
-MANIFEST = "manifest.json"
 TOO_SHORT = "too_short"
 SHORT_BLOCK = "short_block"
 SCHEMA = pa.schema(
@@ -56,7 +56,10 @@ def load_documents(
     dataset_name: str, dataset_config: str | None = None, text_column: str = "text"
 ) -> dict[str, list[str]]:
     """
-    Documents by split, as [`load_blocks`] cuts them: divided, and without duplicates across splits.
+    The documents that [`load_blocks`] cuts, by split, without duplicates across splits.
+
+    Args:
+        dataset_name (`str`), dataset_config (`str`, *optional*), text_column (`str`): See [`open_source`].
 
     Returns:
         `dict[str, list[str]]`: `train`, `validation` and `test`.
@@ -74,7 +77,7 @@ def load_documents(
 # -- documents to blocks -----------------------------------------------------------------------------------------------
 @dataclass
 class _Blocks:
-    """Of one batch of documents: a table per split, and what was counted."""
+    """The blocks of one batch of documents: a table per split, and the counts."""
 
     tables: dict[str, pa.Table]
     kept: Counter = field(default_factory=Counter)  # (split, "documents" | "blocks" | "tokens")
@@ -86,7 +89,10 @@ class _Blocks:
 
 @dataclass
 class _Cutter:
-    """Documents to blocks of at most `max_length` and at least `min_length` tokens; training copies are left out."""
+    """
+    Cuts documents into blocks of at most `max_length` and at least `min_length` tokens, and leaves out training
+    documents that copy held-out ones.
+    """
 
     tokenizer: "PreTrainedTokenizerBase"
     near_duplicates: NearDuplicates
@@ -142,8 +148,9 @@ class _Cutter:
 
 def _spans(encoding, num_tokens: int, length: int, num_characters: int) -> Iterator[tuple[int, int]]:
     """
-    Characters of each block of `length` tokens. The spans lie end to end and cover the text: what no token covers goes
-    to the block that follows, and a character that the cut divides to the block in which it begins.
+    Character span of each block of `length` tokens. The spans are adjacent and cover the text: characters that no
+    token covers belong to the block that follows, and a character whose tokens the cut divides belongs to the block in
+    which it begins.
     """
     start = 0
     for cut in range(length, num_tokens, length):
@@ -158,10 +165,11 @@ class BlockStream:
     Blocks of a source by split, in the source's order, whatever the number of processes.
 
     Iterating gives `(split, table)` with the columns `input_ids` (int32), `document` (its name in the source), `start`
-    and `end` (characters of the block in its document). When it is through, `counts`, `dropped` and the times are known.
+    and `end` (the block's characters in its document). After the iteration `counts`, `dropped` and the times are
+    complete.
 
     Raises:
-        `ValueError`: For a tokenizer that does not tell which characters a token covers (a slow one).
+        `ValueError`: If the tokenizer cannot tell which characters a token covers (a slow tokenizer).
     """
 
     def __init__(
@@ -200,7 +208,10 @@ class BlockStream:
 
     @property
     def dropped(self) -> dict[str, dict[str, int]]:
-        """By reason and split: documents, but blocks for `short_block`; and the tokens of what was too short."""
+        """
+        What was left out, by reason and split: documents (for `short_block` blocks), and the tokens of documents and
+        blocks that were too short.
+        """
         found = {**self._total.dropped, **{(f"{reason}_tokens", split): tokens for (reason, split), tokens
                                            in self._total.dropped_tokens.items()}}  # fmt: skip
         return {
@@ -215,11 +226,11 @@ class BlockStream:
 
     @property
     def tokens_read(self) -> int:
-        """Tokens of all documents that were tokenised, those left out as too short included."""
+        """Tokens of all tokenised documents, including those that were too short."""
         return self._total.tokens_read
 
     def check(self, dataset_name: str, min_length: int) -> None:
-        """Raise `ValueError` if a split came out empty."""
+        """Raise `ValueError` if a split is empty."""
         for split, counts in self.counts.items():
             if not counts["blocks"]:
                 reasons = ", ".join(
@@ -244,16 +255,18 @@ def load_blocks(
     Tokenised blocks by split, from a source or from a folder that `recipes/prepare_data.py` wrote.
 
     Args:
-        dataset_name (`str`): See [`open_source`]; or a prepared folder, told by its `manifest.json`.
-        tokenizer (`PreTrainedTokenizerBase`): Of a prepared folder it must have the same vocabulary.
-        max_length (`int`): Tokens per block. A prepared block that is longer is cut again (and loses `start` and `end`).
+        dataset_name (`str`): See [`open_source`]; or a prepared folder, recognised by its `manifest.json`.
+        tokenizer (`PreTrainedTokenizerBase`): For a prepared folder it must have the vocabulary that the folder
+            records.
+        max_length (`int`): Tokens per block. A longer prepared block is cut again (and loses `start` and `end`).
         min_length (`int`): Blocks of fewer tokens are left out.
+        dataset_config (`str`, *optional*), text_column (`str`): See [`open_source`].
 
     Returns:
         `datasets.DatasetDict`: `train`, `validation`, `test` with the columns of [`BlockStream`].
 
     Raises:
-        `ValueError`: If a split comes out empty, or prepared data do not belong to the tokenizer.
+        `ValueError`: If a split is empty, or prepared data have another tokenizer's vocabulary.
     """
     return open_blocks(dataset_name, tokenizer, max_length, min_length, dataset_config, text_column)[0]
 
@@ -266,7 +279,7 @@ def open_blocks(
     dataset_config: str | None = None,
     text_column: str = "text",
 ) -> tuple["DatasetDict", dict]:
-    """The blocks of [`load_blocks`], and what is known of the text they were cut from, as a manifest states its `source`."""
+    """The blocks of [`load_blocks`], and the record of their source, in the form of a manifest's `source`."""
     if (manifest := _manifest_of(dataset_name)) is not None:
         source = json.loads(manifest.read_text(encoding="utf-8"))["source"]
         return _load_prepared(dataset_name, manifest, tokenizer, max_length, min_length), source
@@ -303,7 +316,7 @@ def _manifest_of(dataset_name: str) -> Path | None:
     try:
         return Path(hf_hub_download(dataset_name, MANIFEST, repo_type="dataset"))
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
-        return None  # not prepared by us, or not to be had: opening it as a source says which
+        return None  # not prepared by tokforget, or not available: opening it as a source says which
 
 
 def _load_prepared(
@@ -322,7 +335,7 @@ def _load_prepared(
     if Path(folder).exists():
         blocks = load_from_disk(folder)
     else:
-        # The snapshot that the manifest is of.
+        # The snapshot to which the manifest belongs.
         blocks = load_dataset(folder, revision=manifest_path.parent.name)
         if data_fingerprint(blocks) != manifest["fingerprint"]:
             raise ValueError(
@@ -344,7 +357,10 @@ def _load_prepared(
 
 
 def _cut_again(blocks: "DatasetDict", fingerprint: str, max_length: int, min_length: int) -> "DatasetDict":
-    """Kept in the cache of `datasets`, not beside the prepared data, which may be read-only."""
+    """
+    Cut longer blocks again. The result is kept in the cache of `datasets`, because the prepared folder may be
+    read-only.
+    """
     from datasets import Features, config
 
     def cut(rows: dict[str, list]) -> dict[str, list]:
@@ -375,7 +391,9 @@ def vocabulary_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def data_fingerprint(blocks: "DatasetDict") -> str:
-    """SHA-256 over the token ids of all blocks of all splits, in their order; prepared and direct data alike."""
+    """
+    SHA-256 over the token ids of all blocks of all splits, in order; the same for prepared data and for their source.
+    """
     total = hashlib.sha256()
     for name in sorted(blocks):
         lengths, ids = hashlib.sha256(), hashlib.sha256()
@@ -395,18 +413,18 @@ def as_blocks(
     min_length: int = MIN_LENGTH,
 ) -> "Dataset | dict[str, Dataset] | None":
     """
-    What a trainer was given, as blocks of token ids, column `input_ids`.
+    A trainer's data set as blocks of token ids, in the column `input_ids`.
 
     Args:
-        texts (`datasets.Dataset`, or a list of rows, or a dictionary of them by name, or `None`): With a column
-            `input_ids`, taken as it is; or a column `text`, tokenised and cut as a run's own source is.
+        texts (`datasets.Dataset`, or a list of rows, or a dictionary of them by name, or `None`): A column `input_ids`
+            is used as it is; a column `text` is tokenised and cut into blocks.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): Needed for `text`.
-        name (`str`): What `texts` is called in errors.
-        max_length (`int`), min_length (`int`): Tokens of a block cut from `text`, at most and at least.
+        name (`str`): Name of `texts` in error messages.
+        max_length (`int`), min_length (`int`): Most and fewest tokens of a block cut from `text`.
 
     Raises:
         `ValueError`: If there is neither column, or no tokenizer for `text`, or no block of `min_length` tokens.
-        `TypeError`: If it is a stream, whose texts cannot be counted and shuffled.
+        `TypeError`: If `texts` is a stream, because its texts cannot be counted and shuffled.
     """
     from datasets import Dataset, DatasetDict, IterableDataset
 
@@ -453,8 +471,8 @@ def as_blocks(
 
 class BlockCollator:
     """
-    Pads blocks on the right: `input_ids` `(B, T)` and `attention_mask` `(B, T)`; and `text_index` `(B,)`, their places in
-    the training set, where a trainer counts them.
+    Pads blocks on the right: `input_ids` `(B, T)` and `attention_mask` `(B, T)`; also `text_index` `(B,)`, the rows'
+    indices in the training set, if the trainer numbers them.
     """
 
     def __init__(self, pad_token_id: int):
@@ -475,8 +493,12 @@ def draw_blocks(
     data_args: DataArguments, tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple["Dataset", "Dataset", "Dataset", dict]:
     """
-    Train, validation and test blocks, drawn alike in every run: training seeds are compared on the same texts. And the
-    record of them: `fingerprint` of all blocks they were drawn from, `source` of the text, `blocks` of each split drawn.
+    Draw training, validation and test blocks, the same in every run, so that training seeds are compared on the same
+    texts.
+
+    Returns:
+        `tuple`: The three data sets, and their record: `fingerprint` of all blocks they were drawn from, `source` of
+        the text, and `blocks` drawn from each split.
     """
     blocks, source = open_blocks(
         data_args.dataset_name,

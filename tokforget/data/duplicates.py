@@ -13,15 +13,15 @@ from datasketch import LeanMinHash, MinHash, MinHashLSH
 THRESHOLD = 0.7
 SHINGLE_WORDS = 5
 NUM_PERM = 128
-_CHUNK = 4096  # shingles at a time: 2 MB of hash values, however long the document
-# Odd multipliers of the words' hashes in a shingle, so that their order counts.
+_CHUNK = 4096  # shingles hashed at once: 2 MB of hash values for a document of any length
+# Odd factors for the hashes of the words in a shingle, so that the order of the words matters.
 _WORD_FACTORS = np.array([0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F, 0x165667B1], np.uint32)
 _BLANK = MinHash(num_perm=NUM_PERM, hashfunc=int)
 
 
 def shingles(text: str) -> np.ndarray:
     """
-    Distinct hashes of a text's word 5-grams, case and white space apart; a shorter text is one shingle.
+    Distinct hashes of a text's word 5-grams, ignoring case and white space; a text of fewer words is one shingle.
 
     Returns:
         `np.ndarray` of shape `(num_shingles,)`, uint32; empty for a text without words.
@@ -45,15 +45,16 @@ def signature(text: str) -> np.ndarray:
 
 class NearDuplicates:
     """
-    Index of held-out documents, asked whether a text is nearly one of them.
+    Index of held-out documents that finds near duplicates of them.
 
     Args:
-        threshold (`float`): Jaccard similarity of the shingle sets from which on two texts count as the same, in (0, 1].
-            At 1 the index stays empty: exact duplicates are found without it.
+        threshold (`float`): Two texts count as the same if their shingle sets have at least this Jaccard similarity,
+            in (0, 1]. At 1 the index stays empty, because exact duplicates are found without it.
 
-    The bands of the index are chosen to miss little (20 of 6 values at 0.7: 92 % found at a similarity of 0.7, 99.8 % at
-    0.8); what they bring up is then judged by the similarity that the two signatures estimate (standard error 0.04 at
-    0.7). An indexed document takes about 8 KB. A document that merely contains a held-out one is not similar to it.
+    The bands of the index are chosen to miss few duplicates (at 0.7, 20 bands of 6 values find 92 % of the pairs with
+    a similarity of 0.7 and 99.8 % of those with 0.8). Each candidate pair is then decided by the similarity that the
+    two signatures estimate (standard error 0.04 at 0.7). An indexed document takes about 8 KB. A document that
+    contains a held-out document and much more is not a near duplicate of it.
     """
 
     def __init__(self, threshold: float = THRESHOLD):
@@ -66,12 +67,15 @@ class NearDuplicates:
         return len(self._signatures)
 
     def add(self, values: np.ndarray) -> None:
-        """Index a document by its [`signature`]."""
+        """Add the [`signature`] `(128,)` of a document to the index."""
         self._index.insert(len(self._signatures), _as_minhash(values))
         self._signatures.append(values)
 
     def match(self, values: np.ndarray) -> bool:
-        """Whether an indexed document is at least `threshold` similar to the one with this signature."""
+        """
+        Whether an indexed document has at least the similarity `threshold` to the document with this signature
+        `(128,)`.
+        """
         if not self._signatures:
             return False
         candidates = self._index.query(_as_minhash(values))

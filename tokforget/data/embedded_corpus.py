@@ -1,5 +1,5 @@
 """
-What the package carries so that it runs with nothing else: a text, the documentation in this Python, and a small GPT-2.
+The embedded corpus: the documentation of the running Python, so that tokforget can train without a download.
 """
 
 import ast
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-PYTHON_LICENSE = "Python Software Foundation License"  # of the documentation that Python carries
+PYTHON_LICENSE = "Python Software Foundation License"  # licence of Python's documentation
 # Folders of the standard library that hold no documentation for users: its own tests, vendored and generated code.
 _SKIPPED_FOLDERS = {
     "site-packages",
@@ -24,15 +24,15 @@ _SKIPPED_FOLDERS = {
 }
 
 
-@functools.cache  # reading takes seconds; nobody changes what is returned
+@functools.cache  # reading takes seconds; callers must not change the result
 def embedded_documents() -> dict[str, str]:
     """
-    The English documentation that every CPython carries, read from the running interpreter.
+    The English documentation of CPython, read from the running interpreter.
 
     Returns:
         `dict[str, str]`: About 600 documents, 2 MB: the reference topics of `pydoc_data` and, for each module of the
-        standard library, its docstrings in file order. A docstring that an earlier module has word for word is left
-        out, so that a text is in one document only. The text is that of the running Python version.
+        standard library, its docstrings in file order. A docstring that repeats one of an earlier module is left out,
+        so that each text is in one document only. The text depends on the Python version.
 
     Raises:
         `FileNotFoundError`: If this Python was installed without its library sources or `pydoc_data`.
@@ -44,7 +44,7 @@ def embedded_documents() -> dict[str, str]:
             "The embedded corpus needs `pydoc_data.topics`, which this Python was installed without. Install the full "
             "standard library, or pass `dataset_name` a file, a folder or a Hub data set."
         ) from error
-    first_name = {text.strip(): name for name, text in sorted(topics.items(), reverse=True)}  # some share their text
+    first_name = {text.strip(): name for name, text in sorted(topics.items(), reverse=True)}  # some share a text
     documents = {f"topic/{name}": text for text, name in sorted(first_name.items(), key=lambda item: item[1])}
     library = Path(sysconfig.get_paths()["stdlib"])
     seen: set[str] = set()

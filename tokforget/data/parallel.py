@@ -1,5 +1,5 @@
 """
-One function over many batches in several processes, results in order, a bounded number of batches under way.
+Apply a function to many batches in several processes: results come in order, and few batches are in memory at once.
 """
 
 import multiprocessing
@@ -16,23 +16,23 @@ from typing import TypeVar
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 _WAITING_PER_PROCESS = 2
-_work: Callable | None = None  # of a worker process
+_work: Callable | None = None  # the function, in a worker process
 
 
 def in_order(
     work: Callable[[Batch], Result], batches: Iterable[Batch], num_proc: int = 1
 ) -> Iterator[tuple[Batch, Result]]:
     """
-    Each batch with `work(batch)`, in the order of the batches; `work` is sent to a process once.
+    Yield each batch with `work(batch)`, in the order of the batches. `work` is sent to each process once.
 
-    Unlike `Pool.imap`, batches are taken only as results are asked for, so that memory does not grow with their number.
-    An exception of `work` is raised here.
+    Unlike `Pool.imap`, this takes a new batch only when a result is asked for, so that memory does not grow with the
+    number of batches. An exception in `work` is raised here.
     """
     if num_proc == 1:
         for batch in batches:
             yield batch, work(batch)
         return
-    # Elsewhere than on Linux the system's libraries do not survive a fork.
+    # Outside Linux, system libraries do not survive a fork.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(num_proc, context, initializer=_begin, initargs=(work,)) as pool:
         waiting: deque = deque()
@@ -48,12 +48,12 @@ def in_order(
 def _begin(work: Callable) -> None:
     global _work
     _work = work
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes already run in parallel
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A parent that is killed outright cannot end its workers; they would wait for batches for ever."""
+    """End this worker when its parent dies: a killed parent cannot end its workers, and they would wait for ever."""
     wait([multiprocessing.parent_process().sentinel])
     os._exit(1)
 

@@ -1,5 +1,6 @@
 """
-Prepare data once: a source to `train/`, `validation/` and `test/` blocks on disk with a `manifest.json`, all or nothing.
+Prepare data once: write a source as blocks to `train/`, `validation/` and `test/`, with a `manifest.json`, all or
+nothing.
 """
 
 import dataclasses
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Preparation:
-    """What was made, and how fast: `tokenizer_speed` is that of the tokenizer alone in one process, tokens per second."""
+    """
+    Result of a preparation. `tokenizer_speed` is that of the tokenizer alone in one process, in tokens per second.
+    """
 
     manifest: dict
     seconds: float
@@ -44,13 +47,22 @@ def prepare(args: PreparationArguments, tokenizer: "PreTrainedTokenizerBase", pr
     """
     Write the blocks of a source to `args.output_dir`.
 
-    They are built in a hidden folder beside it that is renamed as the last step; one that a killed run left is cleared.
-    Reading as a stream (`args.streaming`) holds no documents in memory; see [`DocumentSplits`] for what stays there. The
-    longest document and a few batches have to fit. The result is the same with and without, and for any `num_proc`.
+    The blocks are written to a hidden folder next to it, which is renamed at the end; one that a killed run left is
+    removed. With `args.streaming`, memory holds only a few batches, the longest document, and the index of
+    [`DocumentSplits`]. The result does not depend on `args.streaming` or `args.num_proc`.
+
+    Args:
+        args ([`PreparationArguments`]): Source, splits and output.
+        tokenizer (`PreTrainedTokenizerBase`): A fast tokenizer.
+        progress (`bool`): Show progress bars.
+
+    Returns:
+        [`Preparation`]: The manifest and the times.
 
     Raises:
         `FileExistsError`: If `output_dir` holds anything already.
-        `FileNotFoundError`, `ValueError`: Naming what was tried, if there is nothing to load, or a split comes out empty.
+        `FileNotFoundError`, `ValueError`: If there is nothing to load (the message names what was tried), or a split
+            is empty.
     """
     began = time.perf_counter()
     out = Path(args.output_dir).absolute()
@@ -87,7 +99,7 @@ def refuse_existing(out: Path) -> None:
 
 
 def _write_blocks(stream: BlockStream, staging: Path, args: PreparationArguments) -> "DatasetDict":
-    """Batch by batch to one Arrow file per split, and those, mapped, to the layout of `save_to_disk`."""
+    """Write one Arrow file per split, batch by batch; then map these files and save them as `save_to_disk` does."""
     from datasets import Dataset, DatasetDict, Features
     from datasets.arrow_writer import ArrowWriter
 
@@ -150,7 +162,10 @@ def _manifest(
 
 # -- what is shown at the end ------------------------------------------------------------------------------------------
 def print_report(preparation: Preparation, console: Console | None = None) -> None:
-    """Per split what is there, and what was dropped and why; then the pace beside the tokenizer's own."""
+    """
+    Print for each split what it holds and what was left out and why; then the speed, next to that of the tokenizer
+    alone.
+    """
     manifest = preparation.manifest
     table = Table(title="Prepared data", caption=f"fingerprint {manifest['fingerprint'][:16]}")
     table.add_column("")

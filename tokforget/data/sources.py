@@ -1,7 +1,7 @@
 """
-Where documents come from: a Hub data set, local files, the embedded corpus. Each is read as a stream of documents.
+Sources of documents: a Hub data set, local files, the embedded corpus. Each is read as a stream of documents.
 
-A source that cannot be loaded is an error that names what was tried; no other text ever takes its place.
+If a source cannot be loaded, an error names what was tried; no other text is used instead.
 """
 
 import gzip
@@ -22,11 +22,11 @@ from tokforget.packaged import EMBEDDED
 logger = logging.getLogger(__name__)
 
 DOCUMENT_END = "<|endoftext|>"
-# By the ending, in small letters.
+# File formats by the ending, in lower case.
 _KINDS = {".txt": "text", ".tokens": "text", ".json": "json", ".jsonl": "lines", ".ndjson": "lines", ".csv": "csv", ".tsv": "csv",
           ".parquet": "parquet"}  # fmt: skip
 _READABLE = ".txt, .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .tokens (all but .parquet also as .gz)"
-# Words in the name of a file or a Hub split, and the split they stand for.
+# Words in the name of a file or a Hub split, and the split that they mean.
 SPLIT_WORDS = {
     "train": "train", "training": "train",
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
@@ -36,7 +36,7 @@ SPLIT_WORDS = {
 
 @dataclass(frozen=True)
 class Document:
-    """A text with a name that stays. `start`: its first character's place in the source's document, if it is a part."""
+    """A text with a stable name. For a part of a document, `start` is the offset of its first character, else 0."""
 
     id: str
     text: str
@@ -46,14 +46,16 @@ class Document:
 @dataclass
 class Source:
     """
-    Documents by the source's own splits.
+    The documents of a source, by its own splits.
 
     Args:
-        splits (`dict[str, Iterable[Document]]`): Each can be gone through any number of times, always in the same order.
-        revision (`str`, *optional*): Commit of a Hub data set, or the Python whose documentation is read.
+        splits (`dict[str, Iterable[Document]]`): Each can be iterated any number of times, always in the same order.
+        revision (`str`, *optional*): Commit of a Hub data set, or the version of the Python whose documentation is
+            read.
         config (`str`, *optional*): Configuration of a Hub data set.
         on_hub (`bool`): Whether it is a Hub data set.
-        license (`list[str]`, *optional*): What a Hub data set's card states, or that of the documentation that Python carries.
+        license (`list[str]`, *optional*): Licences that the card of a Hub data set states, or that of Python's
+            documentation.
         divided_by_id (`bool`): Whether a document's name, not its text, decides its split.
     """
 
@@ -67,7 +69,7 @@ class Source:
 
 @dataclass
 class _Stream:
-    """Documents read anew each time they are gone through."""
+    """Documents that are read again for each iteration."""
 
     read: Callable[[], Iterator[Document]]
 
@@ -85,17 +87,18 @@ def open_source(
         dataset_name (`str`): `"embedded"`, a local file or folder, or a Hub data set's id.
         dataset_config (`str`, *optional*): Configuration on the Hub; no other source has one.
         text_column (`str`): Column with the text.
-        streaming (`bool`): Read from the file or from the Hub each time, instead of holding (local) or downloading (Hub)
-            all documents first.
+        streaming (`bool`): Read from the file or from the Hub in each pass, instead of first loading (files) or
+            downloading (Hub) all documents.
 
     Returns:
-        `Source`: Local files have the splits that their names state (`train.jsonl`, `wiki.valid.tokens`, `test/a.txt`) if
-        each of several names one and one of them is for training, else the single split `train`. The lines of WikiText
-        are joined to articles, wherever `wiki` is in the name of the data set or file and the first line with text in it is
-        a ` = Title = ` heading. A text file is one document, or several with `<|endoftext|>` between.
+        `Source`: If there are several local files, the name of each states a split (`train.jsonl`,
+        `wiki.valid.tokens`, `test/a.txt`) and one of them is for training, these are the splits; otherwise all files
+        form the split `train`. Lines of WikiText are joined to articles if the name of the data set or file contains
+        `wiki` and the first line with text is a ` = Title = ` heading. A text file is one document, or several
+        separated by `<|endoftext|>`.
 
     Raises:
-        `FileNotFoundError`, `ValueError`: Naming what was tried, if there is nothing to load.
+        `FileNotFoundError`, `ValueError`: If there is nothing to load; the message names what was tried.
     """
     path = Path(dataset_name)
     is_local = dataset_name == EMBEDDED or path.exists()
@@ -116,7 +119,7 @@ def open_source(
 
 
 def may_be_on_hub(dataset_name: str) -> bool:
-    """Whether a name that is no local path may be an id, and not a path that does not exist."""
+    """Whether a name that is not a local path may be an id on the Hub; otherwise it is a path that does not exist."""
     return not (_kind(Path(dataset_name)) or dataset_name.startswith((".", "/", "~")))
 
 
@@ -132,7 +135,7 @@ def _open_hub(dataset_name: str, dataset_config: str | None, text_column: str, s
         else:
             builder.download_and_prepare()
             source = builder.as_dataset()
-    except Exception as error:  # the library's errors are many; each of them ends the run, with what was tried
+    except Exception as error:  # the library raises many kinds of errors; each ends the run and names what was tried
         raise ValueError(
             f"{tried} is no local path and could not be loaded from the Hub: {_in_one_line(error)}"
         ) from error
@@ -157,7 +160,7 @@ def _open_hub(dataset_name: str, dataset_config: str | None, text_column: str, s
 
 
 def _stated_license(dataset_name: str, revision: str | None) -> list[str] | None:
-    """The licences that a data set's own card states, if there is a card, at hand or to be had, and it states any."""
+    """The licences that the card of a data set states; `None` if the card cannot be read or states none."""
     from huggingface_hub import DatasetCard, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
 
@@ -180,7 +183,7 @@ def _kind(path: Path) -> str | None:
 
 
 def _ending(path: Path) -> str:
-    """What a file's name ends in, the `.gz` aside, in small letters."""
+    """The ending of a file's name in lower case, without `.gz`."""
     return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
 
 
@@ -240,7 +243,10 @@ def _file_texts(file: Path, text_column: str) -> Iterator[str]:
 
 
 def _refuse_hidden_rows(file: Path, first: str) -> None:
-    """`ValueError` if the first line of a file of no known kind is a row of JSON: read as one text, its syntax would be learnt."""
+    """
+    Raise `ValueError` if a file of unknown kind begins with a row of JSON: read as plain text, its syntax would be
+    learnt.
+    """
     try:
         row = json.loads(first)
     except (ValueError, RecursionError):
@@ -257,7 +263,7 @@ def _open(file: Path) -> IO[str]:
 
 
 def _marked_texts(lines: Iterable[str]) -> Iterator[str]:
-    """Texts between end marks; blank ones, as behind the last mark, are none."""
+    """The texts between end marks; blank ones, such as the one after the last mark, are skipped."""
     parts: list[str] = []
     for line in lines:
         *ended, rest = line.split(DOCUMENT_END)
@@ -271,7 +277,9 @@ def _marked_texts(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _json_rows(file: Path, text_column: str) -> Iterator[object]:
-    """A list of texts or objects, or one object with a list as its text column; a file of JSON lines is read as that."""
+    """
+    The rows of a JSON file: a list of texts or objects, or one object whose text column is a list, or JSON lines.
+    """
     with _open(file) as stream:
         try:
             content = json.load(stream)
@@ -291,7 +299,9 @@ def _json_rows(file: Path, text_column: str) -> Iterator[object]:
 
 
 def line_rows(file: Path) -> Iterator[object]:
-    """The values of a file of JSON lines, `.gz` or not; `ValueError` with file and line for one that is not JSON."""
+    """
+    The values of a file of JSON lines, `.gz` or not. A line that is not JSON raises `ValueError` with file and line.
+    """
     with _open(file) as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
@@ -328,7 +338,7 @@ def _parquet_rows(file: Path, text_column: str) -> Iterator[dict]:
 
 
 def _column(row: object, text_column: str, source: str) -> str | None:
-    """The text of a row: the row itself, or its column; None where the column holds nothing."""
+    """The text of a row: the row itself, or its text column; `None` if the column is empty."""
     if isinstance(row, dict):
         if text_column not in row:
             raise ValueError(
@@ -344,7 +354,7 @@ def _column(row: object, text_column: str, source: str) -> str | None:
 
 # -- WikiText ----------------------------------------------------------------------------------------------------------
 def join_articles(lines: Iterable[str | None]) -> Iterator[str]:
-    """WikiText's lines to articles; a new one begins at a heading of the first level, ` = Title = `."""
+    """Join the lines of WikiText to articles; a heading of the first level, ` = Title = `, begins a new article."""
     article: list[str] = []
     for line in lines:
         line = line or ""
@@ -363,7 +373,7 @@ def _is_title(line: str) -> bool:
 
 
 def _first_text(rows: Iterable[str | None]) -> tuple[str, Iterator[str | None]]:
-    """The first row that is not blank, and all rows."""
+    """The first row that is not blank, and an iterator over all rows."""
     read = []
     for row in (rows := iter(rows)):
         read.append(row)

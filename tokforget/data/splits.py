@@ -1,5 +1,6 @@
 """
-Documents to training, validation and test: by the source's own splits or by shares, and no document in two of them.
+Divide documents into training, validation and test, by the source's own splits or at random; no document is in two
+splits.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ HELD_OUT_SHARE = 0.08
 _FEW_DOCUMENTS = 50
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS = 64, 2**18
 
-# Why a document is left out, as the manifest counts it.
+# Reasons for leaving out a document, as the manifest counts them.
 EMPTY = "empty"
 NOT_DRAWN = "not_drawn"
 OUTSIDE_SHARES = "outside_shares"
@@ -44,9 +45,14 @@ def split_of(
     seed: int = 0,
 ) -> str | None:
     """
-    Split of a document, from a hash of its name (or text): it does not depend on the other documents or on their order.
+    Split of a document, from a hash of its name (or text). It does not depend on other documents or on their order.
 
-    Seed 0 hashes the name alone. A document beyond `train_share` has no split.
+    Args:
+        name (`str`): Name or text of the document.
+        validation_share, test_share, train_share (`float`): Fractions of the documents. A document that falls into
+            none of
+            them has no split (`None`).
+        seed (`int`): Another seed gives another division; 0 hashes the name alone.
 
     >>> split_of("topic/assert")
     'train'
@@ -60,19 +66,20 @@ def split_of(
 
 
 def _draw(key: str) -> float:
-    """Uniform in [0, 1), from a hash."""
+    """A uniform number in [0, 1), from a hash of `key`."""
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
 
 
 @dataclass
 class SplitPlan:
     """
-    Which of the source's splits become training, validation and test, and what is cut from the training split.
+    Which splits of the source become training, validation and test, and what is cut from the training split.
 
     Args:
-        own (`dict[str, str]`): For each split of ours that the source has itself, the name it has there; `train` always.
-        shares (`dict[str, float]`): For the others their share of the documents of the source's training split. The rest
-            is for training, unless `train` has a share too.
+        own (`dict[str, str]`): From our name of a split to the name that the source has for it; always contains
+            `train`.
+        shares (`dict[str, float]`): For the other splits, the fraction of the source's training documents to cut for
+            each. The rest is for training, unless `train` has a fraction too.
     """
 
     own: dict[str, str]
@@ -90,9 +97,10 @@ def plan_splits(
 
     Args:
         available (`Iterable[str]`): Names of the source's splits.
-        train_split, val_split, test_split (`str`, *optional*): The name of one of them, or a share in (0, 1) of the
-            source's training documents. By default the split of the source that goes by that name (`validation` also as
-            valid, val or dev), else for validation and test a share of 0.08, and for training a source's only split.
+        train_split, val_split, test_split (`str`, *optional*): The name of one of them, or a fraction in (0, 1) of the
+            source's training documents. By default the source's split of that name (`validation` is also called valid,
+            val or dev). Without one, validation and test get a fraction of 0.08 each, and training gets the source's
+            only split.
 
     Raises:
         `ValueError`: If a named split does not exist, two splits are the same, or shares exceed 1.
@@ -138,26 +146,28 @@ def _as_share(wanted: str | None) -> float | None:
 
 class DocumentSplits:
     """
-    The documents of a source by split, duplicates across splits left out: a held-out copy stays, a training copy goes,
-    and of a copy in validation and in test the one in test stays. Exact duplicates within a split go, too.
+    The documents of a source by split, without duplicates across splits. A document that is in training and in a
+    held-out split stays in the held-out one; one that is in validation and test stays in test. Exact duplicates within
+    a split are left out, too.
 
-    Iterating gives `(split, document)` in the source's order. Near duplicates among the training documents are for the
-    caller to ask about, since that is the long part and can be spread over processes:
-    `near_duplicates.match(signature(document.text))`; or [`without_near_duplicates`] does it.
+    Iterating gives `(split, document)` in the source's order. It does not look for near duplicates among the training
+    documents, because that takes longest and the caller may spread it over processes:
+    `near_duplicates.match(signature(document.text))`. [`without_near_duplicates`] does it in one process.
 
     Memory: the index of held-out documents (about 8 KB each) and a 64-bit hash per training document.
 
     Args:
         source (`Source`): Where the documents come from.
         plan (`SplitPlan`): Where each split comes from.
-        seed (`int`): Of the division by shares and of the draw. The embedded corpus keeps its division, since the packaged
-            model was trained on its training part.
-        max_sequences (`int`, *optional*): Documents taken from each of the source's splits, drawn without replacement.
+        seed (`int`): Seed of the random division and of the draw. The embedded corpus is always divided alike, because
+            the packaged model was trained on its training part.
+        max_sequences (`int`, *optional*): Documents drawn from each of the source's splits, without replacement.
         duplicate_threshold (`float`): See [`NearDuplicates`].
         num_proc (`int`): Processes for the signatures of held-out documents; the result is the same for any number.
         progress (`bool`): Show progress bars.
 
-    A source with fewer than 50 documents is divided within each document, by place (`by_place`).
+    If a source has fewer than 50 documents, each document is cut into a training, a validation and a test part
+    (`by_place`).
     """
 
     def __init__(
@@ -200,7 +210,7 @@ class DocumentSplits:
                 self.dropped[reason, split] += 1
 
     def without_near_duplicates(self) -> Iterator[tuple[str, Document]]:
-        """The documents that stay, in one process."""
+        """Iterate over the documents that remain after near duplicates are removed, in one process."""
         for split, document in self:
             if split == "train" and self.near_duplicates and self.near_duplicates.match(signature(document.text)):
                 self.dropped[NEAR_ACROSS, split] += 1
@@ -209,8 +219,8 @@ class DocumentSplits:
 
     # -- passes over the source ----------------------------------------------------------------------------------------
     def _draw_documents(self, documents: Iterable[Document], count: int) -> float:
-        """The highest draw among the `count` lowest of distinct texts: those at or below it are taken."""
-        lowest: list[float] = []  # a heap of the negatives, the highest on top
+        """Threshold of the draw: the `count` distinct texts whose random number does not exceed it are taken."""
+        lowest: list[float] = []  # a heap of negated numbers, so that the highest is on top
         taken: set[float] = set()
         for document in documents:
             draw = self._draw_of(document)
@@ -237,7 +247,7 @@ class DocumentSplits:
         return True
 
     def _read_held_out(self) -> None:
-        """Decide on every held-out document, and index those that stay."""
+        """Decide which held-out documents to keep, and index them."""
         found: dict[str, list[tuple[int, np.ndarray | None]]] = {"validation": [], "test": []}
         splits = [name for split, name in self.plan.own.items() if split != "train" or self.plan.shares]
         assigned = self._shown(self._assigned(held_out_only=True), "Held-out documents", splits)
@@ -263,10 +273,10 @@ class DocumentSplits:
                 self._reasons[split].append(reason)
             self._held_out |= seen
             for values in staying if self.near_duplicates.is_on else ():
-                self.near_duplicates.add(values)  # after the split: only duplicates across splits go
+                self.near_duplicates.add(values)  # only after the whole split: near duplicates within a split stay
 
     def _assigned(self, held_out_only: bool = False) -> Iterator[tuple[str, Document, str | None]]:
-        """Every document with its split, and the reason to leave it out if there is one already."""
+        """Every document with its split, and the reason to leave it out, if one is known yet."""
         for split, name in self.plan.own.items():
             if held_out_only and split == "train" and not self.plan.shares:
                 continue
@@ -309,7 +319,7 @@ class DocumentSplits:
 
 
 def in_batches(documents: Iterable[tuple[str, Document]]) -> Iterator[list[tuple[str, Document]]]:
-    """Batches of up to 64 documents that end once they hold 2^18 characters."""
+    """Batches of at most 64 documents; a batch also ends when it holds 2^18 characters."""
     documents = iter(documents)
     while batch := list(itertools.islice(documents, 1)):
         characters = len(batch[0][1].text)
@@ -335,5 +345,5 @@ def _text_key(text: str) -> int:
 
 
 def _next_space(text: str, place: int) -> int:
-    """The first white space from `place` on: no word is cut in two."""
+    """The first white space at or after `place`, so that no word is cut in two."""
     return next((at for at in range(place, len(text)) if text[at].isspace()), len(text))

@@ -1,1 +1,1 @@
-"""Scorers at equal budgets: comparison, downstream use, speed, report."""
+"""Compare scorers at equal budgets: bits lost, downstream tasks, speed, report."""

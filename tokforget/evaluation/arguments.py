@@ -1,7 +1,7 @@
 """
 Arguments of an evaluation.
 
-No `from __future__ import annotations` here: the host's parser reads the annotations as types.
+No `from __future__ import annotations` here: Transformers' parser reads the annotations as types.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from tokforget.rates import check_rate
 
 @dataclass
 class EvaluationArguments:
-    """What is compared, on what, judged by whom, and what is measured besides."""
+    """What an evaluation compares, on which texts, with which judge, and what else it measures."""
 
     output_dir: str = field(metadata={"help": "Folder for the JSON files, the report, the plots and the heat map."})
 
@@ -23,8 +23,8 @@ class EvaluationArguments:
     model_path: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Trained model folders or Hub ids, each as `PATH` or `LABEL=PATH`. Those of one label are training seeds "
-            "of one method: their mean is reported, with its spread."
+            "help": "Trained model folders or Hub ids, each as `PATH` or `LABEL=PATH`. Models with the same label are training "
+            "seeds of one method: their mean is reported, with its spread."
         },
     )
     scorers: list[str] = field(
@@ -37,12 +37,12 @@ class EvaluationArguments:
     reconstructor_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "The one reconstructor that judges all: a folder with an adapter, or a trained model's folder. By "
-            "default the first model's own, which favours that model: say so when you report it."
+            "help": "The reconstructor that judges all scorers: a folder with an adapter, or a trained model's folder. By "
+            "default that of the first model. It favours that model; say so when you report the numbers."
         },
     )
     layout: str | None = field(
-        default=None, metadata={"help": "`prefix` or `infill`; by default as the judge's folder records it."}
+        default=None, metadata={"help": "`prefix` or `infill`; by default the layout that the judge's folder records."}
     )
 
     # Texts
@@ -52,20 +52,21 @@ class EvaluationArguments:
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
     text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
-    split: str = field(default="test", metadata={"help": "Split that is compressed; tables are fitted on `train`."})
+    split: str = field(default="test", metadata={"help": "Split to compress; count tables are fitted on `train`."})
     max_length: int = field(default=MAX_LENGTH, metadata={"help": "Tokens per block."})
     min_length: int = field(default=MIN_LENGTH, metadata={"help": "Blocks of fewer tokens are left out."})
     max_texts: int = field(default=128, metadata={"help": "Blocks per source, drawn at random by a fixed seed."})
     rates: list[float] = field(default_factory=lambda: [0.3, 0.5, 0.7], metadata={"help": "Rates in (0, 1]."})
     batch_size: int = field(default=32, metadata={"help": "Blocks per batch."})
-    seed: int = field(default=0, metadata={"help": "Of the bootstrap and the first of the random baselines."})
+    seed: int = field(default=0, metadata={"help": "Seed of the bootstrap and of the first random baseline."})
 
     # Downstream
     reader_name_or_path: str | None = field(
-        default=None, metadata={"help": "Causal language model that reads; the judge's base model by default."}
+        default=None, metadata={"help": "Causal language model that answers; the judge's base model by default."}
     )
     continuation_tokens: int = field(
-        default=32, metadata={"help": "Tokens of the following block whose prediction is measured; 0 leaves it out."}
+        default=32,
+        metadata={"help": "Tokens of the following block that the reader predicts; 0 skips this measurement."},
     )
     questions: list[str] = field(
         default_factory=list,
@@ -74,25 +75,25 @@ class EvaluationArguments:
     max_questions: int = field(default=100, metadata={"help": "Questions per file."})
     question_scorers: list[str] = field(
         default_factory=lambda: ["random", "frequency", "self_information"],
-        metadata={"help": "Baselines that compress the questions' contexts; the models always do."},
+        metadata={"help": "Baselines that compress the contexts of questions, in addition to the models."},
     )
-    max_new_tokens: int = field(default=16, metadata={"help": "Of a generated answer."})
+    max_new_tokens: int = field(default=16, metadata={"help": "Most tokens of a generated answer."})
 
     # Speed
     speed_target: str | None = field(
         default=None,
         metadata={
-            "help": "Model that time to first token is measured on: a path, a Hub id, or `gpt2-shape` for GPT-2 124M with "
-            "random weights. Left out by default."
+            "help": "Model for which the time to first token is measured: a path, a Hub id, or `gpt2-shape` for GPT-2 124M "
+            "with random weights. By default speed is not measured."
         },
     )
     speed_lengths: list[int] = field(default_factory=lambda: [128, 256, 512], metadata={"help": "Prompt lengths."})
-    speed_batch_sizes: list[int] = field(default_factory=lambda: [1, 8], metadata={"help": "Prompts at once."})
+    speed_batch_sizes: list[int] = field(default_factory=lambda: [1, 8], metadata={"help": "Prompts per batch."})
     speed_rate: float = field(default=0.5, metadata={"help": "Rate of the speed measurement."})
     speed_new_tokens: int = field(default=32, metadata={"help": "Tokens generated in a whole request."})
     speed_repeats: int = field(default=3, metadata={"help": "Repetitions whose median is taken, after a warm-up."})
 
-    # Showing
+    # Output
     heatmap_texts: int = field(default=6, metadata={"help": "Sample texts in the heat map, per source and rate."})
     plot_scorers: list[str] | None = field(
         default=None, metadata={"help": "Scorers drawn in the plots, by name or label; all by default."}
@@ -100,7 +101,7 @@ class EvaluationArguments:
     training_log: str | None = field(
         default=None, metadata={"help": "A run's `trainer_state.json`; by default the first model's, if it has one."}
     )
-    use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU where there is a GPU."})
+    use_cpu: bool = field(default=False, metadata={"help": "Use the CPU even if there is a GPU."})
 
     def __post_init__(self):
         for name, least in (("num_random_seeds", 1), ("max_length", 2), ("min_length", 1), ("max_texts", 1),
@@ -139,7 +140,9 @@ class EvaluationArguments:
 
     @property
     def models(self) -> list[tuple[str, str]]:
-        """Label and path of each model; a single one is the policy, several are called by their folders."""
+        """
+        Label and path of each model. A single unlabelled model is `policy`; several are labelled by their folders.
+        """
         pairs = [(label, path) for label, at, path in (p.partition("=") for p in self.model_path) if at]
         pairs += [
             ("policy" if len(self.model_path) == 1 else Path(p).name, p) for p in self.model_path if "=" not in p

@@ -1,9 +1,10 @@
 """
-The scorers a policy must beat, under the same seam as the policy: one number per token, the highest are kept.
+The baselines that a policy must beat. They have the policy's interface: one number per token, and the highest are
+kept.
 
-A new scorer is one class with a `name` and a `score`, one entry in `BASELINES`, and one row in the table of
-tests/evaluation/test_baselines.py. Those that ask a language model are in lm_baselines.py, the ceiling is in oracle.py. No score
-depends on how texts are batched.
+A new baseline is a class with a `name` and a `score`, an entry in `BASELINES`, and a row in the table of
+tests/evaluation/test_baselines.py. Baselines that need a language model are in lm_baselines.py; the upper bound is in
+oracle.py. Scores do not depend on batching.
 """
 
 import hashlib
@@ -23,14 +24,14 @@ from tokforget.models.reconstructor import Reconstructor
 
 
 _FUNCTION, _PUNCTUATION, _SPACE = (WORD_CLASSES.index(name) for name in ("function", "punctuation", "space"))
-# Above any other score in use: sorts two groups of tokens apart.
+# Larger than any other score: added to one group of tokens, it ranks them above the other group.
 _FIRST = 1e6
 _MEAN_SPAN = 6.0
 
 
 # -- chance ------------------------------------------------------------------------------------------------------------
 class Random:
-    """Uniformly random tokens: the floor."""
+    """Uniformly random tokens: the lower anchor of a comparison."""
 
     name, needs_rate = "random", False
 
@@ -45,7 +46,7 @@ class Random:
 
 
 class RandomSpans:
-    """Random stretches of consecutive tokens, six on average: chance with whole phrases. Relates to: `Random`."""
+    """Random spans of consecutive tokens, six on average: chance, but in whole phrases. Relates to: `Random`."""
 
     name, needs_rate = "random_spans", False
 
@@ -64,7 +65,9 @@ class RandomSpans:
 def _generators(
     input_ids: torch.Tensor, valid: torch.Tensor, seed: int
 ) -> Iterator[tuple[torch.Tensor, torch.Generator]]:
-    """Each text's places and a generator seeded by the text: the draw does not depend on batch, order or padding."""
+    """
+    For each text the indices of its tokens and a generator seeded by them: draws do not depend on batch or padding.
+    """
     for ids, present in zip(input_ids.cpu(), valid.cpu()):
         digest = hashlib.blake2b(ids[present].numpy().tobytes(), digest_size=4, key=str(seed).encode()).digest()
         yield present, torch.Generator().manual_seed(int.from_bytes(digest, "big"))
@@ -73,9 +76,9 @@ def _generators(
 # -- counts ------------------------------------------------------------------------------------------------------------
 class Frequency:
     """
-    Inverse document frequency, `log((D + 1) / (df + 1))`, the block as document: rare tokens are kept.
+    Inverse document frequency, `log((D + 1) / (df + 1))`, with a block as document: rare tokens are kept.
 
-    Requires: the training split. Relates to: a unigram model's surprisal, of which it is the thresholded form.
+    Requires: the training split. Relates to: the surprisal of a unigram model, which counts every occurrence.
     """
 
     name, needs_rate = "frequency", False
@@ -92,7 +95,9 @@ class Frequency:
 
 
 class TfIdf:
-    """Frequency in the text times IDF: what this text says often and others do not is kept. Requires: `Frequency`."""
+    """
+    Frequency in the text times IDF: keeps tokens that are frequent here and rare elsewhere. Requires: `Frequency`.
+    """
 
     name, needs_rate = "tf_idf", False
 
@@ -107,7 +112,7 @@ class TfIdf:
 
 class StopWords:
     """
-    Function words, punctuation and white space go first; within each of the two groups IDF decides.
+    Function words, punctuation and white space are dropped first; within each of the two groups, the lowest IDF is.
 
     Requires: `Frequency`, an English vocabulary. Relates to: the stop-word baseline of PCRL (Jung and Kim 2023, arXiv
     2308.08758), filled to the budget.
@@ -136,14 +141,16 @@ class Length:
         return self.lengths.to(input_ids.device)[input_ids]
 
 
-# -- place -------------------------------------------------------------------------------------------------------------
+# -- position
+# ----------------------------------------------------------------------------------------------------------
 class Position:
-    """Evenly spaced tokens, a uniform stride: place alone decides, no place is favoured."""
+    """Evenly spaced tokens (uniform stride)."""
 
     name, needs_rate = "position", True
 
     def score(self, input_ids: torch.Tensor, valid: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
-        # The k-th token is kept where the running budget passes a whole number: ranks follow the distance to that.
+        # The running budget grows by the rate at each token. A token is kept where it passes a whole number; the
+        # distance to that number is the rank.
         counts = keep_count(valid.sum(1), rate)[:, None].double()
         step = counts / valid.sum(1, keepdim=True).clamp(min=1)
         place = _places(input_ids)[None] + 0.5
@@ -152,7 +159,7 @@ class Position:
 
 
 class Head:
-    """The first tokens: prefix truncation under its own name."""
+    """The first tokens: truncation at the end."""
 
     name, needs_rate = "head", False
 
@@ -170,7 +177,9 @@ class Tail:
 
 
 class HeadTail:
-    """Both ends, half of the budget each. Relates to: attention sinks with a recent window (arXiv 2309.17453)."""
+    """
+    First and last tokens, half of the budget each. Relates to: attention sinks and a recent window (arXiv 2309.17453).
+    """
 
     name, needs_rate = "head_tail", False
 
@@ -187,13 +196,14 @@ def _places(input_ids: torch.Tensor) -> torch.Tensor:
 @dataclass
 class ScorerContext:
     """
-    What baselines are built on.
+    What the baselines need.
 
     Args:
-        reconstructor ([`Reconstructor`]): The judge; its base model, adapter off, is the language model asked.
-        tokenizer (`PreTrainedTokenizerBase`): Of the texts.
-        training_texts (`list[list[int]]`): The training split, for the count tables.
-        seeds (`list[int]`): One repetition each of the baselines that draw.
+        reconstructor ([`Reconstructor`]): The judge. Its base model, with the adapter off, is the baselines' language
+        model.
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer of the texts.
+        training_texts (`list[list[int]]`): Token ids of the training split, for the count tables.
+        seeds (`list[int]`): One repetition of each random baseline per seed.
     """
 
     reconstructor: Reconstructor
@@ -239,14 +249,14 @@ BASELINES: dict[str, Callable[[ScorerContext], list[Scorer]]] = {
     "leave_one_out": lambda scorer_context: [LeaveOneOut(scorer_context.reconstructor)],
     "greedy_oracle": lambda scorer_context: [GreedyOracle(scorer_context.reconstructor)],
 }
-# No pass of a language model: what a policy must clearly beat.
+# Baselines without a language model: a policy must beat them clearly.
 CHEAP_BASELINES = tuple(BASELINES)[:10]
-# What training compares with at its end; the whole list belongs to recipes/evaluate.py.
+# Baselines of the comparison after training; recipes/evaluate.py compares with all.
 CLOSING_BASELINES = ("random", "frequency", "length", "position", "head", "self_information")
 
 
 def baselines(names: Iterable[str], scorer_context: ScorerContext) -> list[Scorer]:
-    """The named baselines; those that draw come once per seed. Raises `ValueError` for an unknown name."""
+    """The named baselines; random ones come once per seed. Raises `ValueError` for an unknown name."""
     names = list(names)
     if unknown := [name for name in names if name not in BASELINES]:
         raise ValueError(f"Unknown baseline {unknown[0]!r}; there are {', '.join(BASELINES)}.")

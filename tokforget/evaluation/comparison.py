@@ -1,5 +1,6 @@
 """
-Scorers over rates, on the same texts with the same counts and one reconstructor, to rows with paired statistics.
+Compare scorers at several rates, on the same texts, with the same token counts and one reconstructor; paired
+statistics.
 """
 
 import time
@@ -33,14 +34,14 @@ FLOOR, CEILING, KEEP_ALL = "random", "greedy_oracle", "keep_all"
 @dataclass
 class Comparison:
     """
-    What was measured for one scorer at one rate, text by text.
+    The measurements of one scorer at one rate, text by text.
 
     Args:
-        scorer (`str`), rate (`float`): Whose masks, at which rate.
+        scorer (`str`), rate (`float`): Name of the scorer, and its rate.
         runs (`list[np.ndarray]`): One `(texts, 4)` array of [`measure`] per repetition (seed) of the scorer.
         keep_masks (`list[torch.BoolTensor]`): The masks of the first repetition, one per batch.
-        restored (`list[torch.LongTensor]`): What was restored from them.
-        seconds (`float`): Time of scoring all texts, batched; the mean of the repetitions.
+        restored (`list[torch.LongTensor]`): The texts restored from these masks.
+        seconds (`float`): Time for scoring all texts in batches; the mean of the repetitions.
     """
 
     scorer: str
@@ -63,15 +64,17 @@ def judge(
     rates: Sequence[float],
 ) -> list[Comparison]:
     """
-    Mask, score and restore every text with every scorer at every rate. Of several processes each takes its share of the
-    batches, and all of them get the whole result: every one has to call.
+    Score, mask and restore every text with every scorer at every rate. Several processes divide the batches among them
+    and all get the complete result, so every process must call this function.
 
     Args:
-        scorers (`list[Scorer]`): Those of one name are repetitions of one method.
-        batches (`list`): Pairs of `input_ids` `(B, T)` and `valid` `(B, T)`, all of them in every process.
+        scorers (`list[Scorer]`): Scorers of the same name are repetitions of one method.
+        reconstructor ([`Reconstructor`]): The judge.
+        batches (`list`): Pairs of `input_ids` `(B, T)` and `valid` `(B, T)`; every process gets all of them.
+        rates (`list[float]`): Compression rates in (0, 1].
 
     Returns:
-        `list[Comparison]`: By rate, then by scorer in the order given.
+        `list[Comparison]`: Ordered by rate, then by scorer.
     """
     was_training = reconstructor.training
     reconstructor.eval()
@@ -94,7 +97,9 @@ def judge(
 
 
 def _shared_out(batches: Sequence[Batch], work: Callable[[Batch], list]) -> list[list]:
-    """`work` on every batch, dealt out in turn over the processes; results in the order of the batches."""
+    """
+    Apply `work` to every batch, with the batches distributed over the processes; results in the order of the batches.
+    """
     state = PartialState()
     own = [work(batch) for batch in batches[state.process_index :: state.num_processes]]
     if state.num_processes == 1:
@@ -106,13 +111,13 @@ def _shared_out(batches: Sequence[Batch], work: Callable[[Batch], list]) -> list
 def _judge_batch(
     scorer: Scorer, reconstructor: Reconstructor, input_ids: torch.Tensor, valid: torch.Tensor, rates: Sequence[float]
 ) -> list[tuple[np.ndarray, torch.Tensor, torch.Tensor, float]]:
-    """Per rate: the table of [`measure`], the masks, the restored ids, and the seconds that scoring took."""
+    """For each rate: the table of [`measure`], the masks, the restored ids, and the seconds for scoring."""
     scored = []
     for rate in rates:
         again = scorer.needs_rate or not scored
         scored.append(_timed_scores(scorer, input_ids, valid, rate) if again else scored[0])
     masks = [top_k_mask(scores, keep_count(valid.sum(1), rate), valid) for (scores, _), rate in zip(scored, rates)]
-    # All rates at once: restoring goes token by token, and a step costs little more for three times the rows.
+    # All rates in one batch: restoring decodes token by token, and a step costs little more for three times the rows.
     times = len(rates)
     table, restored = restore_and_measure(
         reconstructor, input_ids.repeat(times, 1), valid.repeat(times, 1), torch.cat(masks)
@@ -149,14 +154,15 @@ def _check_equal_budgets(comparisons: list[Comparison]) -> None:
 
 def rows_of(comparisons: list[Comparison], seed: int = 0) -> list[dict]:
     """
-    One row per scorer and rate. Differences are paired over texts, against the first scorer.
+    One row per scorer and rate. Differences to the first scorer are paired over texts.
 
     Returns:
         `list[dict]`: `scorer`, `rate`, `bits_lost` (per original token), `exact_restored`, `compression_rate` (of the
-        mask), `texts`, `runs`, the 95 % intervals `bits_lost_interval` and `exact_restored_interval`; over several runs
-        `bits_lost_std` and `bits_lost_runs`; for all but the first scorer `excess_bits` and `excess_exact` over the first
-        with their intervals; `oracle_gap_closed`, the share of the way from random to the greedy oracle in bits lost, with its
-        interval, where both were run; `seconds_per_token` of scoring, batched.
+        mask), `texts`, `runs`, the 95 % intervals `bits_lost_interval` and `exact_restored_interval`; for several runs
+        `bits_lost_std` and `bits_lost_runs`; for all but the first scorer the differences `excess_bits` and
+        `excess_exact` to the first, with their intervals; if random and the greedy oracle were run,
+        `oracle_gap_closed`, the fraction of the gap between them in bits lost that the scorer closes, with its
+        interval; `seconds_per_token` of batched scoring.
     """
     rows = []
     for entry in comparisons:
@@ -191,13 +197,14 @@ def rows_of(comparisons: list[Comparison], seed: int = 0) -> list[dict]:
 def compare(
     scorers: list[Scorer], reconstructor: Reconstructor, batches: list[Batch], rates: list[float], seed: int = 0
 ) -> list[dict]:
-    """[`judge`], then [`rows_of`]: one row per scorer and rate, the first scorer being the one that is judged."""
+    """[`judge`], then [`rows_of`]: one row per scorer and rate; differences are taken to the first scorer."""
     return rows_of(judge(scorers, reconstructor, batches, rates), seed)
 
 
-# -- showing and writing -------------------------------------------------------------------------------------------------
+# -- output
+# --------------------------------------------------------------------------------------------------------------
 def print_table(rows: list[dict], console: Console | None = None) -> None:
-    """Bits lost per original token and share of dropped tokens restored exactly, a scorer a line."""
+    """Print bits lost per original token and the fraction of dropped tokens restored exactly, one line per scorer."""
     rates = sorted({row["rate"] for row in rows})
     table = Table(
         title=f"{rows[0]['texts']} held-out texts, equal counts, one reconstructor",

@@ -1,4 +1,4 @@
-"""How well an untouched reader predicts what follows a compressed text."""
+"""How well a frozen reader predicts the continuation of a compressed text."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ from tokforget.scoring import context_retention
 
 class Continuations:
     """
-    How much of what a text tells a reader about its own continuation survives compression.
+    Context retention: the share of a text's information about its own continuation that is left after compression.
 
     Args:
         reader (`PreTrainedModel`), tokenizer (`PreTrainedTokenizerBase`): Any causal language model and its tokenizer.
-        contexts (`list[str]`), continuations (`list[str]`): The texts that were compressed, and what follows each.
+        contexts (`list[str]`), continuations (`list[str]`): The original texts, and the continuation of each.
     """
 
     def __init__(
@@ -36,7 +36,9 @@ class Continuations:
         return continuation_nll(self.reader, self.tokenizer, contexts, self.continuations).nll.numpy()
 
     def row(self, compressed: Sequence[str], seed: int = 0) -> dict:
-        """`retention`, with its 95 % interval over texts, and the bits per continuation token behind it."""
+        """
+        `retention` with its 95 % interval over texts, and the bits per continuation token that it is computed from.
+        """
         bits = self._bits(compressed)
         tokens = sum(map(len, self.continuations))
         scores = context_retention(self.full, bits, self.none, tokens)

@@ -1,5 +1,5 @@
 """
-Baselines that ask a language model, the reconstructor's base model: they cost a forward or more of it for every text.
+Baselines that use a language model, the reconstructor's base model. Each text costs them at least one forward pass.
 """
 
 import torch
@@ -12,7 +12,7 @@ from tokforget.models.reconstructor import Reconstructor
 from tokforget.packing import kept_tokens
 
 
-# Above any surprisal in bits.
+# Larger than any surprisal in bits.
 _KEPT = 1e4
 
 
@@ -20,13 +20,15 @@ class SelfInformation:
     """
     Surprisal under the base model: Selective Context (Li et al. 2023, arXiv 2310.06201).
 
-    Differs: the highest exactly fill the budget, where the source cuts at a percentile; words instead of noun phrases.
+    Differs: the highest scores fill the budget exactly, where the source cuts at a percentile; words instead of noun
+    phrases.
 
     Args:
-        reconstructor ([`Reconstructor`]): Its adapter is switched off.
-        vocabulary ([`Vocabulary`]): Tells words and sentences.
-        context (`str`): `"document"`, or `"sentence"`: surprisal begins anew with each sentence, as in the source's code.
-        unit (`str`): `"token"`, or `"word"`: a word's tokens share its mean; the last word that fits may be cut.
+        reconstructor ([`Reconstructor`]): Its base model gives the surprisal; the adapter is off.
+        vocabulary ([`Vocabulary`]): Finds words and sentences.
+        context (`str`): `"document"`, or `"sentence"`: the context begins anew with each sentence, as in the source's
+            code.
+        unit (`str`): `"token"`, or `"word"`: all tokens of a word get its mean; the last word that fits may be cut.
     """
 
     needs_rate = False
@@ -61,7 +63,7 @@ class SelfInformation:
 
 
 def _mean_by(group: torch.Tensor, values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Mean of `values` `(B, T)` over the tokens of one group of one text, given back to each of them."""
+    """Mean of `values` `(B, T)` over each group of tokens of a text, written to every token of the group; `(B, T)`."""
     total = torch.zeros_like(values).scatter_add(1, group, values * valid)
     size = torch.zeros_like(values).scatter_add(1, group, valid.to(values.dtype))
     return (total / size.clamp(min=1)).gather(1, group)
@@ -69,11 +71,11 @@ def _mean_by(group: torch.Tensor, values: torch.Tensor, valid: torch.Tensor) -> 
 
 class IterativePruning:
     """
-    LLMLingua's token stage (Jiang et al. 2023, arXiv 2310.05736): segment by segment, the surprisal of a token is taken
-    given what was *kept* of the earlier segments.
+    LLMLingua's token stage (Jiang et al. 2023, arXiv 2310.05736): it takes the surprisal segment by segment, given the
+    tokens *kept* of the earlier segments.
 
-    Differs: each segment keeps its exact share, so that the budget is met and no tail stays whole; the first token is not
-    privileged; segments of 32 tokens, since 200, the source's, would hold a whole block here.
+    Differs: each segment fills its own budget exactly, so that the budget of the text is met and no tail stays whole;
+    the first token is not privileged; segments have 32 tokens, because the source's 200 would hold a whole block here.
     """
 
     name, needs_rate = "iterative_pruning", True
@@ -101,10 +103,11 @@ class IterativePruning:
 
 class LeaveOneOut:
     """
-    Bits of a token when it alone is missing, by the reconstructor: what both sides do not tell is kept.
+    The reconstructor's bits for a token that alone is missing: keeps tokens that both sides of the text cannot
+    predict.
 
-    Differs from true leave-one-out: every `apart`-th token is missing at a time, which takes `apart` rows for a text
-    instead of one for each token.
+    Differs from true leave-one-out: every `apart`-th token is missing at once, so that a text takes `apart` rows
+    instead of one row per token.
     """
 
     name, needs_rate = "leave_one_out", False

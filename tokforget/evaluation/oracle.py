@@ -1,5 +1,5 @@
 """
-The ceiling: the best keep mask that a search with the reconstructor itself can find. It is no compressor.
+The oracle: the best keep mask that a search with the judging reconstructor finds. It is no compressor.
 """
 
 import torch
@@ -10,19 +10,21 @@ from tokforget.models.measuring import probe
 from tokforget.models.reconstructor import Reconstructor
 
 
-# Above any surprisal in bits.
+# Larger than any surprisal in bits.
 _PEAK = 1e4
 
 
 class GreedyOracle:
     """
-    Greedy selection in blocks, re-scored by the reconstructor after each, then exchanges that lower the bits lost.
+    Greedy selection in blocks, with new scores of the reconstructor after each, then exchanges that lower the bits
+    lost.
 
-    *Selection* starts from an empty text: of the tokens not yet kept, those the reconstructor predicts worst are kept,
-    `block` of them at a time and no two neighbours among them while there are others, for one token kept tells about the
-    next. *Exchange* drops the kept tokens that would cost least for the dropped ones that cost most, and takes an exchange
-    back where the text lost more bits by it; then half as many are tried. Selection, and the mask of self-information,
-    both start it; each text keeps the better one. A search, hence a lower bound on what is possible, not a proof.
+    *Selection* starts from an empty text. Each pass keeps the `block` tokens that the reconstructor predicts worst; it
+    avoids neighbours while other tokens are left, because a kept token helps to predict the next. *Exchange* drops the
+    kept tokens that would cost least and keeps the dropped tokens that cost most. It undoes an exchange after which
+    the text loses more bits, and then tries half as many. It starts once from the selection and once from the mask of
+    self-information; each text keeps the better result. The result is a lower bound on what is possible, because a
+    search proves no optimum.
 
     Relates to: LLMLingua's iteration (`IterativePruning`), with the judge's own bits and both sides of the text.
 
@@ -30,8 +32,8 @@ class GreedyOracle:
         reconstructor ([`Reconstructor`]): The judge.
         block (`int`): Tokens kept per pass of selection.
         exchanges (`int`): Rounds of exchange, of `apart` + 2 passes each.
-        apart (`int`): Kept tokens are tried `apart` at a time, as in [`LeaveOneOut`].
-        first_exchange (`float`): Share of a text's tokens exchanged in the first round.
+        apart (`int`): Every `apart`-th kept token is left out at once, as in [`LeaveOneOut`].
+        first_exchange (`float`): Fraction of a text's tokens exchanged in the first round.
     """
 
     name, needs_rate = "greedy_oracle", True

@@ -1,7 +1,7 @@
 """
-What an untouched language model, the reader, can still do with a compressed text: continue it, and answer questions.
+How well a frozen language model, the reader, answers questions about a compressed text.
 
-The reader is never told that tokens were dropped, nor where. Full context and no context are the two ends of each scale.
+The prompt does not say that tokens were dropped, or where. Full context and no context are the two ends of each scale.
 """
 
 import re
@@ -57,10 +57,11 @@ class Reading:
     Reading comprehension of one set of questions by one reader.
 
     Args:
-        questions (`list[Question]`): Those whose prompt does not fit the reader with its full context are left out, for
-            every scorer alike, and counted in `too_long`.
-        reader (`PreTrainedModel`), reader_tokenizer (`PreTrainedTokenizerBase`): Who answers.
-        max_new_tokens (`int`): Of a generated answer, which ends at a line break.
+        questions (`list[Question]`): Questions whose prompt with the full context is too long for the reader are left
+            out for every scorer, and counted in `too_long`.
+        reader (`PreTrainedModel`), reader_tokenizer (`PreTrainedTokenizerBase`): The model that answers, and its
+            tokenizer.
+        max_new_tokens (`int`): Most tokens of a generated answer, which ends at a line break.
     """
 
     def __init__(
@@ -95,9 +96,12 @@ class Reading:
 
     def row(self, contexts: Sequence[str], seed: int = 0) -> dict:
         """
-        Answers from the given contexts, one for each question: `exact_match` and `f1` of generated answers, `answer_bits`
-        (bits of the likeliest accepted answer) and, where there are options, `accuracy` of the likeliest; each with its
-        95 % interval. `context_tokens` counts what the reader was given.
+        Answer every question from its context in `contexts`.
+
+        Returns:
+            `dict`: `exact_match` and `f1` of generated answers, `answer_bits` (bits of the likeliest accepted answer)
+            and, for questions with options, `accuracy` of the likeliest option; each with its 95 % interval.
+            `context_tokens` counts the tokens of the contexts.
         """
         prompts = [self._prompt(q, context) for q, context in zip(self.questions, contexts, strict=True)]
         generated = self._generate(prompts)
@@ -165,7 +169,12 @@ def compress_contexts(
     pad: int,
     device: torch.device | str = "cpu",
 ) -> list[str]:
-    """Contexts of any length, block by block at exactly the budget of each block, as the strings a reader gets."""
+    """
+    Compress contexts of any length block by block, each block exactly to its budget.
+
+    Returns:
+        `list[str]`: The strings that the reader gets, one per context.
+    """
     compressed = []
     for ids in encode(contexts, tokenizer):
         blocks = [torch.tensor(block) for block in cut_blocks(ids, max_length)] or [torch.zeros(0, dtype=torch.long)]
@@ -187,7 +196,7 @@ def read_all(
     compress: Callable[[Scorer, Sequence[str], float], list[str]],
     seed: int = 0,
 ) -> list[dict]:
-    """Rows of one task: full context, no context, and every scorer at every rate."""
+    """The rows of one task: full context, no context, and every scorer at every rate."""
     contexts = [question.context for question in reading.questions]
     rows = [
         {"task": task, "scorer": FULL, "rate": 1.0, **reading.row(contexts, seed)},

@@ -1,5 +1,6 @@
 """
-From the result files of an evaluation to a report, plots and a heat map. Nothing is computed here, only read and drawn.
+From the result files of an evaluation to a report, plots and a heat map. This module reads and draws; it measures
+nothing.
 """
 
 import json
@@ -28,11 +29,14 @@ _MISSING = "–"
 
 def write_report(folder: str | Path) -> list[Path]:
     """
-    Write `report.md`, the plots and `heatmap.html` from the JSON files in `folder`. These may hold paths of this machine; what
-    is written names models and data without their folders, for others read it.
+    Write `report.md`, the plots and `heatmap.html` from the JSON files in `folder`. The JSON files may contain paths
+    of this machine. The report names models and data without their folders, because others read it.
 
     Returns:
-        `list[Path]`: What was written. Plots without data are left out.
+        `list[Path]`: The files written. Plots without data are left out.
+
+    Raises:
+        `FileNotFoundError`: If `folder` is not the output folder of an evaluation.
     """
     folder = Path(folder)
     files = {name: _read(folder / name) for name in (EVALUATION_CONFIG, MODEL_RESULTS, BASELINE_RESULTS, DOWNSTREAM,

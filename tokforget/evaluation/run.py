@@ -1,7 +1,9 @@
 """
-One evaluation from its arguments to its folder: load, compare, read, time, write. Each step is a method, in this order.
+One evaluation, from its arguments to its folder: load, compare, read, time, write. Each step is a method, in this
+order.
 
-Several processes (`accelerate launch --num_processes N`) share the batches of the comparison; the first one does the rest.
+Several processes (`accelerate launch --num_processes N`) divide the batches of the comparison; process 0 does the
+rest.
 """
 
 import json
@@ -34,7 +36,7 @@ from tokforget.evaluation.report import (
 from tokforget.evaluation.scorers import Policy, Scorer
 from tokforget.evaluation.speed import break_even, load_target, measure_speed
 from tokforget.evaluation.text_quality import TextQuality
-from tokforget.files import write_json
+from tokforget.files import TRAINER_STATE, TRAINING, write_json
 from tokforget.launch import check_evaluation
 from tokforget.models.forget_model import ForgetModel
 from tokforget.models.reconstructor import Reconstructor
@@ -47,17 +49,19 @@ from tokforget.scoring import mask_bits
 
 class EvaluationRun:
     """
+    An evaluation. Building it loads the models and the judge.
+
     Args:
-        args ([`EvaluationArguments`]): What to do.
-        console (`rich.console.Console`, *optional*): Where tables go.
+        args ([`EvaluationArguments`]): What to compare and measure.
+        console (`rich.console.Console`, *optional*): Prints the tables.
 
     Raises:
-        `ValueError`, `OSError`: While building, if a model, the judge or a source cannot be loaded: nothing takes its place.
+        `ValueError`, `OSError`: If a model, the judge or a source cannot be loaded.
     """
 
     def __init__(self, args: EvaluationArguments, console: Console | None = None):
         self.args, self.console = args, console or Console()
-        # A launcher says it by a variable; TrainingArguments know it, PartialState does not.
+        # The launcher sets an environment variable that TrainingArguments read and PartialState does not.
         self.state = PartialState(cpu=args.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU"))
         check_evaluation(self.state.num_processes)
         self.device = self.state.device
@@ -80,7 +84,7 @@ class EvaluationRun:
             raise ValueError(
                 f"The policy {path} reads another vocabulary than the judge {self.judge_path}: their tokens cannot be compared."
             )
-        record = Path(path, "training_config.json")
+        record = Path(path, TRAINING)
         self.training_seeds.append(
             json.loads(record.read_text(encoding="utf-8")).get("seed") if record.is_file() else None
         )
@@ -88,7 +92,7 @@ class EvaluationRun:
 
     # -- compare -------------------------------------------------------------------------------------------------------
     def compare(self, dataset_name: str) -> list[dict]:
-        """All scorers at all rates on one source; its rows."""
+        """Compare all scorers at all rates on one source; returns the rows."""
         args = self.args
         blocks = load_blocks(
             dataset_name, self.tokenizer, args.max_length, args.min_length, args.dataset_config, args.text_column
@@ -127,7 +131,7 @@ class EvaluationRun:
         return [(b["input_ids"].to(self.device), b["attention_mask"].to(self.device).bool()) for b in rows]
 
     def _following(self, blocks, chosen: list[int]) -> dict[int, str]:
-        """For each chosen block that is followed by another of its document: how that one begins."""
+        """The beginning of the next block, for each chosen block that has a next block in its document."""
         documents, following = blocks["document"], {}
         for place, at in enumerate(chosen):
             if self.args.continuation_tokens and at + 1 < len(documents) and documents[at + 1] == documents[at]:
@@ -138,7 +142,10 @@ class EvaluationRun:
     def _describe(
         self, rows, comparisons, batches, scorer_context: ScorerContext, following: dict[int, str], dataset: str
     ) -> None:
-        """Adds to each row what its texts are as text; collects the samples of the heat map; appends keep-all."""
+        """
+        Add measurements of the decoded texts to each row, collect the samples of the heat map, append the keep-all
+        row.
+        """
         args = self.args
         quality = TextQuality(batches, self.tokenizer, scorer_context.vocabulary)
         places = list(following)
@@ -170,13 +177,13 @@ class EvaluationRun:
     def _reader(self):
         name = self.args.reader_name_or_path
         if name is None:
-            # Loaded anew: the judge's own copy carries the adapter.
+            # Load it again, because the judge's copy has the adapter in it.
             base = self.reconstructor.base_model.config.name_or_path
             return load_reader(base).to(self.device), self.tokenizer
         return load_reader(name).to(self.device), load_tokenizer(name)
 
     def read(self) -> list[dict]:
-        """Questions answered from full, no and compressed contexts."""
+        """Answer the questions from full, no and compressed contexts; returns the rows."""
         args, rows = self.args, []
         if not args.questions:
             return rows
@@ -208,7 +215,7 @@ class EvaluationRun:
 
     # -- speed -------------------------------------------------------------------------------------------------------------
     def time(self) -> dict | None:
-        """Compression, first token and whole request of the target; the policy against its self-information."""
+        """Time compression, first token and whole request; compares the policy with self-information by the target."""
         args = self.args
         if args.speed_target is None:
             return None
@@ -225,7 +232,7 @@ class EvaluationRun:
 
     # -- write -----------------------------------------------------------------------------------------------------------
     def write(self, downstream: list[dict], speed: dict | None) -> list[Path]:
-        """All JSON files, then what is drawn from them."""
+        """Write all JSON files, then the report and the plots; returns their paths."""
         args, folder = self.args, Path(self.args.output_dir)
         labels = {label for label, _ in args.models}
         write_json(folder / EVALUATION_CONFIG, {
@@ -252,7 +259,7 @@ class EvaluationRun:
             TRAINING_LOG: self._training_log(),
         }
         for name, content in optional.items():
-            (folder / name).unlink(missing_ok=True)  # of an earlier evaluation into this folder
+            (folder / name).unlink(missing_ok=True)  # left by an earlier evaluation in this folder
             if content is not None:
                 write_json(folder / name, content)
         return write_report(folder)
@@ -260,7 +267,7 @@ class EvaluationRun:
     def _training_log(self) -> list[dict] | None:
         path = self.args.training_log
         if path is None:
-            inside = Path(self.args.models[0][1], "trainer_state.json") if self.args.models else None
+            inside = Path(self.args.models[0][1], TRAINER_STATE) if self.args.models else None
             path = inside if inside is not None and inside.is_file() else None
         return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))["log_history"]
 
@@ -273,7 +280,7 @@ class EvaluationRun:
 
 
 class _TargetSurprisal:
-    """Self-information by the very model that reads the prompt: what Selective Context costs before it."""
+    """Self-information under the target itself: the cost of Selective Context with the model that reads the prompt."""
 
     name, needs_rate = "self_information_of_target", False
 
@@ -286,7 +293,7 @@ class _TargetSurprisal:
 
 
 def run_evaluation(args: EvaluationArguments) -> EvaluationRun:
-    """All steps in order; what went wrong is raised before anything is written."""
+    """Run all steps in order. Errors are raised before anything is written."""
     run = EvaluationRun(args)
     for dataset_name in args.dataset_name:
         run.compare(dataset_name)

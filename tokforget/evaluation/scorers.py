@@ -1,4 +1,4 @@
-"""What a scorer is, and the policy as one."""
+"""The interface of scorers, and the policy as a scorer."""
 
 from typing import Protocol
 
@@ -9,13 +9,13 @@ from tokforget.models.forget_model import ForgetModel
 
 
 class Scorer(Protocol):
-    """Anything that can be compared at an equal budget. Scorers of one name are repetitions of one method."""
+    """A method that can be compared at an equal budget. Scorers of the same name are repetitions of one method."""
 
     name: str
-    needs_rate: bool  # whether the scores change with the rate; if not, they are taken once for all rates
+    needs_rate: bool  # whether the scores depend on the rate; if not, they are computed once for all rates
 
     def score(self, input_ids: torch.Tensor, valid: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
-        """Scores `(B, T)` for texts `(B, T)` at the requested rates `(B,)`; higher is kept first."""
+        """Scores `(B, T)` of texts `(B, T)` at the requested rates `(B,)`; the highest are kept."""
         ...
 
 
@@ -39,5 +39,5 @@ class Policy:
         self.model.eval()
         decisions = self.model.policy.decide(input_ids, valid, rate, keep_count(valid.sum(1), rate))
         self.model.train(was_training)
-        # Decided in windows: a kept token outranks every dropped one, whatever their logits were at the time.
+        # The windows are decided one after another: a kept token ranks above every dropped one, whatever their logits.
         return torch.sigmoid(decisions.keep_logits) + decisions.actions

@@ -1,8 +1,9 @@
 """
-Time and memory of compressing, of reaching the first token, and of the whole request; and from when on it pays.
+Time and memory of compression, of the first token and of the whole request; and from which length on compression saves
+time.
 
-Every figure is the median of several repetitions after one that is not counted. A single stream and a batch are measured
-apart. The shorter input really is shorter: the reader is given the kept tokens and nothing in place of the others.
+Every figure is the median of several repetitions after a warm-up. Single prompts and batches are measured separately.
+The compressed input is really shorter: it holds the kept tokens and no mask tokens.
 """
 
 import gc
@@ -20,12 +21,15 @@ from tokforget.packing import kept_tokens
 
 
 GPT2_SHAPE = "gpt2-shape"
-# The output length to which a request is still this much faster is reported.
+# Speed-up of a worthwhile request: the longest output that still reaches it is reported.
 _WORTHWHILE = 1.1
 
 
 def load_target(name_or_path: str) -> PreTrainedModel:
-    """The model a prompt is compressed for. `"gpt2-shape"` is GPT-2 124M with random weights: time depends on shape alone."""
+    """
+    The model that prompts are compressed for. `"gpt2-shape"` is GPT-2 124M with random weights, because time depends
+    only on the shapes.
+    """
     if name_or_path == GPT2_SHAPE:
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(GPT2Config()).eval()
@@ -33,7 +37,7 @@ def load_target(name_or_path: str) -> PreTrainedModel:
 
 
 def median_seconds(work: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Median time of `work` over `repeats` runs, after one run that is not counted."""
+    """Median time of `work` in seconds over `repeats` runs, after a warm-up run."""
     times = []
     for _ in range(repeats + 1):
         _wait(device)
@@ -51,8 +55,8 @@ def _wait(device: torch.device) -> None:
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
     """
-    Most memory in use during `work` beyond what was in use before. On a CPU this is the process's resident memory, read
-    from Linux's own high-water mark; `None` where the system has none.
+    Peak memory during `work` in bytes, less the memory in use before. On a CPU this is the process's resident memory,
+    from Linux's high-water mark; `None` on other systems.
     """
     gc.collect()
     if device.type == "cuda":
@@ -63,7 +67,7 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
     try:
         Path("/proc/self/clear_refs").write_text(
             "5", encoding="utf-8"
-        )  # sets the high-water mark to what is in use now
+        )  # resets the high-water mark to the current use
     except OSError:
         return None
     before = _status_bytes("VmRSS")
@@ -82,7 +86,9 @@ def _status_bytes(name: str) -> int:
 
 @torch.no_grad()
 def answer(target: PreTrainedModel, input_ids: torch.Tensor, new_tokens: int) -> torch.Tensor:
-    """Greedy continuation `(B, new_tokens)` with a cache, the end token not heeded; `new_tokens` 1 is the first token."""
+    """
+    Greedy continuation `(B, new_tokens)` with a cache, ignoring the end token; 1 new token measures the first token.
+    """
     output = target(input_ids=input_ids, use_cache=True, logits_to_keep=1)
     tokens = [output.logits[:, -1].argmax(-1)]
     for _ in range(new_tokens - 1):
@@ -102,18 +108,25 @@ def measure_speed(
     repeats: int = 3,
 ) -> list[dict]:
     """
+    Time compression, the first token and whole requests.
+
     Args:
-        scorers (`list[Scorer]`): Compressors; scores and selection are timed, tokenising is not.
-        target (`PreTrainedModel`): Who reads the prompt.
-        text_ids (`list[int]`): Running text to cut prompts from; at least the longest prompt times the largest batch.
+        scorers (`list[Scorer]`): Compressors. Scoring and selection are timed, tokenising is not.
+        target (`PreTrainedModel`): The model that reads the prompt.
+        text_ids (`list[int]`): Running text to cut prompts from: at least the longest prompt times the largest batch.
         lengths (`list[int]`): Prompt lengths in tokens.
         rate (`float`): Compression rate.
         new_tokens (`int`): Tokens generated in the whole request.
+        batch_sizes (`list[int]`): Prompts per batch.
+        repeats (`int`): Repetitions whose median is taken.
 
     Returns:
-        `list[dict]`: Per scorer, length and batch size: `compress_seconds`, `first_token_seconds` and `total_seconds` of
-        the compressed request (compression included), the same of the full one, and peak memory of both in bytes.
-        `scorer` `"none"` is the full request.
+        `list[dict]`: For each scorer, length and batch size: `compress_seconds`, `first_token_seconds` and
+        `total_seconds` of the compressed request (including compression), the same for the full request, and peak
+        memory of both in bytes. `scorer` `"none"` is the full request.
+
+    Raises:
+        `ValueError`: If `text_ids` is too short, or the target cannot hold the longest prompt and its new tokens.
     """
     device = target.device
     needed = max(lengths) * max(batch_sizes)
@@ -166,12 +179,12 @@ def _request(target: PreTrainedModel, ids: torch.Tensor, new_tokens: int, repeat
 
 def break_even(rows: Sequence[dict], scorer: str, batch_size: int = 1) -> dict:
     """
-    From when on a compressor pays, by straight lines through the measured times.
+    Lengths from which a compressor saves time, by straight lines through the measured times.
 
     Returns:
-        `dict`: `break_even_tokens`, the prompt length from which the first token comes sooner with compression than without
-        (0: at any length; `None`: never); `worthwhile_new_tokens`, the longest output at the longest prompt measured to
-        which the whole request is at least 1.1 times faster (0: at no length; `None`: at every length).
+        `dict`: `break_even_tokens`, the prompt length from which the first token comes sooner with compression (0: at
+        any length; `None`: never); `worthwhile_new_tokens`, the longest output for which the whole request with the
+        longest measured prompt is at least 1.1 times faster (0: for no length; `None`: for every length).
     """
     full = sorted(
         (r for r in rows if r["scorer"] == "none" and r["batch_size"] == batch_size), key=lambda r: r["tokens"]
@@ -185,11 +198,11 @@ def break_even(rows: Sequence[dict], scorer: str, batch_size: int = 1) -> dict:
     never = slope <= 0 and (offset <= 0 or saved.min() <= 0)
     tokens_from = None if never else float(max(0.0, -offset / slope)) if slope > 0 else 0.0
     f, o = full[-1], own[-1]
-    # Seconds per further token of both requests, from first token and total.
+    # Seconds per further token of both requests, from the times of the first token and of the whole request.
     step_full, step_own = (
         (r["total_seconds"] - r["first_token_seconds"]) / max(f["new_tokens"] - 1, 1) for r in (f, o)
     )
-    # full(n) / own(n) = 1.1, each a line in the number n of tokens after the first.
+    # Solve full(n) / own(n) = 1.1; both times are linear in the number n of tokens after the first.
     head_start = f["first_token_seconds"] - _WORTHWHILE * o["first_token_seconds"]
     per_token = _WORTHWHILE * step_own - step_full
     always = per_token <= 0

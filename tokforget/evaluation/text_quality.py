@@ -1,6 +1,6 @@
 """
-What one comparison did to the texts as text: the rate after re-encoding, words, numbers and names restored, ROUGE, and
-which classes of words were kept.
+Measurements on the decoded texts of a comparison: the rate after re-encoding; restored words, numbers and names;
+ROUGE; and the classes of the kept words.
 """
 
 from collections.abc import Sequence
@@ -24,10 +24,12 @@ from tokforget.readers.words import (
 
 class TextQuality:
     """
+    Decodes and measures the texts of a comparison.
+
     Args:
-        batches (`list`): The texts that were compared, pairs of `input_ids` and `valid`.
-        tokenizer (`PreTrainedTokenizerBase`): Of the texts; the compressed strings are re-encoded by it too.
-        vocabulary ([`Vocabulary`]): Its word classes.
+        batches (`list`): The compared texts, as pairs of `input_ids` `(B, T)` and `valid` `(B, T)`.
+        tokenizer (`PreTrainedTokenizerBase`): Decodes the texts and re-encodes the compressed strings.
+        vocabulary ([`Vocabulary`]): Gives the word classes.
     """
 
     def __init__(self, batches: Sequence[Batch], tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary):
@@ -36,19 +38,19 @@ class TextQuality:
         self.texts = [decode_with_spans(ids, tokenizer) for ids in self.ids]
 
     def rows_of_texts(self, batched: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """A batched result, text by text and without padding."""
+        """Split tensors `(B, T)`, one per batch, into the rows `(num_tokens,)` of the texts, without padding."""
         rows = [row for batch in batched for row in batch]
         return [row[: len(ids)] for row, ids in zip(rows, self.ids, strict=True)]
 
     def compressed_texts(self, comparison: Comparison) -> list[str]:
-        """What a reader would be given: the kept tokens as a string."""
+        """The compressed strings: the decoded kept tokens of each text."""
         masks = self.rows_of_texts(comparison.keep_masks)
         return [decode(torch.tensor(ids)[mask].tolist(), self.tokenizer) for ids, mask in zip(self.ids, masks)]
 
     def row(self, comparison: Comparison) -> dict:
         """
-        `compression_rate_reencoded`, `words_restored`, `numbers_restored`, `names_restored`, `rougeL` of the restored
-        against the original texts, and `kept_by_class`, the share of each word class's tokens that was kept.
+        `compression_rate_reencoded`; `words_restored`, `numbers_restored`, `names_restored` and `rougeL` of the
+        restored texts against the original ones; and `kept_by_class`, the fraction kept of each word class's tokens.
         """
         masks, restored = self.rows_of_texts(comparison.keep_masks), self.rows_of_texts(comparison.restored)
         restored_texts = [decode(row.tolist(), self.tokenizer) for row in restored]
@@ -70,7 +72,9 @@ class TextQuality:
         return {name: float(kept[classes == i].float().mean()) for i, name in present}
 
     def samples(self, comparison: Comparison, vocabulary: Vocabulary, num_texts: int) -> list[dict]:
-        """Token by token for the heat map: `tokens`, `kept`, and what stands there after restoring, `restored`."""
+        """
+        The first texts for the heat map: for each its `tokens`, whether each was `kept`, and the `restored` tokens.
+        """
         masks, restored = self.rows_of_texts(comparison.keep_masks), self.rows_of_texts(comparison.restored)
         return [
             {

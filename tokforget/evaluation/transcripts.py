@@ -1,9 +1,10 @@
 """
-What compressing does to growing chats: how much of the last prompt changes, what that costs with a provider that caches prefixes, and
-what a reader still finds, at equal mean rates.
+Compare ways to shorten growing chats, at equal mean rates: how much of the previous prompt changes, what that costs
+with a provider that caches prefixes, and what a reader still finds.
 
-A chat is sent whole at every request. Its mean rate is tokens sent ÷ tokens that would have been sent. Every method has one knob,
-which is turned until the mean rate over all requests of a kind is the one asked for, as near as the knob allows.
+Every request sends the whole chat. The mean rate is tokens sent ÷ tokens of the uncompressed chats. Every method has
+one parameter (its knob), tuned until the mean rate over all requests of a kind is as close as possible to the one
+asked for.
 """
 
 import json
@@ -32,10 +33,10 @@ from tokforget.scoring import cache_cost, prefix_churn
 RESULTS, REPORT = "transcripts.json", "report.md"
 _SYSTEM = "You are an assistant. Use the tools that you have, and answer from what they return."
 _SPEAKER = re.compile(r"^([A-Za-z][\w .'-]{0,24}): ", re.MULTILINE)
-# Results of a tool between two questions of the user.
+# Tool results between two questions of the user.
 _RESULTS_PER_QUESTION = 3
 _SUBJECT_WORDS = 8
-# Documents whose words are counted, of each kind, so that lookups ask for rare ones.
+# Documents of each kind whose words are counted, so that lookups ask for rare words.
 _COUNTED = 200
 _TOLERANCE, _STEPS = 0.005, 8
 
@@ -44,9 +45,11 @@ _TOLERANCE, _STEPS = 0.005, 8
 @dataclass
 class Transcript:
     """
+    A growing chat.
+
     Args:
-        messages (`list[dict]`): All messages of a chat, in OpenAI's form.
-        requests (`list[int]`): Of how many of the first messages each prompt is made, turn after turn.
+        messages (`list[dict]`): All messages, in OpenAI's form.
+        requests (`list[int]`): For each turn the number of messages in its prompt, counted from the first message.
     """
 
     messages: list[dict]
@@ -57,7 +60,7 @@ class Transcript:
 
 
 def speakers_turns(text: str) -> list[dict] | None:
-    """The turns of a text with two speakers, the first of whom is the user; `None` for any other text."""
+    """The turns of a text with two speakers, where the first speaker is the user; `None` for any other text."""
     marks = list(_SPEAKER.finditer(text))
     names = list(dict.fromkeys(mark[1] for mark in marks))
     if len(names) != 2 or len(marks) < 4 or marks[0].start() > 0:
@@ -71,7 +74,7 @@ def speakers_turns(text: str) -> list[dict] | None:
 
 
 def result_turns(text: str, number: int) -> list[dict]:
-    """A document as the result of a tool; with every third of them the user asks for something."""
+    """A document as a tool result; every third document begins with a question of the user."""
     call = {
         "id": f"call_{number}",
         "type": "function",
@@ -90,7 +93,10 @@ def result_turns(text: str, number: int) -> list[dict]:
 def make_transcripts(
     documents: Sequence[str], per_kind: int, tokens: int, count: Callable[[str], int]
 ) -> list[Transcript]:
-    """Chats of documents, one behind the other until there are tokens enough; each document in one chat only."""
+    """
+    Make chats from documents: documents are appended until a chat has `tokens` tokens, by `count`. No document is used
+    twice.
+    """
     found, left = [], iter(documents)
     while len(found) < per_kind:
         messages, requests, size, number = [{"role": "system", "content": _SYSTEM}], [], 0, 0
@@ -110,7 +116,9 @@ def make_transcripts(
 
 # -- methods -----------------------------------------------------------------------------------------------------------
 class Rows:
-    """Messages as a provider sees them: token ids, each message's own, so that none fuses with the next."""
+    """
+    Messages as a provider sees them: token ids. Each message is encoded alone, so that no token spans two messages.
+    """
 
     def __init__(self, compressor: Compressor):
         self.compressor = compressor
@@ -127,13 +135,13 @@ class Rows:
 
 
 def shown(message: dict) -> str:
-    """A message as one string, calls of tools included."""
+    """A message as one string, including its tool calls."""
     calls = [f"{call['function']['name']}{call['function']['arguments']}" for call in message.get("tool_calls", [])]
     return f"{message['role']}: {message['content'] or ''}{''.join(calls)}\n"
 
 
 def truncated(text: str, tokens: int, compressor: Compressor) -> str:
-    """The head of a text, and a mark where it was cut."""
+    """The first `tokens` tokens of a text, and a mark where it was cut."""
     encoding = compressor.tokenizer.encode(encodable(text), add_special_tokens=False)
     return text if len(encoding) <= tokens else f"{text[: encoding.offsets[tokens - 1][1]]} [...]"
 
@@ -144,10 +152,10 @@ class Method:
     A way to shorten a prompt.
 
     Args:
-        name (`str`): As in tables.
+        name (`str`): Name in tables.
         shorten (`Callable`): `(prompt, knob) -> prompt`.
-        low (`float`), high (`float`): Ends of the knob; more of it keeps more.
-        whole (`bool`): The knob has whole numbers only.
+        low (`float`), high (`float`): Range of the knob; higher values keep more.
+        whole (`bool`): Whether the knob takes whole numbers only.
     """
 
     name: str
@@ -159,10 +167,12 @@ class Method:
 
 def methods(compressor: Compressor, args: TranscriptArguments, roles: Sequence[str]) -> list[Method]:
     """
-    The compressor with and without `stable`, and rules that people write.
+    The compared methods: the compressor with and without `stable`, and hand-written rules.
 
     Args:
-        roles (`Sequence[str]`): Whose messages the stable compressor and the rules that truncate shorten.
+        compressor ([`Compressor`]): The compressor.
+        args ([`TranscriptArguments`]): Its unit and limits.
+        roles (`Sequence[str]`): Roles whose messages the stable compressor and the truncating rules shorten.
     """
     common = {"min_message_tokens": args.min_message_tokens, "unit": args.unit}
 
@@ -198,7 +208,7 @@ def methods(compressor: Compressor, args: TranscriptArguments, roles: Sequence[s
 
 
 def turned(rate_of: Callable[[float], float], rate: float, method: Method) -> float:
-    """The knob whose mean rate is nearest to the one asked for, by halving; `rate_of` rises with the knob."""
+    """The knob whose mean rate is nearest to `rate`, by bisection; `rate_of` must increase with the knob."""
     low, high, best, nearest = method.low, method.high, method.high, float("inf")
     for _ in range(_STEPS):
         knob = (low + high) / 2 if high - low < 8 or not method.whole else (low * high) ** 0.5
@@ -215,10 +225,10 @@ def turned(rate_of: Callable[[float], float], rate: float, method: Method) -> fl
 # -- the run -----------------------------------------------------------------------------------------------------------
 def run_transcripts(args: TranscriptArguments) -> list[dict]:
     """
-    Measure every method on every kind at every rate; writes transcripts.json and report.md.
+    Measure every method on every kind at every rate. Writes transcripts.json and report.md.
 
     Returns:
-        `list[dict]`: A row for each method, kind and rate.
+        `list[dict]`: One row per method, kind and rate.
 
     Raises:
         `ValueError`: If the corpus has too few documents of a kind.
@@ -268,7 +278,7 @@ def _kind_rows(
 
 
 def _mean_rate(rows_of: Rows, transcripts: Sequence[Transcript], method: Method, knob: float) -> float:
-    """On every fourth request, the last one included: the knob is near enough by them."""
+    """Mean rate over every fourth request, including the last; these are enough to tune the knob."""
     sent = whole = 0
     for transcript in transcripts:
         for prompt in transcript.prompts()[::-1][::4]:
@@ -288,7 +298,7 @@ def _measured(args: TranscriptArguments, rows_of: Rows, transcripts: Sequence[Tr
 def _lookups(
     args: TranscriptArguments, kind: str, documents: Sequence[str], rows_of: Rows
 ) -> list[tuple[str, list[dict], Lookup]]:
-    """Name, messages and a lookup in one of the messages: of chats as long as the reader takes them."""
+    """Name, messages and a lookup in one of the messages, for chats that fit the reader."""
     counted = (text for n, (_, text) in enumerate(read_corpus(args.corpus, "train", [kind])) if n < _COUNTED)
     counts, found = WordCounts.of_texts(counted), []
     chats = make_transcripts(documents, args.reader_transcripts, args.reader_tokens, rows_of.count)
@@ -303,7 +313,9 @@ def _lookups(
 
 
 def _add_retention(args, reader: Reader, compared: Sequence[Method], items: list[tuple], rows: list[dict]) -> None:
-    """What the reader finds of what stood in earlier messages, where the user's last message asks for it."""
+    """
+    Add retention to the rows: what the reader recalls from earlier messages when the user's last message asks for it.
+    """
 
     def passage(messages: list[dict]) -> str:
         return "".join(map(shown, messages))
@@ -316,14 +328,14 @@ def _add_retention(args, reader: Reader, compared: Sequence[Method], items: list
     full = target_bits(reader, asked, [item.passage for item in asked])
     none = target_bits(reader, asked, [""] * len(asked))
     found: dict[tuple, np.ndarray] = {}
-    # A chat as short as these has another knob for the same rate; it is found on one question of each.
+    # These shorter chats need another knob for the same rate; it is tuned on one question of each chat.
     one_each = list({group: (messages, lookup) for group, messages, lookup in items}.values())
     found: dict[tuple, np.ndarray] = {}
     for row in tqdm(rows[1:], desc="reading", disable=None):
         method = next(one for one in compared if one.name == row["method"])
 
         def short(messages: list[dict], lookup, knob: float, method: Method = method) -> str:
-            # The question is told and not shown: the cue would stand twice before its answer.
+            # The compressor gets the question, but the reader does not: its prompt would contain the cue twice.
             told = [*messages, {"role": "user", "content": f"Go on with: {lookup.cue}"}]
             return passage(method.shorten(told, knob)[:-1])
 
@@ -346,7 +358,7 @@ def _add_retention(args, reader: Reader, compared: Sequence[Method], items: list
 
 
 def report(rows: Sequence[dict], args: TranscriptArguments) -> str:
-    """The rows as a table of Markdown."""
+    """The rows as a Markdown table."""
     plain = {row["kind"]: row["cost"] for row in rows if row["method"] == "nothing"}
     lines = [
         "# Growing transcripts",

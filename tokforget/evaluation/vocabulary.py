@@ -1,7 +1,7 @@
 """
-What the ids of a tokenizer are as text: where words begin, how long a token is, which class of word it belongs to.
+Properties of a tokenizer's ids as text: whether a word begins, the length, the class of word.
 
-Tables over the vocabulary, built once, so that nothing runs token by token on a text.
+The tables are built once for the whole vocabulary, so that no Python loop runs over the tokens of a text.
 """
 
 import re
@@ -41,14 +41,15 @@ class Vocabulary:
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): Byte-level BPE or SentencePiece.
-        vocab_size (`int`): Rows of the model's embedding; ids beyond the tokenizer's are empty text.
+        vocab_size (`int`): Rows of the model's embedding; ids that the tokenizer lacks count as empty text.
 
     Attributes:
-        lengths: Characters without surrounding white space.
-        starts_word: The token begins with white space: a new word, where words are what white space divides.
-        ends_word: The token ends with white space: the next token begins a word. White space alone belongs to the next.
-        ends_sentence: The token ends with the mark of a sentence's end, or with a line break.
-        classes: Index into `WORD_CLASSES`. `piece` is a part of a word that does not begin it.
+        lengths: Characters, without surrounding white space.
+        starts_word: Whether the token begins with white space, and so begins a word.
+        ends_word: Whether the token ends with white space, so that the next token begins a word. A token of white
+            space alone belongs to the next word.
+        ends_sentence: Whether the token ends with a sentence mark or a line break.
+        classes: Index into `WORD_CLASSES`. A `piece` is a token inside a word.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int):
@@ -68,11 +69,13 @@ class Vocabulary:
         self.classes = torch.tensor([_class_of(text) for text in self.texts])
 
     def word_of(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Number of each token's word in its text, `(B, T)` from 0 on."""
+        """Index of each token's word in its text, `(B, T)`, from 0."""
         return self._number(input_ids, self.starts_word[input_ids.cpu()], self.ends_word)
 
     def sentence_of(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Number of each token's sentence in its text, `(B, T)`; a new one begins with the word after an end."""
+        """
+        Index of each token's sentence in its text, `(B, T)`; a sentence begins with the first word after an end mark.
+        """
         return self._number(input_ids, torch.zeros(input_ids.shape, dtype=torch.bool), self.ends_sentence)
 
     def _number(self, input_ids: torch.Tensor, begins: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:

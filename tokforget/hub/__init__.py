@@ -1,1 +1,1 @@
-"""Folders to and from the Hub: one commit, whole or absent; cards."""
+"""Push folders to the Hub, each in one commit, and write their cards."""

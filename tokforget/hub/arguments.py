@@ -1,7 +1,7 @@
 """
 Arguments of `recipes/push_to_hub.py`.
 
-No `from __future__ import annotations` here: the host's parser reads the annotations as types.
+No `from __future__ import annotations` here: Transformers' parser reads the annotations as types.
 """
 
 from dataclasses import dataclass, field
@@ -12,42 +12,42 @@ from huggingface_hub.utils import validate_repo_id
 
 @dataclass
 class PushArguments:
-    """What is sent, where to, and how."""
+    """What to send to the Hub, where to, and how."""
 
     folder: str = field(
         metadata={
-            "help": "Folder that recipes/train.py, recipes/train_reconstructor.py or recipes/prepare_data.py wrote. Of it "
-            "only the files of the model, or the blocks and their manifest, are sent."
+            "help": "Folder that recipes/train.py, recipes/train_reconstructor.py or recipes/prepare_data.py wrote. Only "
+            "the files of the model, or the blocks and their manifest, are sent."
         }
     )
     repo_id: str = field(metadata={"help": "`user/name` on the Hub, or `name` for the owner of the token."})
     private: bool | None = field(
         default=None,
-        metadata={"help": "Whether a new repository is private; by default what the Hub does, which is public."},
+        metadata={"help": "Whether a new repository is private; by default the Hub decides (public)."},
     )
     revision: str | None = field(
-        default=None, metadata={"help": "Branch, made if it does not exist; `main` by default."}
+        default=None, metadata={"help": "Branch, created if it does not exist; `main` by default."}
     )
-    commit_message: str | None = field(default=None, metadata={"help": "By default `Upload` and what it is."})
+    commit_message: str | None = field(default=None, metadata={"help": "By default `Upload` and the kind of folder."})
     license: str | None = field(
-        default=None, metadata={"help": "Licence you give a model under, an identifier of the Hub such as `mit`."}
+        default=None, metadata={"help": "Licence of a model, as an identifier of the Hub such as `mit`."}
     )
     evaluation_path: str | None = field(
         default=None,
         metadata={
-            "help": "Output folder of recipes/evaluate.py whose report, plots and numbers go along, as `evaluation/`; by "
-            "default the folder's own `evaluation/`, if it has one."
+            "help": "Output folder of recipes/evaluate.py whose report, plots and numbers are sent too, as `evaluation/`; "
+            "by default the folder's own `evaluation/`, if it has one."
         },
     )
     dry_run: bool = field(
         default=False,
-        metadata={"help": "Write the exact folder to `output_dir`, print what would be sent, send nothing."},
+        metadata={"help": "Write the folder to `output_dir` and print what would be sent, but send nothing."},
     )
     output_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Where the folder that is sent is written, new or empty; by default `outputs/hub/<name>` in a dry run, "
-            "else nowhere that stays."
+            "help": "New or empty folder for a copy of what is sent; by default `outputs/hub/<name>` in a dry run, else a "
+            "temporary folder."
         },
     )
 

@@ -1,10 +1,11 @@
 """
-Cards: the templates of `hub_cards/`, filled from the records that lie in a folder. What is not recorded is not written.
+Cards: the templates of `hub_cards/`, filled from the records in a folder. A card states only what these records
+contain.
 
-    config.json, adapter/adapter_config.json   what it is
+    config.json, adapter/adapter_config.json   architecture
     training_config.json                       every argument, data, hardware, time, versions
     eval_results.json                          the numbers of the tables, of the plot and of `model-index`
-    reader_results.json                        what a reader retains, of the reader benchmark
+    reader_results.json                        rows of the reader benchmark
 """
 
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from tokforget.files import CONFIG, READER_RESULTS, RESULTS, TRAINING
 from tokforget.models.folders import MODEL_TYPE
 from tokforget.packaged import EMBEDDED
 from tokforget.recipe_keys import RENAMED
@@ -23,16 +25,15 @@ from tokforget.shipped import CARDS, shipped_folder
 
 
 PLOT = "rate_quality.png"
-TRAINING, RESULTS, RETENTION = "training_config.json", "eval_results.json", "reader_results.json"
-# Parts of the record that have a section of their own.
+# Entries of the record that the card shows in a section of their own.
 _SECTIONS = ("data", "run", "trainable_parameters")
-# Keys of the host that say where a run was and what it told, and nothing of the model.
+# Keys of `TrainingArguments` that say where a run was and what it logged, and nothing about the model.
 _OF_ONE_MACHINE = {"output_dir", "logging_dir", "local_rank", "run_name", "report_to", "disable_tqdm", "log_level", "use_cpu",
                    "dataloader_pin_memory", "accelerator_config", "hub_model_id", "push_to_hub"}  # fmt: skip
 
 
 def template_path(name: str) -> Path:
-    """A template of `hub_cards/`."""
+    """Path of a template of `hub_cards/`. Raises `FileNotFoundError` if the installation lacks it."""
     path = shipped_folder(CARDS) / name
     if path.is_file():
         return path
@@ -40,7 +41,7 @@ def template_path(name: str) -> Path:
 
 
 def render(template: str, card_data, **facts) -> str:
-    """A template filled; a name that the template asks for and nobody gave is an error, not an empty place."""
+    """Fill a template. A name that the template uses and `facts` lacks is an error, not an empty string."""
     environment = Environment(
         loader=FileSystemLoader(template_path(template).parent),
         undefined=StrictUndefined,
@@ -60,18 +61,20 @@ def write_card(
     evaluation: list[str] | None = None,
 ) -> None:
     """
-    Write `README.md`, and `rate_quality.png` if there are measurements and matplotlib, from what lies in a folder.
+    Write `README.md` of a model from the records in its folder, and `rate_quality.png` if there are measurements and
+    matplotlib is installed.
 
     Args:
+        folder (`str` or `Path`): Folder of a model or of a reconstructor.
         template (`str`): `model.md` for policy and reconstructor, `reconstructor.md` for a reconstructor alone,
-            `reader_policy.md` for a policy that a reader has trained.
-        name (`str`, *optional*): What the card's code loads: an id on the Hub; the folder itself by default.
-        license (`str`, *optional*): Under which the model is given.
-        evaluation (`list[str]`, *optional*): Files of an evaluation that lie in the folder's `evaluation/`.
+            `reader_policy.md` for a policy trained on the losses of a reader.
+        name (`str`, *optional*): The model that the card's code loads: an id on the Hub; the folder itself by default.
+        license (`str`, *optional*): Licence of the model.
+        evaluation (`list[str]`, *optional*): Files in the folder's `evaluation/` that the card links to.
     """
     folder = Path(folder)
     name = name or str(folder)
-    config, training, results = (_read(folder / file) for file in ("config.json", TRAINING, RESULTS))
+    config, training, results = (_read(folder / file) for file in (CONFIG, TRAINING, RESULTS))
     base = describe_base(config.get("base_model_name_or_path") or training.get("base_model_name_or_path"))
     rows, texts = _rows(results), results.get("texts") or next(iter(_rows(results)), {}).get("texts")
     text = render(
@@ -88,7 +91,7 @@ def write_card(
         texts=texts,
         rates=sorted({row["rate"] for row in rows}),
         base=base,
-        retention=[row for row in _read(folder / RETENTION).get("rows", []) if row["retention"] is not None],
+        retention=[row for row in _read(folder / READER_RESULTS).get("rows", []) if row["retention"] is not None],
         plot=_draw(folder / PLOT, rows, results),
         evaluation=sorted(evaluation or []),
     )
@@ -97,7 +100,9 @@ def write_card(
 
 
 def describe_base(name: str | None) -> dict:
-    """Of a base model's name: `name` to show, `id` to load it by, and whether it is on the Hub or embedded."""
+    """
+    How a card describes a base model: the `name` it shows, the `id` to load, whether it is on the Hub or embedded.
+    """
     if not name:
         return {"name": None, "id": None, "on_hub": False, "embedded": False, "here": False}
     embedded, here = name == EMBEDDED, Path(name).exists()
@@ -111,12 +116,14 @@ def _read(path: Path) -> dict:
 
 
 def _rows(results: dict) -> list[dict]:
-    """The measured rows: of scorers, or of a reconstructor before and after."""
+    """The measured rows: those of scorers, or of a reconstructor before and after training."""
     return results.get("scorers") or results.get("reconstructor") or []
 
 
 def _arguments(training: dict) -> list[tuple[str, str]]:
-    """Every argument that has a value, as JSON; of the host's hundred keys those that were set to another than its default."""
+    """
+    Every argument that has a value, as JSON; of Transformers' own keys only those that differ from their default.
+    """
     usual = _host_defaults()
     return [
         (key, json.dumps(_without_none(value)).replace("|", "\\|"))
@@ -129,7 +136,7 @@ def _arguments(training: dict) -> list[tuple[str, str]]:
 
 
 def _host_defaults() -> dict:
-    """The host's keys with their defaults, as a record has them."""
+    """The keys of `TrainingArguments` with their defaults, in the form of a record."""
     from transformers import TrainingArguments
 
     found = {}
@@ -155,7 +162,7 @@ def _metadata(
     measured = _eval_results(results, source)
     return ModelCardData(
         license=license,
-        # The snippet that the Hub shows for `peft` loads the adapter and not the policy.
+        # Not `peft`: the snippet that the Hub shows for it loads the adapter and not the policy.
         library_name="tokforget" if config.get("model_type") == MODEL_TYPE else "transformers" if whole else "peft",
         tags=[
             "tokforget",
@@ -172,7 +179,7 @@ def _metadata(
 
 
 def _eval_results(results: dict, source: dict) -> list[EvalResult]:
-    """The `model-index`: the measured numbers of what is published, at every rate, as they stand in the record."""
+    """The `model-index`: the published model's measured numbers at every rate, copied from the record."""
     rows = _rows(results)
     own = [
         row for row in rows if row.get("stage", "after") == "after" and row.get("scorer") == (rows[0].get("scorer"))
@@ -202,9 +209,9 @@ def _eval_results(results: dict, source: dict) -> list[EvalResult]:
 
 # -- the plot ----------------------------------------------------------------------------------------------------------
 def _draw(path: Path, rows: list[dict], results: dict) -> bool:
-    """Whether there is a plot of bits lost against rate: drawn anew from the rows, if matplotlib is there."""
+    """Draw bits lost against rate, if there are rows and matplotlib is installed; return whether there is a plot."""
     if not rows or find_spec("matplotlib") is None:
-        path.unlink(missing_ok=True)  # of other results
+        path.unlink(missing_ok=True)  # a plot of earlier results
         return False
     from tokforget.plots import draw_rate_quality
 
@@ -238,7 +245,8 @@ _FILTERS = {
 }
 
 
-# Why documents and blocks were left out, in words; those of the cutting into blocks are counted in tokens, too.
+# Reasons for leaving out documents and blocks, in words. Reasons that arise while cutting blocks are counted in
+# tokens, too.
 REASONS = {
     "empty": "documents without text",
     "not_drawn": "documents beyond `max_sequences`",

@@ -1,7 +1,8 @@
 """
-Sending a folder to the Hub: one commit that is there whole or not at all, checked before it is called done.
+Send a folder to the Hub in one commit, and check what arrived.
 
-What goes wrong is retried where a retry can help (a cut connection, 409, 429, 5xx) and is else one line, a [`HubError`].
+An error is retried if a retry can help (a cut connection, 409, 429, 5xx). Any other error becomes a [`HubError`] of
+one line.
 """
 
 import fnmatch
@@ -15,14 +16,14 @@ from typing import NamedTuple, TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 
-# `HTTPError` is the base of all errors of the client's HTTP library, which is another one in each major version.
+# `HTTPError` is the base class of all errors of the client's HTTP library, which changed with its major version.
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 
 logger = logging.getLogger(__name__)
 
 MAIN = constants.DEFAULT_REVISION
-_WAITS = (2.0, 5.0)  # seconds before the second and the third try; the client itself has retried most requests by then
+_WAITS = (2.0, 5.0)  # seconds before the second and third attempt; the client has retried most requests itself
 _LONGEST_WAIT = 60.0  # of a `Retry-After`; a longer one is reported
 _ADVICE = {
     401: "Check the id (`user/name`); log in with `hf auth login`, or set HF_TOKEN to a token with the rights for it.",
@@ -36,11 +37,11 @@ Result = TypeVar("Result")
 
 
 class HubError(RuntimeError):
-    """What could not be sent, and what to do, in one line."""
+    """A transfer failed. The message says in one line what failed and what to do."""
 
 
 class Uploaded(NamedTuple):
-    """Where a push arrived: full id, commit, and its address."""
+    """A finished push: full id of the repository, commit, and web address."""
 
     repo_id: str
     commit: str
@@ -51,14 +52,17 @@ def create_repository(
     repo_id: str, repo_type: str = "model", private: bool | None = None, token: str | None = None
 ) -> str:
     """
-    The repository, made if it does not exist.
+    Create a repository if it does not exist.
 
     Args:
         repo_id (`str`): `user/name`, or `name` for a repository of the token's owner.
-        private (`bool`, *optional*): Of a new repository; by default public, unless the organisation says otherwise.
+        repo_type (`str`): `"model"` or `"dataset"`.
+        private (`bool`, *optional*): Whether a new repository is private; by default it is public, unless its
+            organisation has another default.
+        token (`str`, *optional*): Access token; the stored one by default.
 
     Returns:
-        `str`: Its full id.
+        `str`: The full id of the repository.
 
     Raises:
         [`HubError`]: If the Hub refuses, or cannot be reached.
@@ -83,20 +87,24 @@ def upload(
     mark: str | None = None,
 ) -> Uploaded:
     """
-    Send every file of a folder in one commit, then compare what arrived with what was sent.
+    Send every file of a folder in one commit, then compare the files on the Hub with those that were sent.
 
     Args:
-        folder (`str` or `Path`): All of it is sent.
-        repo_id (`str`), private (`bool`, *optional*): See [`create_repository`].
-        revision (`str`, *optional*): Branch, made if it does not exist; `main` by default.
-        message (`str`): Of the commit.
-        owned (`Sequence[str]`): Patterns of file names. A file of the repository that has such a name and is not in the
-            folder belongs to an earlier push and is removed in the same commit.
-        mark (`str`, *optional*): The file by which an earlier push is known; without it nothing is removed, for what lies
-            there is somebody else's.
+        folder (`str` or `Path`): Folder to send, with all its files.
+        repo_id (`str`), repo_type (`str`), private (`bool`, *optional*), token (`str`, *optional*): See
+            [`create_repository`].
+        revision (`str`, *optional*): Branch, created if it does not exist; `main` by default.
+        message (`str`): Commit message.
+        owned (`Sequence[str]`): Patterns of file names. A file of the repository that matches and is not in the folder
+            is left from an earlier push, and is removed in the same commit.
+        mark (`str`, *optional*): The file that identifies an earlier push. If the repository lacks it, nothing is
+            removed, because its files belong to somebody else.
+
+    Returns:
+        [`Uploaded`]: Id, commit and address.
 
     Raises:
-        [`HubError`]: If not every file is known to have arrived.
+        [`HubError`]: If it is not certain that every file arrived.
     """
     if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
         raise HubError(f"`revision` {revision} is a commit; a push needs a branch.")
@@ -135,24 +143,24 @@ def upload(
 
 
 def _same(path: Path, remote) -> bool:
-    """Whether a file of the Hub has the size and the hash of a local one."""
+    """Whether a file on the Hub has the size and the hash of a local file."""
     if remote.size != path.stat().st_size:
         return False
     if remote.lfs is not None:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == remote.lfs.sha256
     content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == remote.blob_id  # git's name for it
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == remote.blob_id  # git's hash
 
 
 # -- what goes wrong ---------------------------------------------------------------------------------------------------
 def _patiently(call: Callable[[], Result], what: str) -> Result:
-    """The result of `call`, tried again where that can help; else [`HubError`], beginning with `what`."""
+    """The result of `call`, retried where that can help. Raises [`HubError`], whose message begins with `what`."""
     for wait in (*_WAITS, None):
         try:
             return call()
         except (HTTPError, OfflineModeIsEnabled, ValueError, RuntimeError) as raised:
-            # An upload to the store of large files reports its cause wrapped.
+            # The upload of a large file wraps the error that caused the failure.
             wrapped = isinstance(raised, RuntimeError) and isinstance(raised.__cause__, HTTPError)
             error = raised.__cause__ if wrapped else raised
             asked = _seconds_until_retry(error)
@@ -164,11 +172,11 @@ def _patiently(call: Callable[[], Result], what: str) -> Result:
 
 
 def _seconds_until_retry(error: Exception) -> float | None:
-    """0 or what the Hub asks for; `None` if trying again cannot help."""
+    """Seconds that the Hub asks to wait before a retry, 0 if it names none; `None` if a retry cannot help."""
     if not isinstance(error, HTTPError) or isinstance(error, OfflineModeIsEnabled):
         return None
     if not isinstance(error, HfHubHTTPError):
-        return 0.0  # the connection
+        return 0.0  # the connection failed
     status = error.response.status_code
     if status not in (409, 429) and status < 500:
         return None

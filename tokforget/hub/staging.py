@@ -1,8 +1,8 @@
 """
-What of a run's folder is given to others: the files of the model, or the prepared blocks, with a card for where they go.
+Publish a run's folder: the files of the model, or the prepared blocks, with a card.
 
-A folder is first staged, that is written anew as it will lie on the Hub, then sent whole. What else lies in it,
-checkpoints, optimizer states, logs or other people's files, is never looked at.
+The folder is first staged, that is copied in the form it will have on the Hub, and then sent. Other files in it, such
+as checkpoints, optimizer states and logs, are never read.
 """
 
 import json
@@ -16,18 +16,28 @@ from typing import NamedTuple
 
 from huggingface_hub import DatasetCardData
 
-from tokforget.files import write_json
-from tokforget.hub.cards import PLOT, RESULTS, TRAINING, render, write_card
+from tokforget.files import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CONFIG,
+    MANIFEST,
+    RESULTS,
+    TOKENIZER,
+    TRAINING,
+    WEIGHTS,
+    write_json,
+)
+from tokforget.hub.cards import PLOT, render, write_card
 from tokforget.hub.client import Uploaded, upload
 from tokforget.local_paths import local_paths, without_local_paths
-from tokforget.models.folders import ADAPTER, ADAPTER_WEIGHTS, MODEL_TYPE, TOKENIZER, WEIGHTS, check_model_folder
+from tokforget.models.folders import MODEL_TYPE, check_model_folder
 
 
-MANIFEST = "manifest.json"
 CARD = "README.md"
 EVALUATION = "evaluation"
-_ADAPTER_FILES = ("adapter_config.json", ADAPTER_WEIGHTS)
-_MODEL_FILES = ("config.json", WEIGHTS, "generation_config.json")
+_ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+_MODEL_FILES = (CONFIG, WEIGHTS, "generation_config.json")
 _TOKENIZER_FILES = (
     TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.json",
     "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
@@ -39,8 +49,8 @@ _LARGEST_PART = 500_000_000  # bytes of one Parquet file, as `datasets` divides
 
 class Kind(NamedTuple):
     """
-    What a folder holds: its name, the type of its repository, its card, the names that are its own there, and the file by
-    which it is known.
+    A kind of folder: its name, the type of its repository, the template of its card, the patterns of file names that a
+    push owns in the repository, and the file that identifies an earlier push.
     """
 
     name: str
@@ -59,15 +69,15 @@ DATA = Kind("prepared data", "dataset", "dataset.md", ("data/*.parquet", MANIFES
 
 def kind_of(folder: str | Path) -> Kind:
     """
-    What a folder holds.
+    The kind of a folder: a model, a reconstructor or prepared data.
 
     Raises:
-        `ValueError`: If it is none of the three.
+        `ValueError`: If it is none of these.
     """
     folder = Path(folder)
     if (folder / MANIFEST).is_file():
         return DATA
-    config = folder / "config.json"
+    config = folder / CONFIG
     if config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == MODEL_TYPE:
         return MODEL
     recorded = (folder / TRAINING).is_file()
@@ -90,18 +100,22 @@ def stage(
     with_tokenizer: bool = True,
 ) -> Kind:
     """
-    Write a folder as it will lie on the Hub.
+    Write a copy of a folder in the form it will have on the Hub.
 
     Args:
-        folder (`str` or `Path`): Of a model, a reconstructor or prepared data.
-        target (`str` or `Path`): Where to; new or empty.
-        name (`str`): The id it will have, for its card.
-        license (`str`, *optional*): Under which a model is given. Of data, the source's own licence is stated, if known.
+        folder (`str` or `Path`): Folder of a model, a reconstructor or prepared data.
+        target (`str` or `Path`): New or empty folder to write.
+        name (`str`): Id on the Hub, for the card.
+        license (`str`, *optional*): Licence of a model. For data the card states the licence of their source, if
+            known.
         evaluation_path (`str` or `Path`, *optional*): An evaluation's folder; the folder's `evaluation/` by default.
-        with_tokenizer (`bool`): Whether a model without its tokenizer is refused; it could not compress.
+        with_tokenizer (`bool`): Whether to refuse a model without a tokenizer, because it could not compress.
+
+    Returns:
+        [`Kind`]: The kind of the folder.
 
     Raises:
-        `ValueError`, `OSError`: If the folder is not whole, or there is something at `target`.
+        `ValueError`, `OSError`: If the folder lacks a file, or `target` is not empty.
     """
     folder, target, kind = Path(folder), Path(target), kind_of(folder)
     if target.exists() and any(target.iterdir()):
@@ -133,8 +147,8 @@ def stage(
 
 def _take_out_paths(folder: Path, files: Sequence[str]) -> None:
     """
-    Leave no path of this machine in the records that are published. The config of a model keeps that of a local base model:
-    without it nobody could restore, on this machine neither.
+    Remove the paths of this machine from the records that are published. The config of a model keeps the path of a
+    local base model, because nobody could restore without it, not even on this machine.
     """
     for file in files:
         if (folder / file).is_file():
@@ -145,8 +159,8 @@ def _take_out_paths(folder: Path, files: Sequence[str]) -> None:
 
 def _stage_evaluation(source: Path, target: Path, required: bool) -> list[str]:
     """
-    The report of an evaluation, its plots and the numbers they were drawn from; what its arguments and names of data say of
-    places on this machine is taken out of each.
+    Copy the report of an evaluation, its plots and the numbers behind them, without the paths of this machine. Returns
+    the names of the copied files.
     """
     if not (source / "evaluation_config.json").is_file():
         if required:
@@ -161,7 +175,7 @@ def _stage_evaluation(source: Path, target: Path, required: bool) -> list[str]:
             record = json.loads(path.read_text(encoding="utf-8"))
             if (shown := _replaced(record, places)) != record:
                 write_json(path, shown)
-        elif places and path.suffix in (".md", ".html"):  # of an evaluation that was written with its paths
+        elif places and path.suffix in (".md", ".html"):  # a report that was written with local paths
             text = path.read_text(encoding="utf-8")
             for place in sorted(places, key=len, reverse=True):
                 for written, shown in ((place, places[place]), (escape(place), escape(places[place]))):
@@ -171,7 +185,9 @@ def _stage_evaluation(source: Path, target: Path, required: bool) -> list[str]:
 
 
 def _replaced(value, places: dict[str, str]):
-    """A record in which nothing but whole values are replaced: a sample's text may hold a slash."""
+    """
+    The record with paths replaced. Only whole values are replaced, because the text of a sample may contain a slash.
+    """
     if isinstance(value, dict):
         return {key: _replaced(inner, places) for key, inner in value.items()}
     if isinstance(value, list):
@@ -180,7 +196,9 @@ def _replaced(value, places: dict[str, str]):
 
 
 def _stage_data(folder: Path, target: Path, name: str) -> None:
-    """Parquet files in the order and with the types of the blocks, their manifest, and a card that says where each split is."""
+    """
+    Write the blocks as Parquet files with their order and types, their manifest, and a card that locates each split.
+    """
     from datasets import load_from_disk
 
     blocks = load_from_disk(str(folder))
@@ -197,7 +215,7 @@ def _stage_data(folder: Path, target: Path, name: str) -> None:
 
 
 def write_data_card(folder: Path, manifest: dict, name: str, on_hub: bool = False) -> None:
-    """`README.md` of prepared data from their manifest: for a folder on disk, or for `load_dataset(name)`."""
+    """Write `README.md` of prepared data from their manifest, for a folder on disk or for `load_dataset(name)`."""
     from tokforget.hub.cards import REASONS
 
     source = manifest["source"]
@@ -206,7 +224,7 @@ def write_data_card(folder: Path, manifest: dict, name: str, on_hub: bool = Fals
         "dataset.md",
         DatasetCardData(
             configs=[{"config_name": "default", "data_files": files}] if on_hub else None,
-            license=source.get("license") if source.get("on_hub") else None,  # an identifier there, words elsewhere
+            license=source.get("license") if source.get("on_hub") else None,  # others state no identifier
             source_datasets=[source["dataset_name"]] if source.get("on_hub") else None,
             tags=["tokforget"],
         ),
@@ -228,16 +246,22 @@ def share(
     **staging,
 ) -> Uploaded:
     """
-    Stage a folder and send it: one commit, whole or absent. Of an earlier push to the same place nothing stays behind.
+    Stage a folder and send it in one commit. Files that remain from an earlier push to the same repository are
+    removed.
 
     Args:
-        repo_id (`str`), private (`bool`, *optional*), revision (`str`, *optional*), message (`str`, *optional*): See
-            [`upload`].
+        folder (`str` or `Path`): See [`stage`].
+        repo_id (`str`), private (`bool`, *optional*), revision (`str`, *optional*), token (`str`, *optional*), message
+        (`str`,
+            *optional*): See [`upload`].
         **staging: Further arguments of [`stage`].
+
+    Returns:
+        [`Uploaded`]: Id, commit and address.
 
     Raises:
         `ValueError`, `OSError`: If the folder cannot be staged.
-        [`HubError`]: If it did not arrive whole.
+        [`HubError`]: If it is not certain that every file arrived.
     """
     with tempfile.TemporaryDirectory(prefix="tokforget-") as staged:
         kind = stage(folder, staged, repo_id, **staging)
@@ -253,7 +277,7 @@ def send(
     token: str | None = None,
     message: str | None = None,
 ) -> Uploaded:
-    """Send what [`stage`] wrote; see [`share`]."""
+    """Send a folder that [`stage`] wrote; see [`share`]."""
     return upload(
         staged,
         repo_id,

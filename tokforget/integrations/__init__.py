@@ -1,5 +1,6 @@
 """
-tokforget inside other people's tools. Each module needs only the library it is named after, and nothing imports it for you.
+Integrations of tokforget into other libraries. Each module needs only the library in its name; import the module you
+need.
 
     llmlingua      `PromptCompressor` with LLMLingua's calls and result keys (needs nothing: LLMLingua is not used)
     messages       a function `messages -> messages`, to be called before a request (needs nothing)

@@ -1,4 +1,4 @@
-"""What the adapters share: a compressor from what users pass, and facts beside a result."""
+"""Shared code of the integrations: load a compressor, check options, and describe results."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from tokforget.integrations.huggingface import ColumnCompressor
 
 
-# Before the names of facts that are put among a user's own metadata.
+# Prefix of the names that are added to a user's own metadata.
 PREFIX = "tokforget_"
 
 
 def _is_told_apart(options: dict) -> bool:
-    """Whether each text has a budget of its own; a threshold or a common budget may leave nothing of one."""
+    """Whether each text has its own budget; a threshold or a common budget may leave nothing of a text."""
     return options.get("threshold") is None and options.get("budget", "per_text") == "per_text"
 
 
 def compress_documents(compressor: Compressor, texts: list[str], options: dict, **told) -> list[CompressedText]:
     """
-    As `compress`, for documents that somebody retrieved. Of one that is so short that its budget would leave nothing it is the
-    whole text: it is not to be lost for a word. Where a threshold or a common budget leaves nothing, that was asked for.
+    As `compress`, for retrieved documents. A document so short that its own budget would leave nothing is returned
+    whole. If a threshold or a common budget leaves nothing of a document, the result is empty.
     """
     options = options | told
     results = compressor.compress(texts, **options)
@@ -54,10 +54,11 @@ def without_other_budgets(options: dict, of_call: dict) -> dict:
 
 def ready(compressor: Compressor | str | Path | None, options: dict) -> Compressor:
     """
-    A compressor from what users pass: one that is loaded, or a folder or Hub id, or None for the packaged model.
+    The compressor that a user passes: a loaded one, a folder or Hub id, or None for the packaged model.
 
     Raises:
-        `ValueError`, `TypeError`: If it or the options of `compress` are wrong: now, rather than at the first text.
+        `ValueError`, `TypeError`: If the compressor or the options of `compress` are wrong; this is checked before the
+        first text.
     """
     if not isinstance(compressor, Compressor):
         compressor = Compressor.from_pretrained(compressor)
@@ -68,15 +69,15 @@ def ready(compressor: Compressor | str | Path | None, options: dict) -> Compress
 @contextmanager
 def needs_extra(what: str, extra: str, *packages: str) -> Iterator[None]:
     """
-    Imports of what an extra of setup.py installs.
+    Context for imports of packages that an extra of setup.py installs.
 
     Args:
-        what (`str`): What they are for; begins the message.
+        what (`str`): The feature that needs the packages; the message begins with it.
         extra (`str`): The extra.
-        *packages (`str`): What it installs, by the names under which it is imported; the absence of any other stays as it is.
+        *packages (`str`): Import names of these packages; errors about other packages are not changed.
 
     Raises:
-        [`tokforget.optional.MissingPackage`]: If one of them is not installed; it names the extra.
+        [`tokforget.optional.MissingPackage`]: If one of the packages is not installed; the message names the extra.
     """
     try:
         yield
@@ -90,7 +91,7 @@ def needs_extra(what: str, extra: str, *packages: str) -> Iterator[None]:
 
 
 def check_each_row_alone(options: dict) -> None:
-    """Raise `ValueError` for a budget that rows would share: which of them meet in a batch is the engine's choice."""
+    """Raise `ValueError` for a budget shared by several rows, because the engine decides which rows form a batch."""
     if options.get("budget", "per_text") != "per_text":
         raise ValueError(
             f"`budget={options['budget']!r}` is spent over the rows of a batch, and which rows those are an engine decides anew "
@@ -99,20 +100,20 @@ def check_each_row_alone(options: dict) -> None:
 
 
 def check_batch_size(batch_size: int) -> None:
-    """Raise `ValueError` unless it is a whole number of at least 1."""
+    """Raise `ValueError` unless `batch_size` is a whole number of at least 1."""
     check_whole(batch_size, "batch_size", 1)
 
 
 def check_text_column(column: str, is_text: bool, kind: object) -> None:
-    """Raise `TypeError` where the schema says that a column holds something else than strings."""
+    """Raise `TypeError` if the schema says that a column does not hold strings."""
     if not is_text:
         raise TypeError(f"Column {column!r} must hold strings, and holds {kind}: convert it first.")
 
 
 def compress_table(function: "ColumnCompressor", table: "pyarrow.Table") -> "pyarrow.Table":
     """
-    A table with the columns that `function` writes: behind the others, but for a text that is replaced where it stands. The
-    other columns are passed on as they are, without a copy.
+    The table with the columns that `function` writes. They are appended, except that a replaced text column keeps its
+    place. The other columns are not copied.
     """
     import pyarrow as pa
 
@@ -121,7 +122,7 @@ def compress_table(function: "ColumnCompressor", table: "pyarrow.Table") -> "pya
     done = function({name: table.column(name).to_pylist() for name in read})
     texts = table.schema.field(function.column).type
     for name, values in done.items():
-        # An engine holds a column's blocks against each other: of no rows it has the type that it has of some.
+        # Engines compare the types of a column's blocks, so an empty block needs the type of a full one.
         kind = texts if name == function.output_column else pa.float64() if name == "compression_rate" else pa.int64()
         if name in table.column_names:
             table = table.set_column(table.column_names.index(name), name, pa.array(values, kind))

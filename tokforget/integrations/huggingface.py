@@ -1,4 +1,4 @@
-"""A function for `datasets.map`, and a callable in the manner of a `transformers` pipeline."""
+"""A function for `datasets.map`, and a callable like a `transformers` pipeline."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -13,8 +13,8 @@ from tokforget.integrations._common import check_batch_size, ready, without_othe
 
 class ColumnCompressor:
     """
-    What [`compress_column`] returns. Pickles to the same bytes for the same model and options, so that `map` finds its
-    cache again and can start processes.
+    The function that [`compress_column`] returns. The same model and options pickle to the same bytes, so that `map`
+    finds its cache and can start processes.
     """
 
     def __init__(
@@ -30,11 +30,11 @@ class ColumnCompressor:
 
     @property
     def added(self) -> tuple[str, ...]:
-        """The columns that are written, the compressed text first."""
+        """The columns that it writes, the compressed text first."""
         return (self.output_column, *COLUMNS[1:])
 
     def check_columns(self, names: Iterable[str]) -> None:
-        """Raise `ValueError` unless rows of these columns have what is read, and nothing that would be overwritten."""
+        """Raise `ValueError` if a column that is read is missing, or a column would be overwritten."""
         names = list(names)
         for column in (self.column, self.question_column):
             if column is not None and column not in names:
@@ -72,7 +72,7 @@ class ColumnCompressor:
         return {name: [row[name] for row in done] for name in self.added}
 
     def __getstate__(self) -> dict:
-        # Without its folder: where a model lies decides nothing here, but for the promises that a `quality` goes by.
+        # Without its folder: the model's location does not matter, except for the calibration that `quality` needs.
         promised = self.options.get("quality") is not None
         return {
             "compressor": Compressor(self.compressor.policy, self.compressor.tokenizer),
@@ -102,15 +102,22 @@ def compress_column(
     A function for `datasets.Dataset.map`, with `batched=True` or without, and with any `num_proc`.
 
     It adds the columns `compressed`, `original_tokens`, `compressed_tokens` and `compression_rate`. With
-    `budget="corpus"` a batch shares a budget.
+    `budget="corpus"` the texts of a batch share a budget.
 
     Args:
-        compressor (`Compressor`, `str` or `Path`, *optional*): Or the folder or Hub id of one; the packaged model without.
-        column (`str`): Where the texts are.
-        question_column (`str`, *optional*): Where the question of each text is, for a model that takes questions.
-        output_column (`str`): Where the compressed text goes. A column that is there already is refused, but for `column`
-            itself, whose texts are then replaced.
-        **options: As in `Compressor.compress`. What `count_tokens` names is read here and goes along to other processes.
+        compressor (`Compressor`, `str` or `Path`, *optional*): A compressor, or its folder or Hub id; the packaged
+            model by default.
+        column (`str`): Column of the texts.
+        question_column (`str`, *optional*): Column of the questions, for a model that takes questions.
+        output_column (`str`): Column for the compressed text. It must not exist, except that `column` itself may be
+            replaced.
+        **options: As in `Compressor.compress`. The tokenizer that `count_tokens` names is loaded here and pickled.
+
+    Returns:
+        [`ColumnCompressor`]: The function.
+
+    Raises:
+        `ValueError`, `TypeError`: If the model or an option is wrong.
 
     >>> dataset.map(compress_column(column="article", rate=0.3), batched=True)  # doctest: +SKIP
     """
@@ -121,7 +128,7 @@ def compress_column(
     compressor = ready(compressor, options)
     if (
         options.get("count_tokens") is not None
-    ):  # what it holds, and not where it lies, decides whether a cache is good
+    ):  # the cache of `map` depends on the tokenizer's content, not on its path
         options["count_tokens"] = TokenCounter.of(options["count_tokens"])
     if question_column is not None and not compressor.takes_question:
         raise ValueError("`question_column` needs a model that takes questions; this one was trained without.")
@@ -130,14 +137,15 @@ def compress_column(
 
 class CompressionPipeline:
     """
-    Compression, called as `transformers` pipelines are: a text or a list gives a list of dictionaries, anything else that
-    can be iterated (a generator, a data set's column) gives them one by one as they are done.
+    Compression with the calls of a `transformers` pipeline: a text or a list gives a list of dictionaries; any other
+    iterable (a generator, a data set's column) gives an iterator over dictionaries.
 
     Args:
-        model (`Compressor`, `str` or `Path`, *optional*): Or the folder or Hub id of one; the packaged model without.
-        device (*optional*): Where the policy runs.
-        batch_size (`int`): Texts at once, where they come one by one.
-        **options: As in `Compressor.compress`; each call may change them.
+        model (`Compressor`, `str` or `Path`, *optional*): A compressor, or its folder or Hub id; the packaged model by
+            default.
+        device (*optional*): Device of the policy.
+        batch_size (`int`): Texts per batch of an iterable.
+        **options: As in `Compressor.compress`; each call may override them.
 
     >>> pipe = CompressionPipeline(rate=0.5)  # doctest: +SKIP
     >>> pipe("The meeting has been moved to Tuesday.", rate=0.3)[0]["compressed"]  # doctest: +SKIP
@@ -158,11 +166,11 @@ class CompressionPipeline:
         if isinstance(inputs, (list, tuple)):
             return [columns(result) for result in self.compressor.compress(inputs, **options)]
         check_rows(inputs)
-        ready(self.compressor, options)  # now, not when the first result is asked for
+        ready(self.compressor, options)  # now, not at the first result
         return self._one_by_one(iter(inputs), options)
 
     def _merged(self, options: dict) -> dict:
-        """The call's options over the constructor's; a budget of any kind replaces a budget of another kind."""
+        """The constructor's options, overridden by the call's; a budget of any kind replaces one of another kind."""
         return without_other_budgets(self.options, options) | options
 
     def _one_by_one(self, texts: Iterator[str], options: dict) -> Iterator[dict]:

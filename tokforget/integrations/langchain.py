@@ -17,15 +17,17 @@ from tokforget.integrations.messages import MessageCompressor
 
 class ForgetDocumentCompressor(BaseDocumentCompressor, BaseDocumentTransformer):
     """
-    Shortens retrieved documents, each to its own budget or with `budget="corpus"` all to one, spent where the scores are
-    highest. Goes into a `ContextualCompressionRetriever` or a `DocumentCompressorPipeline`, or into a chain as
-    `RunnableLambda(documents.transform_documents)`. A model that takes questions keeps what answers the query first.
+    Shortens retrieved documents, each to its own budget, or with `budget="corpus"` all to one budget, spent on the
+    highest scores. Use it in a `ContextualCompressionRetriever` or a `DocumentCompressorPipeline`, or in a chain as
+    `RunnableLambda(documents.transform_documents)`. A model that takes questions keeps the words that answer the
+    query.
 
     Documents are copies; their metadata stay and get `tokforget_original_tokens`, `tokforget_compressed_tokens` and
     `tokforget_compression_rate`.
 
     Args:
-        compressor (`Compressor`, `str` or `Path`, *optional*): Or the folder or Hub id of one; the packaged model without.
+        compressor (`Compressor`, `str` or `Path`, *optional*): A compressor, or its folder or Hub id; the packaged
+            model by default.
         **options: As in `Compressor.compress`.
 
     >>> ForgetDocumentCompressor(target_tokens=1000, budget="corpus", unit="word")  # doctest: +SKIP
@@ -38,7 +40,7 @@ class ForgetDocumentCompressor(BaseDocumentCompressor, BaseDocumentTransformer):
         super().__init__(compressor=ready(compressor, options), options=options)
 
     def transform_documents(self, documents: Sequence[Document], **kwargs: Any) -> list[Document]:
-        """Each document shortened; `kwargs` are options of `compress` for this call."""
+        """Shorten each document; `kwargs` are options of `compress` for this call."""
         options = self.options | kwargs
         if isinstance(documents, Document | str) or not all(isinstance(document, Document) for document in documents):
             raise TypeError(
@@ -53,7 +55,7 @@ class ForgetDocumentCompressor(BaseDocumentCompressor, BaseDocumentTransformer):
         ]
 
     def compress_documents(self, documents: Sequence[Document], query: str, callbacks=None) -> list[Document]:
-        """Each document shortened; only those of which a common budget or a threshold left nothing are not returned."""
+        """Shorten each document. Documents of which a common budget or a threshold leaves nothing are removed."""
         told = {"question": query} if query and self.compressor.takes_question else {}
         return [document for document in self.transform_documents(documents, **told) if document.page_content.strip()]
 
@@ -62,10 +64,12 @@ class ForgetMessageCompressor:
     """
     Shortens a list of messages on its way to a chat model: `prompt | ForgetMessageCompressor(rate=0.5).transform_messages | model`.
 
-    What stays and what is shortened: see `Compressor.compress_messages`. Messages are copies; ids, calls of tools and metadata stay.
+    See `Compressor.compress_messages` for the messages that are shortened. Messages are copies; ids, tool calls and
+    metadata stay.
 
     Args:
-        compressor (`Compressor`, `str` or `Path`, *optional*): Or the folder or Hub id of one; the packaged model without.
+        compressor (`Compressor`, `str` or `Path`, *optional*): A compressor, or its folder or Hub id; the packaged
+            model by default.
         **options: As for [`tokforget.integrations.messages.MessageCompressor`]: a budget, `stable`, `question`, `unit`, `roles`, ...
     """
 
@@ -73,7 +77,7 @@ class ForgetMessageCompressor:
         self.shorten = MessageCompressor(compressor, **options)
 
     def transform_messages(self, messages: Sequence[BaseMessage] | PromptValue) -> list[BaseMessage]:
-        """Each message, shortened or not; of a prompt its messages."""
+        """All messages, some of them shortened; a prompt value gives its messages."""
         messages = messages.to_messages() if isinstance(messages, PromptValue) else list(messages)
         for place, message in enumerate(messages):
             if not isinstance(message, BaseMessage):
@@ -86,13 +90,13 @@ class ForgetMessageCompressor:
 
 
 def _as_dictionary(message: BaseMessage) -> dict:
-    """Role, content and calls as OpenAI writes them."""
+    """Role, content and tool calls in OpenAI's form."""
     role = {HumanMessage: "user", AIMessage: "assistant"}.get(
         next((kind for kind in (HumanMessage, AIMessage) if isinstance(message, kind)), None), message.type
     )
     role = message.role if isinstance(message, ChatMessage) else role.removesuffix("MessageChunk").lower()
     found = {"role": role, "content": message.content}
-    # Anthropic's calls stand among the content, and a second time here.
+    # Anthropic's tool calls are in the content, and are repeated here.
     among = isinstance(message.content, list) and any(
         isinstance(part, dict) and part.get("type") == "tool_use" for part in message.content
     )

@@ -1,8 +1,8 @@
 """
-A hook for LiteLLM's proxy: `pip install tokforget[litellm]`. Without the proxy a function is enough, and needs no LiteLLM:
-`litellm.completion(model, MessageCompressor(rate=0.5)(messages))`.
+A hook for LiteLLM's proxy: `pip install tokforget[litellm]`. Without the proxy, use [`MessageCompressor`], which does
+not need LiteLLM: `litellm.completion(model, MessageCompressor(rate=0.5)(messages))`.
 
-In a file beside the proxy's configuration, which names it as `callbacks: my_hooks.shorten` in `litellm_settings`:
+Write this file next to the proxy's configuration, and set `callbacks: my_hooks.shorten` in its `litellm_settings`:
 
     from tokforget.integrations.litellm import ForgetMessageHook
 
@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 
 class ForgetMessageHook(CustomLogger):
     """
-    Shortens the messages of every request before it is sent. A request whose messages cannot be read goes on as it came, with a
-    line in the log.
+    Shortens the messages of every request before it is sent. A request whose messages cannot be read is sent
+    unchanged, with a line in the log.
 
     Args:
         compressor (`Compressor`, `str` or `Path`, *optional*), **options: As for [`MessageCompressor`].
@@ -36,14 +36,14 @@ class ForgetMessageHook(CustomLogger):
         self.shorten = MessageCompressor(compressor, **options)
 
     async def async_pre_call_hook(self, user_api_key_dict, cache, data: dict, call_type: str) -> dict:
-        """The request with its messages shortened; in another thread, so that the proxy goes on meanwhile."""
+        """Shorten the messages of a request, in another thread, so that the proxy is not blocked."""
         if not isinstance(data.get("messages"), list):
             return data
         system = {"system": data["system"]} if data.get("system") else {}
         try:
             result = await asyncio.to_thread(self.shorten.compress, data["messages"], **system)
         except (ValueError, TypeError) as error:
-            logger.warning("messages go on as they came: %s", error)
+            logger.warning("messages are sent unchanged: %s", error)
             return data
         logger.info("%d -> %d tokens", result.original_tokens, result.compressed_tokens)
         return data | {"messages": result.messages}

@@ -14,14 +14,15 @@ from tokforget.integrations._common import PREFIX, compress_documents, ready
 
 class ForgetNodePostprocessor(BaseNodePostprocessor):
     """
-    Shortens the nodes of a retrieval, each to its own budget or with `budget="corpus"` all to one. Order, scores, ids and
-    relationships stay. A model that takes questions keeps what answers the query first.
+    Shortens retrieved nodes, each to its own budget, or with `budget="corpus"` all to one budget. Order, scores, ids
+    and relationships stay. A model that takes questions keeps the words that answer the query.
 
     Nodes are copies; their metadata get `tokforget_original_tokens`, `tokforget_compressed_tokens` and
-    `tokforget_compression_rate`, which neither a prompt nor an embedding is shown. Nodes without text pass as they are.
+    `tokforget_compression_rate`, which prompts and embeddings do not include. Nodes without text are not changed.
 
     Args:
-        compressor (`Compressor`, `str` or `Path`, *optional*): Or the folder or Hub id of one; the packaged model without.
+        compressor (`Compressor`, `str` or `Path`, *optional*): A compressor, or its folder or Hub id; the packaged
+            model by default.
         **options: As in `Compressor.compress`.
 
     >>> index.as_query_engine(node_postprocessors=[ForgetNodePostprocessor(rate=0.5)])  # doctest: +SKIP

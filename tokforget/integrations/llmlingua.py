@@ -2,13 +2,16 @@
 `PromptCompressor` with the calls and result keys of LLMLingua 0.2, so that `from llmlingua import PromptCompressor` can become
 `from tokforget.integrations.llmlingua import PromptCompressor`. Written from its documentation; LLMLingua is not needed.
 
-What differs, on purpose:
-* The budget is exact and covers the whole `compressed_prompt`, instruction and question included: `compressed_tokens` is
-  never above `target_token` or `rate * origin_tokens`. Instruction and question stay as they are.
-* Tokens are counted with the policy's tokenizer, or with that of `count_tokens`, such as "cl100k_base" of tiktoken, which is
-  GPT-4's; `saving` counts them at LLMLingua's price, $0.06 per 1,000, and `vocabulary` says whose they are.
-* No context is dropped whole. The question steers what is kept if the model takes questions.
-* What the policy cannot do is refused instead of ignored; knobs that only changed how LLMLingua computes are accepted.
+Intended differences:
+* The budget is exact and covers the whole `compressed_prompt`, including instruction and question: `compressed_tokens`
+is
+  never above `target_token` or `rate * origin_tokens`. Instruction and question are not changed.
+* Tokens are counted with the policy's tokenizer, or with that of `count_tokens`, such as tiktoken's "cl100k_base" for
+GPT-4.
+  `saving` uses LLMLingua's price, $0.06 per 1,000 tokens, and `vocabulary` names the tokenizer.
+* No context is dropped as a whole. If the model takes questions, the question influences which words are kept.
+* Arguments for features that the policy lacks are refused instead of ignored; arguments that only change how LLMLingua
+  computes are accepted.
 
 Method and names: Jiang et al. 2023, arXiv 2310.05736; Pan et al. 2024, arXiv 2403.12968; microsoft/LLMLingua, MIT licence.
 """
@@ -27,10 +30,10 @@ from tokforget.rates import allowed_tokens, check_number, check_rate
 
 _SEPARATOR = "\n\n"
 _DOLLARS_PER_TOKEN = 0.06 / 1000
-# Only how LLMLingua computes, or parts of filters that are refused below: any value leaves our result as it is.
+# Arguments about LLMLingua's computation, or of filters that are refused below; no value changes our result.
 _NEUTRAL = {"iterative_size", "high_priority_bonus", "context_budget", "token_budget_ratio", "chunk_end_tokens",
             "token_to_word", "force_context_ids", "use_context_level_filter"}  # fmt: skip
-# What would change the result in a way that we cannot follow; each with the values that ask for nothing.
+# Arguments for features that we lack, each with the values that switch the feature off.
 _REFUSED = {
     "force_context_number": (None,), "use_sentence_level_filter": (False,), "use_token_level_filter": (True,),
     "keep_split": (False,), "keep_first_sentence": (0,), "keep_last_sentence": (0,), "keep_sentence_number": (0,),
@@ -43,15 +46,17 @@ _REFUSED = {
 
 class PromptCompressor:
     """
+    A replacement for LLMLingua's `PromptCompressor`.
+
     Args:
-        model_name (`Compressor`, `str` or `Path`, *optional*): A tokforget model or its folder or Hub id; the packaged model
-            without. Models of LLMLingua are none.
-        device_map (`str`): Where the policy runs.
-        use_llmlingua2 (`bool`), llmlingua2_config (`dict`, *optional*): Accepted: there is one method here, and both of
-            LLMLingua's have the same calls.
-        model_config, open_api_config, use_slingua: Only at LLMLingua's defaults.
-        unit (`str`): `"word"`, as LLMLingua-2 decides, or `"token"`.
-        count_tokens (*optional*): Whose tokens are counted, as in `Compressor.compress`.
+        model_name (`Compressor`, `str` or `Path`, *optional*): A tokforget model, or its folder or Hub id; the
+            packaged model by default. Models of LLMLingua are refused.
+        device_map (`str`): Device of the policy.
+        use_llmlingua2 (`bool`), llmlingua2_config (`dict`, *optional*): Accepted and ignored: there is only one method
+            here.
+        model_config, open_api_config, use_slingua: Accepted only at LLMLingua's defaults.
+        unit (`str`): `"word"`, as in LLMLingua-2, or `"token"`.
+        count_tokens (*optional*): Tokenizer that counts, as in `Compressor.compress`.
 
     >>> PromptCompressor().compress_prompt(contexts, question="Who won?", target_token=200)  # doctest: +SKIP
     """
@@ -109,18 +114,18 @@ class PromptCompressor:
         Compress contexts, and put instruction and question around them.
 
         Args:
-            context (`str` or `Sequence[str]`): What is compressed.
-            instruction (`str`), question (`str`): Put before and behind, unchanged.
+            context (`str` or `Sequence[str]`): The contexts to compress.
+            instruction (`str`), question (`str`): Text before and after the contexts, unchanged.
             rate (`float`): Fraction of all tokens that the prompt may have, in (0, 1].
-            target_token (`float`): Tokens that the prompt may have; -1 to go by `rate`.
-            concate_question (`bool`): Whether the question is put into the prompt.
-            return_word_label (`bool`), word_sep (`str`), label_sep (`str`): Also return every word of the contexts with 1 if
-                any of it was kept, else 0.
-            force_tokens (`Iterable[str]`): Strings that are kept wherever they stand; words only as whole words.
+            target_token (`float`): Most tokens of the prompt; -1 to use `rate`.
+            concate_question (`bool`): Whether the prompt contains the question.
+            return_word_label (`bool`), word_sep (`str`), label_sep (`str`): Also return every word of the contexts,
+                with 1 if a part of it was kept, else 0.
+            force_tokens (`Iterable[str]`): Strings that are always kept; words only as whole words.
             force_reserve_digit (`bool`): Keep all numbers.
-            drop_consecutive (`bool`): Of a forced string that follows itself in the result, keep one.
-            on_impossible (`str`): As in `Compressor.compress`, where what is forced exceeds the budget.
-            **others: LLMLingua's other arguments, at the values that change nothing.
+            drop_consecutive (`bool`): Keep only one of a forced string that is repeated directly in the result.
+            on_impossible (`str`): As in `Compressor.compress`, if the forced strings exceed the budget.
+            **others: LLMLingua's other arguments, at values that do not change the result.
 
         Returns:
             `dict`: `compressed_prompt`, `compressed_prompt_list` (one string per context), `origin_tokens`,
@@ -155,7 +160,7 @@ class PromptCompressor:
         return self._answer(prompt, parts, origin_tokens) | labels
 
     def compress_prompt_llmlingua2(self, context: str | Sequence[str], **options) -> dict:
-        """LLMLingua-2's call: contexts alone."""
+        """LLMLingua-2's call: only contexts."""
         unfit = sorted(options.keys() & {"instruction", "question", "concate_question"})
         if unfit:
             raise TypeError(f"`compress_prompt_llmlingua2` takes no {', '.join(unfit)}; `compress_prompt` does.")
@@ -174,11 +179,12 @@ class PromptCompressor:
         **others,
     ) -> dict:
         """
-        Like `compress_prompt`, where contexts hold segments with a rate of their own: `<llmlingua, rate=0.4>...</llmlingua>`,
-        `<llmlingua, compress=False>...</llmlingua>`, `<keep>...</keep>`, `<drop>...</drop>`.
+        Like `compress_prompt`, for contexts with segments that have their own rate:
+        `<llmlingua, rate=0.4>...</llmlingua>`, `<llmlingua, compress=False>...</llmlingua>`, `<keep>...</keep>`,
+        `<drop>...</drop>`.
 
-        `rate` is that of the text outside such segments; instruction and question come on top. A `target_token` is turned
-        into a rate of the contexts, as LLMLingua does, so that segments may lead away from it.
+        `rate` applies to the text outside such segments; instruction and question are not counted. As in LLMLingua, a
+        `target_token` becomes a rate of the contexts, so that segments may make the result longer or shorter.
         """
         _refuse(others)
         contexts = _contexts(context)
@@ -199,7 +205,7 @@ class PromptCompressor:
         return self._answer(result.text, [_part(result, text, *span) for span in spans], origin_tokens)
 
     def _told(self, question: str) -> str | None:
-        """What the policy is told of the question."""
+        """The question for the policy; `None` if there is none or the model takes none."""
         return question if question.strip() and self.compressor.takes_question else None
 
     def _count(self, text: str) -> int:
@@ -248,7 +254,7 @@ def _check_target(target_token: float) -> None:
 
 
 def _refuse(others: dict) -> None:
-    """LLMLingua's arguments that would have to change the result."""
+    """Raise an error for unknown arguments, and for arguments of LLMLingua that would have to change the result."""
     unknown = sorted(others.keys() - _NEUTRAL - _REFUSED.keys())
     if unknown:
         raise TypeError(f"LLMLingua's `compress_prompt` has no argument {', '.join(map(repr, unknown))}.")
@@ -262,7 +268,7 @@ def _refuse(others: dict) -> None:
 def _laid_out(
     contexts: list[str], instruction: str, question: str
 ) -> tuple[str, list[tuple[int, int]], list[tuple[int, int]]]:
-    """The prompt, the characters of each context in it, and those of all else. What is empty takes no separator."""
+    """The prompt, the spans of the contexts in it, and the spans of the rest. Empty parts get no separator."""
     parts, spans, length = [], [], 0
     for index, part in enumerate([instruction, *contexts, question]):
         separator = _SEPARATOR if part and length else ""
@@ -275,7 +281,7 @@ def _laid_out(
 
 
 def _forced(force_tokens: Iterable[str], digits: bool) -> list[str]:
-    """Protectors for strings that must stay."""
+    """Patterns that protect strings."""
     edge = {True: r"(?<!\w)", False: ""}, {True: r"(?!\w)", False: ""}
     forced = [
         f"re:{edge[0][one[0].isalnum()]}{re.escape(one)}{edge[1][one[-1].isalnum()]}" for one in force_tokens if one
@@ -284,7 +290,7 @@ def _forced(force_tokens: Iterable[str], digits: bool) -> list[str]:
 
 
 def _part(result: CompressedText, text: str, start: int, end: int) -> str:
-    """What is left of the characters from `start` to `end`."""
+    """The kept text of the characters from `start` to `end`."""
     kept = [
         (" " if apart and a >= start else "") + text[max(a, start) : min(b, end)]
         for (a, b), apart in zip(result.kept_spans.tolist(), result.separated.tolist())
@@ -294,7 +300,7 @@ def _part(result: CompressedText, text: str, start: int, end: int) -> str:
 
 
 def _without_repeats(text: str, force_tokens: Iterable[str]) -> str:
-    """One of each forced string that follows itself, with nothing but white space between."""
+    """Remove direct repetitions of forced strings, with only white space between them."""
     for one in force_tokens:
         if one:
             text = re.sub(rf"({re.escape(one)})(?:[^\S\n]*{re.escape(one)})+", r"\1", text)
@@ -302,7 +308,7 @@ def _without_repeats(text: str, force_tokens: Iterable[str]) -> str:
 
 
 def _labelled(result: CompressedText, text: str, spans: list[tuple[int, int]], label_sep: str) -> list[str]:
-    """Each word of the contexts with 1 if any of it was kept."""
+    """Each word of the contexts, with 1 if a part of it was kept, else 0."""
     kept = bytearray(len(text))
     for start, end in result.kept_spans.tolist():
         kept[start:end] = b"\1" * (end - start)

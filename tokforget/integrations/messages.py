@@ -1,4 +1,4 @@
-"""A hook `messages -> messages`, as gateways and agent frameworks call one before a request. Needs nothing."""
+"""A function `messages -> messages`, for gateways and agent frameworks that call a hook before a request."""
 
 from pathlib import Path
 
@@ -11,14 +11,16 @@ class MessageCompressor:
     """
     Shortens the messages of a request, a list of OpenAI's or Anthropic's dictionaries, and returns new ones.
 
-    A budget that cannot be met is a warning here, and the messages are as short as may be: a hook is no place for a request to fail.
+    If a budget cannot be met, the messages are as short as possible and a warning is given, because a hook should not
+    let a request fail.
 
     Args:
-        compressor (`Compressor`, `str` or `Path`, *optional*): Or the folder or Hub id of one; the packaged model without.
+        compressor (`Compressor`, `str` or `Path`, *optional*): A compressor, or its folder or Hub id; the packaged
+            model by default.
         **options: As in `Compressor.compress_messages`: a budget, `stable`, `question`, `unit`, `roles`, ...
 
     Raises:
-        `ValueError`, `TypeError`: If the options are wrong: now, rather than at the first request.
+        `ValueError`, `TypeError`: If the options are wrong; this is checked before the first request.
 
     >>> shorten = MessageCompressor(rate=0.5, stable=True)
     >>> shorten([{"role": "user", "content": "When does the ferry leave?"}])
@@ -32,10 +34,10 @@ class MessageCompressor:
         self.compress([])
 
     def __call__(self, messages: list[dict], **options) -> list[dict]:
-        """The messages; `options` are of this call."""
+        """Shorten the messages; `options` override those of the constructor for this call."""
         return self.compress(messages, **options).messages
 
     def compress(self, messages: list[dict], **options) -> CompressedMessages:
-        """The same with counts and records."""
+        """As `__call__`, but returns [`CompressedMessages`] with counts and records."""
         kept = without_other_budgets(self.options, options)
         return self.compressor.compress_messages(messages, **kept | options)

@@ -1,8 +1,8 @@
 """
 A column of texts in a Ray data set: `pip install tokforget[ray]`.
 
-Each actor of `map_batches` holds one compressor. What it writes of a row depends on that row alone, and it writes nothing
-elsewhere: a batch that is computed again, since an actor or its machine was lost, has the same result.
+Each actor of `map_batches` holds one compressor. The result for a row depends only on that row, and an actor has no
+other effects. Therefore a batch that is computed again, because an actor or its machine was lost, has the same result.
 """
 
 from pathlib import Path
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 class BatchCompressor:
     """
-    A class for `ray.data.Dataset.map_batches` with `batch_format="pyarrow"` or `"pandas"`, where the arguments of an actor
-    (GPUs, memory, labels) are to be chosen; else [`compress_ray_dataset`] is shorter. Ray makes one in each actor.
+    A class for `ray.data.Dataset.map_batches` with `batch_format="pyarrow"` or `"pandas"`, to choose the arguments of
+    the actors (GPUs, memory, labels); otherwise [`compress_ray_dataset`] is shorter. Ray makes one instance per actor.
 
     Args:
-        function (`ColumnCompressor`): What [`tokforget.integrations.huggingface.compress_column`] returns. The model goes along
-            with it: the machines of a cluster need tokforget, and no model folder.
+        function (`ColumnCompressor`): The result of [`tokforget.integrations.huggingface.compress_column`]. It
+            contains the model: the machines of a cluster need tokforget, but no model folder.
 
     >>> ds.map_batches(  # doctest: +SKIP
     ...     BatchCompressor, fn_constructor_args=(compress_column(column="article", rate=0.3),), batch_format="pandas",
@@ -54,7 +54,7 @@ class BatchCompressor:
             )
         self.function.check_columns(batch.columns)
         read = [name for name in (self.function.column, self.function.question_column) if name is not None]
-        # pandas has several values for a missing one; the compressor's checks know None.
+        # pandas has several missing values; the compressor's checks know only None.
         values = {name: batch[name].astype(object).where(batch[name].notna(), None).tolist() for name in read}
         return batch.assign(**self.function(values))
 
@@ -70,31 +70,32 @@ def compress_ray_dataset(
     **options,
 ) -> "ray.data.Dataset":
     """
-    Compress a column of a Ray data set, as [`tokforget.integrations.huggingface.compress_column`] does for `datasets.map`: row
-    by row with the same result. Nothing is computed before the data set that is returned is consumed, but for its schema
-    where Ray does not know it yet.
+    Compress a column of a Ray data set, row by row, with the same result as
+    [`tokforget.integrations.huggingface.compress_column`] for `datasets.map`. Nothing is computed until the returned
+    data set is consumed, except the schema if Ray does not know it yet.
 
     Args:
-        ds (`ray.data.Dataset`): Of any source.
-        column (`str`): Where the texts are.
-        question_column (`str`, *optional*): Where the question of each text is, for a model that takes questions; a row may
-            have none.
-        output_column (`str`): Where the compressed text goes; `original_tokens`, `compressed_tokens` and `compression_rate`
-            stand beside it. A column that is there already is refused, but for `column` itself, whose texts are then replaced.
-        model (`Compressor`, `str` or `Path`, *optional*): Or the folder or Hub id of one; the packaged model without. It is read
-            here and sent along: the other machines need neither the folder nor a network.
-        concurrency (`int` or `(int, int)`, *optional*): Actors at once, or the least and the most of them; without it Ray takes as
-            many as there are free CPUs. Reading and writing want a CPU beside them.
-        batch_size (`int`): Rows that an actor compresses at once.
-        **options: As in `Compressor.compress`: `rate`, `target_tokens`, `quality`, `protect` and so on; each row has a budget of
-            its own.
+        ds (`ray.data.Dataset`): Any data set.
+        column (`str`): Column of the texts.
+        question_column (`str`, *optional*): Column of the questions, for a model that takes questions; a row may have
+            none.
+        output_column (`str`): Column for the compressed text; `original_tokens`, `compressed_tokens` and
+            `compression_rate` are added, too. None of them may exist, except that `column` itself may be replaced.
+        model (`Compressor`, `str` or `Path`, *optional*): A compressor, or its folder or Hub id; the packaged model by
+            default. It is loaded here and sent to the actors: other machines need neither the folder nor a network.
+        concurrency (`int` or `(int, int)`, *optional*): Number of actors, or the least and the most; by default one
+            per free CPU. Leave a CPU for reading and writing.
+        batch_size (`int`): Rows per batch of an actor.
+        **options: As in `Compressor.compress`: `rate`, `target_tokens`, `quality`, `protect` and so on. Each row has
+            its own budget.
 
     Returns:
         `ray.data.Dataset`: The rows with four more columns, in Ray's order.
 
     Raises:
         `ValueError`: If a column is missing or would be overwritten, or options exclude each other.
-        `TypeError`: If this is no Ray data set, or a column holds no strings. Rows without a text are found by the actors.
+        `TypeError`: If `ds` is no Ray data set, or a column does not hold strings. Rows without a text are only found
+            by the actors.
         [`tokforget.optional.MissingPackage`]: If Ray Data is not installed.
 
     >>> compress_ray_dataset(ray.data.read_parquet("articles"), "article", rate=0.3, concurrency=8)  # doctest: +SKIP
@@ -108,7 +109,7 @@ def compress_ray_dataset(
     check_each_row_alone(options)
     function = compress_column(model, column, question_column, output_column, **options)
     schema = ds.schema()
-    if schema is not None:  # that of no rows at all is not known
+    if schema is not None:  # the schema of an empty data set is unknown
         function.check_columns(schema.names)
         for name, kind in zip(schema.names, schema.types):
             if name in (column, question_column) and isinstance(kind, pa.DataType):

@@ -1,9 +1,9 @@
 """
 A column of texts in a Spark data frame: `pip install tokforget[spark]`.
 
-Each Python process of an executor holds one compressor. What it writes of a row depends on that row alone, and it writes nothing
-elsewhere: a task that Spark runs again, or twice at once, has the same result. `PYSPARK_PYTHON` must name a Python that has
-tokforget.
+Each Python process of an executor holds one compressor. The result for a row depends only on that row, and a task has
+no other effects. Therefore a task that Spark runs again, or twice at once, has the same result. `PYSPARK_PYTHON` must
+name a Python in which tokforget is installed.
 """
 
 import pickle
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=2)  # a pipeline may compress two columns in turn
 def _loaded(function: bytes) -> ColumnCompressor:
-    """What was pickled, loaded once in this process: Spark hands it to every task, and keeps its Python processes."""
+    """Unpickle the function once per process: Spark passes it to every task and reuses its Python processes."""
     return pickle.loads(function)
 
 
 class _Partition:
     """
-    The function of `mapInArrow`: the batches of a partition, each with the columns that are added. `function` is a pickled
+    The function for `mapInArrow`: adds the columns to each batch of a partition. `function` is a pickled
     `ColumnCompressor`.
     """
 
@@ -63,29 +63,31 @@ def compress_spark_dataframe(
     **options,
 ) -> "DataFrame":
     """
-    Compress a column of a Spark data frame, as [`tokforget.integrations.huggingface.compress_column`] does for `datasets.map`:
-    row by row with the same result. It is a narrow transformation, by `mapInArrow`, so that the other columns keep their
-    values to the bit; as many tasks run at once as Spark has cores and the frame has partitions.
+    Compress a column of a Spark data frame, row by row, with the same result as
+    [`tokforget.integrations.huggingface.compress_column`] for `datasets.map`. It is a narrow transformation by
+    `mapInArrow`; the other columns are not changed. The number of concurrent tasks depends on Spark's cores and the
+    partitions of the frame.
 
     Args:
-        df (`pyspark.sql.DataFrame`): Of any source.
-        column (`str`): Where the texts are.
-        question_column (`str`, *optional*): Where the question of each text is, for a model that takes questions; a row may
-            have none.
-        output_column (`str`): Where the compressed text goes; `original_tokens`, `compressed_tokens` and `compression_rate`
-            stand beside it. A column that is there already is refused, but for `column` itself, whose texts are then replaced.
-        model (`Compressor`, `str` or `Path`, *optional*): Or the folder or Hub id of one; the packaged model without. It is read
-            here and sent along: executors need neither the folder nor a network.
-        batch_size (`int`): Rows that a task compresses at once.
-        **options: As in `Compressor.compress`: `rate`, `target_tokens`, `quality`, `protect` and so on; each row has a budget of
-            its own.
+        df (`pyspark.sql.DataFrame`): Any data frame.
+        column (`str`): Column of the texts.
+        question_column (`str`, *optional*): Column of the questions, for a model that takes questions; a row may have
+            none.
+        output_column (`str`): Column for the compressed text; `original_tokens`, `compressed_tokens` and
+            `compression_rate` are added, too. None of them may exist, except that `column` itself may be replaced.
+        model (`Compressor`, `str` or `Path`, *optional*): A compressor, or its folder or Hub id; the packaged model by
+            default. It is loaded here and sent to the executors, which need neither the folder nor a network.
+        batch_size (`int`): Rows per batch of a task.
+        **options: As in `Compressor.compress`: `rate`, `target_tokens`, `quality`, `protect` and so on. Each row has
+            its own budget.
 
     Returns:
         `pyspark.sql.DataFrame`: The rows with four more columns: a string, two `bigint` and a `double`.
 
     Raises:
         `ValueError`: If a column is missing or would be overwritten, or options exclude each other.
-        `TypeError`: If this is no data frame, or a column holds no strings. Rows without a text are found by the tasks.
+        `TypeError`: If `df` is no data frame, or a column does not hold strings. Rows without a text are only found by
+            the tasks.
         [`tokforget.optional.MissingPackage`]: If PySpark or PyArrow is not installed.
 
     >>> compress_spark_dataframe(spark.read.parquet("articles"), "article", rate=0.3)  # doctest: +SKIP
@@ -107,12 +109,15 @@ def compress_spark_dataframe(
             check_text_column(field.name, isinstance(field.dataType, StringType), field.dataType.simpleString())
     kinds = {name: DoubleType() if name == "compression_rate" else LongType() for name in COLUMNS[1:]}
     added = [StructField(name, kinds.get(name, StringType())) for name in function.added if name not in df.columns]
-    # Spark's own pickle takes functions that no module holds, such as a lambda in `count_tokens`.
+    # Spark's own pickle supports functions that are in no module, such as a lambda in `count_tokens`.
     return df.mapInArrow(_Partition(cloudpickle.dumps(function), batch_size), StructType([*df.schema.fields, *added]))
 
 
 def _as_spark_reads(df: "DataFrame", added: tuple[str, ...]) -> list[str]:
-    """The names of its columns; one that Spark does not tell from a column that is added, by case alone, has that one's name."""
+    """
+    The names of the columns. Spark may ignore case; a name that then equals an added column's is replaced by that
+    name.
+    """
     if df.sparkSession.conf.get("spark.sql.caseSensitive") == "true":
         return df.columns
     same = {name.lower(): name for name in added}

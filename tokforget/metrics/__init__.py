@@ -1,11 +1,11 @@
-"""Metric modules for `evaluate`, one folder each: a script, thin over tokforget's scoring, and its card."""
+"""Metric modules for `evaluate`, one folder each: a short script over tokforget's scoring functions, and its card."""
 
 from pathlib import Path
 
 
 def metric_path(name: str) -> str:
     """
-    The folder of a metric, for `evaluate.load`; in a checkout and in an installed package alike.
+    The folder of a metric, for `evaluate.load`. Raises `ValueError` for an unknown name.
 
     >>> metric_path("rouge").endswith("rouge")
     True

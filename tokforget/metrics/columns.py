@@ -1,6 +1,6 @@
 """
-What the metric modules share: the columns they read, each with one meaning in all of them. A caller brings those there
-are; `evaluate` itself knows only columns that must all be given.
+The base of the metric modules: the columns that they read. A column has the same meaning in all metrics. A caller may
+give any subset of a metric's columns, where `evaluate` itself requires all of them.
 """
 
 import math
@@ -25,8 +25,8 @@ COLUMNS = {
     "input_ids": (_IDS, "token ids of the original texts"),
     "restored_ids": (_IDS, "token ids of the restored texts, position by position"),
     "keep_mask": (_IDS, "1 for a kept token, 0 for a dropped one"),
-    "attention_mask": (_IDS, "1 for a token, 0 for padding; without it all are tokens"),
-    "token_nll": (List(_BITS), "bits of every token, `-log2 p`; those of kept tokens are not read"),
+    "attention_mask": (_IDS, "1 for a token, 0 for padding; without it there is no padding"),
+    "token_nll": (List(_BITS), "bits of every token, `-log2 p`; those of kept tokens are ignored"),
     "bits": (_BITS, "bits of all dropped tokens of a text"),
     "num_dropped": (Value("int64"), "dropped tokens of a text"),
     "num_tokens": (Value("int64"), "tokens of a text"),
@@ -43,7 +43,7 @@ COLUMNS = {
     "prompt_full": (_TEXT, "prompts with the full passage"),
     "prompt_compressed": (_TEXT, "the same prompts with the compressed passage"),
     "prompt_none": (_TEXT, "the same prompts without passage"),
-    "target": (_TEXT, "what is to be said after a prompt"),
+    "target": (_TEXT, "the correct continuation of a prompt"),
     "passage": (_TEXT, "name of the passage that a target is about"),
     "prompts": (List(_TEXT), "prompts of a growing transcript as they were sent, turn after turn"),
     "prompt_ids": (List(_IDS), "token ids of the same prompts"),
@@ -51,28 +51,28 @@ COLUMNS = {
 OPTIONS = {
     "tokenizer": "name, folder or object of a tokenizer",
     "model": "name, folder or object of a causal language model",
-    "seed": "of the draws of an interval",
-    "batch_size": "texts per forward of the model",
+    "seed": "seed of the bootstrap interval",
+    "batch_size": "texts per forward pass of the model",
     "rouge_types": "which of rouge1 .. rouge9, rougeL and rougeLsum",
-    "use_aggregator": "the mean over texts if true, a list with a value per text if not",
-    "use_stemmer": "Porter's stemmer for English before words are compared",
+    "use_aggregator": "whether to return the mean over texts or a list with one value per text",
+    "use_stemmer": "whether to apply Porter's stemmer for English before words are compared",
     "statistic": '"fmeasure", "precision", "recall", or "all" three under keys of their own',
-    "input_price": "of a million tokens that no cache is asked for",
-    "cached_read_price": "of a million tokens that are read from the cache",
-    "cache_write_price": "of a million tokens that are written to the cache",
+    "input_price": "price of a million tokens outside the cache",
+    "cached_read_price": "price of a million tokens read from the cache",
+    "cache_write_price": "price of a million tokens written to the cache",
     "min_cached_tokens": "shorter prompts and shorter prefixes are not cached",
-    "block_tokens": "cached prefixes are multiples of so many tokens",
+    "block_tokens": "length of a cached prefix in tokens is a multiple of this",
     "tokenize": "function from a text to its words, instead of the English default",
 }
 
 
 class ColumnMetric(evaluate.Metric):
     """
-    A metric that computes what the given columns allow. A subclass names `inputs`, `options`, `summary` and, where one is
-    due, `source`, and defines `_compute` with them as optional arguments.
+    A metric that computes what the given columns allow. A subclass sets `inputs`, `options`, `summary` and, if it has
+    a reference, `source`. It defines `_compute` with the inputs and options as optional arguments.
 
-    A column or option of another of these modules is passed over, so that `evaluate.combine` can hand all of them the same
-    arguments; an unknown one is an error.
+    Columns and options of the other metrics are ignored, so that `evaluate.combine` can pass the same arguments to all
+    metrics. Unknown names are an error.
     """
 
     inputs: tuple[str, ...]
@@ -94,19 +94,22 @@ class ColumnMetric(evaluate.Metric):
         return Features({name: COLUMNS[name][0] for name in names})
 
     def add(self, *, prediction=None, reference=None, **columns) -> None:
-        """Add one text; `prediction` and `reference` in the singular, the other columns by their names."""
+        """Add one text. `prediction` and `reference` are singular; the other columns keep their names."""
         columns = {"predictions": prediction, "references": reference} | columns
         self.add_batch(**{name: [value] for name, value in columns.items() if value is not None})
 
     def add_batch(self, *, predictions=None, references=None, **columns) -> None:
-        """Add texts: the same columns in every batch, as many rows in each."""
+        """
+        Add texts. Every batch must give the same columns, and all columns of a batch the same number of rows;
+        otherwise `ValueError` is raised.
+        """
         columns |= {"predictions": predictions, "references": references}
         self._check_names(columns)
-        # In one order, whatever the caller's: the files of two processes are read as one.
+        # In a fixed order, because the files of several processes are read as one.
         given = {name: columns[name] for name in self.inputs if columns.get(name) is not None}
         self._check_rows(given)
         if self.writer is None:
-            # From here on `evaluate` takes the given columns for all there are.
+            # From here on `evaluate` requires exactly the columns of the first batch.
             self.info.features = self._features(list(given))
         elif set(given) != set(self.info.features):
             raise ValueError(
@@ -116,7 +119,12 @@ class ColumnMetric(evaluate.Metric):
         super().add_batch(**given)
 
     def compute(self, *, predictions=None, references=None, **arguments) -> dict | None:
-        """Compute over the texts added before and those given here; `None` but in process 0."""
+        """
+        Compute the metric over the texts added before and those given here; `None` in all processes but process 0.
+
+        Raises:
+            `ValueError`: If no text or none of the metric's columns was given, or a name is unknown.
+        """
         arguments |= {"predictions": predictions, "references": references}
         self._check_names(arguments)
         given = {name: arguments[name] for name in self.inputs if arguments.get(name) is not None}
@@ -133,7 +141,10 @@ class ColumnMetric(evaluate.Metric):
             self.info.features = self._features(self.inputs)
 
     def _discard(self) -> None:
-        """`evaluate` leaves the files of a failed computation locked, and the next one would wait for them."""
+        """
+        Release the files of a failed computation: `evaluate` leaves them locked, and the next call would wait for
+            them.
+        """
         self.data = None
         for lock, path in zip(self.filelocks or [], self.file_paths or []):
             Path(path).unlink(missing_ok=True)
@@ -163,13 +174,13 @@ class ColumnMetric(evaluate.Metric):
 
 # -- checks of what was collected --------------------------------------------------------------------------------------
 def missing(metric: evaluate.Metric, *choices: Sequence[str]) -> ValueError:
-    """The error of a metric whose columns do not suffice for any of its results."""
+    """The error for columns that are not sufficient for any result of the metric."""
     ways = "; or ".join(" and ".join(f"`{name}`" for name in names) for names in choices)
     return ValueError(f"The metric {metric.name!r} cannot be computed from {list(metric.info.features)}. Give {ways}.")
 
 
 def check_lengths(**columns: Sequence[Sequence] | None) -> None:
-    """Each text must have as many values in every column that is not `None`."""
+    """Raise `ValueError` unless each text has the same number of values in every column that is not `None`."""
     given = {name: rows for name, rows in columns.items() if rows is not None}
     for place, rows in enumerate(zip(*given.values())):
         lengths = dict(zip(given, map(len, rows)))
@@ -178,7 +189,9 @@ def check_lengths(**columns: Sequence[Sequence] | None) -> None:
 
 
 def without_padding(attention_mask: Sequence[Sequence[int]] | None, **columns: Sequence[Sequence]) -> list[list[list]]:
-    """The columns, each text without the places where `attention_mask` is 0; lengths and mask values are checked."""
+    """Remove from each text the positions where `attention_mask` is 0. Raises `ValueError` for unequal lengths or
+    values
+    other than 0 and 1."""
     check_lengths(attention_mask=attention_mask, **columns)
     for name, masks in {"keep_mask": columns.get("keep_mask"), "attention_mask": attention_mask}.items():
         found = set().union(*map(set, masks or [])) - {0, 1}
@@ -200,10 +213,11 @@ def prompt_rows(
     as_bytes: bool = False,
 ) -> list[list[np.ndarray]]:
     """
-    The prompts of each transcript as rows of numbers: token ids, or with `as_bytes` and without a tokenizer UTF-8 bytes.
+    The prompts of each transcript as rows of numbers: token ids, or UTF-8 bytes if `as_bytes` is set and there is no
+    tokenizer.
 
     Raises:
-        `ValueError`: If both columns were given or none, or a tokenizer is needed.
+        `ValueError`: If both columns or none were given, or a tokenizer is missing.
     """
     if (prompts is None) == (prompt_ids is None):
         if prompts is not None:
@@ -222,7 +236,7 @@ def prompt_rows(
 
 
 def count_kept(keep_mask: Sequence[Sequence[int]]) -> tuple[int, int]:
-    """Kept tokens and tokens of all texts."""
+    """Number of kept tokens and of all tokens, over all texts. Raises `ValueError` if there is no token."""
     kept, tokens = sum(map(sum, keep_mask)), sum(map(len, keep_mask))
     if tokens == 0:
         raise ValueError("The texts have no token at all.")
@@ -238,7 +252,7 @@ def check_counts(num_dropped: Sequence[int], num_tokens: Sequence[int]) -> None:
 
 
 def check_bits(bits: Sequence[float]) -> None:
-    """`-log2 p` is finite and not negative, but for rounding."""
+    """Raise `ValueError` unless all bits `-log2 p` are finite and, except for rounding, not negative."""
     for place, value in enumerate(bits):
         if not -1e-3 <= value < math.inf:
             raise ValueError(f"Bits must be `-log2 p` in [0, inf), got {value} at place {place}.")

@@ -1,1 +1,1 @@
-"""The two networks, what they are read from and saved to, and what a keep mask costs under them."""
+"""The two networks, their folders, and the cost of a keep mask under a reconstructor."""

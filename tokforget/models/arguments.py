@@ -1,6 +1,6 @@
 """Arguments that say which reconstructor and policy to start from.
 
-No `from __future__ import annotations` here: the host's parser reads the annotations as types."""
+No `from __future__ import annotations` here: Transformers' parser reads the annotations as types."""
 
 from dataclasses import dataclass, field
 
@@ -13,8 +13,8 @@ class BaseModelArguments:
 
     reconstructor_name_or_path: str = field(
         metadata={
-            "help": "Causal language model (Hub id or folder), a folder with a LoRA adapter to go on from, or `embedded` for "
-            "the small GPT-2 that the package carries."
+            "help": "Causal language model (Hub id or folder), a folder with a LoRA adapter to train further, or `embedded` "
+            "for the packaged small GPT-2."
         }
     )
     reconstructor_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
@@ -29,8 +29,8 @@ class BaseModelArguments:
     lora_target_modules: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Layers that the adapter changes, by the last parts of their names, as `q_proj v_proj`; every linear layer but the "
-            "output head by default."
+            "help": "Layers that the adapter changes, by the last part of their names, such as `q_proj v_proj`; by default every "
+            "linear layer except the output head."
         },
     )
 
@@ -48,8 +48,8 @@ class ModelArguments(BaseModelArguments):
     policy_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "Trained model (folder or Hub id) whose policy to go on from, over the same vocabulary. Its shape is taken, "
-            "its count tables are fitted anew on this run's texts; a fresh policy by default."
+            "help": "Trained model (folder or Hub id) with the same vocabulary, whose policy is trained further. It keeps its "
+            "shape; its count tables are fitted again on this run's texts. By default a new policy."
         },
     )
     policy_hidden_size: int = field(default=128, metadata={"help": "Width of the policy's trunk."})
@@ -58,7 +58,7 @@ class ModelArguments(BaseModelArguments):
     )
     ngram_buckets: int = field(
         default=2**18,
-        metadata={"help": "Size of the policy's hashed count tables, a power of two; 0 leaves them out."},
+        metadata={"help": "Size of the policy's hashed count tables, a power of two; 0 for none."},
     )
 
     def __post_init__(self):

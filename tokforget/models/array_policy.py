@@ -1,8 +1,8 @@
 """
-The policy's plan in NumPy: what compressing needs of [`tokforget.models.policy`], without torch.
+The policy's plan in NumPy: the part of [`tokforget.models.policy`] that compressing needs, without torch.
 
-The arithmetic is that of `KeepMaskPolicy.first_plan` in float32, operation for operation where it is cheap, regrouped where that
-saves a pass over memory. The logits differ from torch's by roundings, of some 1e-6.
+The arithmetic is that of `KeepMaskPolicy.first_plan` in float32. Some operations are regrouped to save passes over
+memory. The logits differ from torch's by rounding errors of about 1e-6.
 """
 
 import math
@@ -14,27 +14,29 @@ from safetensors import deserialize
 from tokforget.models.word_features import BUCKETS, NUM_FEATURES, Rarity
 
 
-# Absolute discounting and the scales of the features: those of `tokforget.models.ngrams`, which says where they come from.
+# Absolute discounting and the scales of the features, as in `tokforget.models.ngrams`, which names their sources.
 _DISCOUNT, _LOG_STEPS, _FEATURE_SCALE, _NGRAM_FEATURES = 0.75, 16.0, 8.0, 11
 _NORM_EPS = 1e-5
 _GELU_SLOPE, _GELU_CUBE = (2 / math.pi) ** 0.5, 0.044715
-# Places of windows that pass through the trunk together: few enough for all their buffers to stay in a core's own cache.
+# Places of the windows that pass through the trunk together: few enough that all buffers fit in a core's cache.
 _PLACES = 512
-# Windows are padded to a multiple of this. So many places of a row go through an operation side by side: NumPy's loop over the channels
-# of a single one is so short that it takes five times as long.
+# Windows are padded to a multiple of this. An operation handles this many places at once, because NumPy's loop over
+# the channels of a single place is so short that it takes five times as long.
 TOGETHER = 4
-# What of a model's config makes a policy.
+# Fields of a model's config that describe the policy.
 _FIELDS = ("vocab_size", "base_hidden_size", "hidden_size", "dilations", "kernel_size", "head_size",
            "ngram_buckets", "unit", "word_features")  # fmt: skip
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "u1"}
-# erf on [-4, 4] as a ratio of polynomials in x^2, the lowest power first: that of Eigen (MPL-2.0), within 3e-7.
+# erf on [-4, 4] as a ratio of polynomials in x^2, lowest power first; from Eigen (MPL-2.0), with an error below 3e-7.
 _ERF_OVER = (-1.60960333262415e-02, -2.95459980854025e-03, -7.34990630326855e-04, -5.69250639462346e-05, -2.10102402082508e-06,
              2.77068142495902e-08, -2.72614225801306e-10)  # fmt: skip
 _ERF_UNDER = (-1.42647390514189e-02, -7.37332916720468e-03, -1.68282697438203e-03, -2.13374055278905e-04, -1.45660718464996e-05)  # fmt: skip
 
 
 def policy_shapes(config: dict) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a policy's weights, as `KeepMaskPolicy(...).state_dict()` has them, from its checked config."""
+    """
+    Names and shapes of a policy's weights, from its checked config; the same as in `KeepMaskPolicy(...).state_dict()`.
+    """
     vocab, base, hidden, head = (
         config[name] for name in ("vocab_size", "base_hidden_size", "hidden_size", "head_size")
     )
@@ -65,7 +67,12 @@ def _norm(name: str, size: int) -> dict[str, tuple[int, ...]]:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file; bfloat16, which NumPy lacks, as float32."""
+    """
+    The tensors of a safetensors file. NumPy has no bfloat16; such tensors become float32.
+
+    Raises:
+        `ValueError`: If a tensor has a type that no policy's weights have.
+    """
     arrays = {}
     for name, view in deserialize(path.read_bytes()):
         if view["dtype"] == "BF16":
@@ -81,11 +88,11 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 class ArrayPolicy:
     """
-    A trained policy that gives its first plan, and nothing else: it neither samples nor learns.
+    A trained policy for inference. It computes the first plan; it can neither sample masks nor be trained.
 
     Args:
-        config (`dict`): The model's config, checked.
-        weights (`dict[str, np.ndarray]`): As [`policy_shapes`] says, of any floating type; computed with in float32.
+        config (`dict`): The model's checked config.
+        weights (`dict[str, np.ndarray]`): Arrays of [`policy_shapes`] in any floating type; computation is in float32.
     """
 
     backend = "numpy"
@@ -105,7 +112,7 @@ class ArrayPolicy:
         self.__init__(**state)
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """The weights by name, as a module of torch gives them."""
+        """The weights by name, as a torch module returns them."""
         return dict(self.weights)
 
     def rarity(self) -> Rarity:
@@ -113,7 +120,7 @@ class ArrayPolicy:
         return Rarity(self.weights["words.pieces"], float(self.weights["words.total"]))
 
     def _prepare(self) -> None:
-        """What the arithmetic needs of the weights, brought into the order that it reads them in."""
+        """Prepare the weights in the memory layout in which they are read."""
         if self.config["ngram_buckets"]:
             self.counts = np.rint(np.exp2(np.arange(256, dtype=np.float32) / np.float32(_LOG_STEPS)) - 1)
             self.smoothed = np.float32(int(self.weights["ngrams.total"]) + self.config["vocab_size"])
@@ -136,12 +143,12 @@ class ArrayPolicy:
         self.blocks = []
         for number, dilation in enumerate(config["dilations"]):
             name = f"blocks.{number}"
-            # gelu(x) = x (1 + tanh u) / 2: the half is taken into the weights behind it.
+            # gelu(x) = x (1 + tanh u) / 2: the factor 1/2 is merged into the weights of the next layer.
             self.blocks.append((dilation, tiled(real(f"{name}.norm.weight")), tiled(real(f"{name}.norm.bias")), tiled(real(f"{name}.taps")),
                                 transposed(f"{name}.expand"), real(f"{name}.expand.bias"),
                                 transposed(f"{name}.contract") * np.float32(0.5), tiled(real(f"{name}.contract.bias"))))  # fmt: skip
         self.norm = tiled(real("norm.weight")), tiled(real("norm.bias"))
-        # Before anything is decided the state is "the whole text is still to come", a constant.
+        # Before the first decision the state is a constant: the whole text is undecided.
         self.head = transposed("to_head"), tiled(real("to_head.bias") + real("from_state.weight")[:, -1])
         self.to_logit = transposed("to_logit") * np.float32(0.5), real("to_logit.bias")
         if self.num_features:
@@ -153,12 +160,14 @@ class ArrayPolicy:
         self, input_ids: np.ndarray, valid: np.ndarray, rates: np.ndarray, features: np.ndarray | None = None
     ) -> np.ndarray:
         """
-        Logits of every token before anything is decided, not bounded.
+        Unbounded logits of all tokens before the first decision.
 
         Args:
-            input_ids (`np.ndarray` of shape `(batch_size, num_tokens)`), valid (bool, of the same shape), rates
-            (`np.ndarray` of shape `(batch_size,)`), features (`np.ndarray` of shape `(batch_size, num_tokens,
-            NUM_FEATURES)`, *optional*): As for `KeepMaskPolicy.first_plan`.
+            input_ids (`np.ndarray` of shape `(batch_size, num_tokens)`): Token ids, padded on the right.
+            valid (`np.ndarray` of shape `(batch_size, num_tokens)`): bool, False for padding.
+            rates (`np.ndarray` of shape `(batch_size,)`): Requested rates.
+            features (`np.ndarray` of shape `(batch_size, num_tokens, NUM_FEATURES)`, *optional*): As for
+                `KeepMaskPolicy.first_plan`.
 
         Returns:
             `np.ndarray` of shape `(batch_size, num_tokens)`: float32.
@@ -187,8 +196,8 @@ class ArrayPolicy:
         self, input_ids: np.ndarray, valid: np.ndarray, rates: np.ndarray, features: np.ndarray | None
     ) -> np.ndarray:
         """
-        What the trunk reads beside the table's rows, `(num_places, num_features + 11 + 2)` in float32: the features of the words,
-        those of the counts (none of either in a policy without), the logit of the rate, and a 1 that carries the bias.
+        Inputs of the trunk besides the table's rows, `(num_places, num_features + 11 + 2)` in float32: the word
+        features and the count features (if the policy has them), the logit of the rate, and a constant 1 for the bias.
         """
         rows, width = input_ids.shape
         num_places, first = rows * width, self.num_features
@@ -204,7 +213,7 @@ class ArrayPolicy:
         return extra
 
     def _head(self, hidden: np.ndarray) -> np.ndarray:
-        """What the trunk says, `(num_places,)`."""
+        """Logits from the trunk's output, `(num_places,)`."""
         normed = np.empty_like(hidden)
         _normalise(hidden, normed)
         together = _together(normed)
@@ -216,7 +225,7 @@ class ArrayPolicy:
         return (_twice_gelu(head, np.empty_like(head)) @ self.to_logit[0])[:, 0] + self.to_logit[1]
 
     def _direct(self, extra: np.ndarray) -> np.ndarray:
-        """What the features say past the trunk, `(num_places,)`; its GELU is the exact one."""
+        """Logits that come directly from the features, `(num_places,)`; with the exact GELU."""
         first, second, bias = self.direct
         told = np.concatenate([extra[:, : self.num_features], extra[:, -2:]], 1)
         inner = told @ first
@@ -229,7 +238,7 @@ class ArrayPolicy:
         self, hidden: np.ndarray, padding: np.ndarray | None, work: "_Workspace", dilation: int, scale: np.ndarray,
         shift: np.ndarray, taps: np.ndarray, expand: np.ndarray, expand_bias: np.ndarray, contract: np.ndarray, contract_bias: np.ndarray,
     ) -> None:  # fmt: skip
-        """One block, added to the residual stream `hidden` `(rows, width, hidden_size)`."""
+        """Apply one block and add its output to the residual stream `hidden` `(rows, width, hidden_size)`."""
         rows, width, size = hidden.shape
         reach = dilation * self.reach
         padded = work.padded[:rows, : width + 2 * reach]
@@ -259,7 +268,7 @@ class ArrayPolicy:
 
     # -- counts --------------------------------------------------------------------------------------------------------
     def _ngram_features(self, input_ids: np.ndarray, valid: np.ndarray, out: np.ndarray) -> None:
-        """As `NgramTables.forward` of a table in evaluation mode; `out` is `(batch_size * num_tokens, 11)`."""
+        """As `NgramTables.forward` in evaluation mode; writes to `out` `(batch_size * num_tokens, 11)`."""
         rows, width = input_ids.shape
         vocab = self.config["vocab_size"]
         ids = np.where(valid, input_ids, 0)
@@ -303,7 +312,7 @@ class ArrayPolicy:
 
 
 def _stored_as(name: str) -> type:
-    """Types of the weights, those of `KeepMaskPolicy`."""
+    """Type of a weight, as in `KeepMaskPolicy`."""
     if name == "tokens.table":
         return np.float16
     if name.endswith(".total"):
@@ -312,7 +321,7 @@ def _stored_as(name: str) -> type:
 
 
 class _Workspace:
-    """Buffers that all blocks of a pass share: fresh memory would have to be mapped by the system again and again."""
+    """Buffers that all blocks of a pass share, because the system maps newly allocated memory again each time."""
 
     def __init__(self, rows: int, width: int, size: int, reach: int):
         def empty(*shape: int) -> np.ndarray:
@@ -327,7 +336,9 @@ class _Workspace:
 
 
 def _normalise(hidden: np.ndarray, out: np.ndarray) -> None:
-    """`hidden` `(..., size)` with mean 0 and variance 1 over its last dimension."""
+    """
+    Write to `out` the values of `hidden` `(..., size)` normalised to mean 0 and variance 1 over the last dimension.
+    """
     size = hidden.shape[-1]
     mean = hidden @ np.full(size, 1 / size, dtype=np.float32)
     np.subtract(hidden, mean[..., None], out=out)
@@ -340,12 +351,12 @@ def _normalise(hidden: np.ndarray, out: np.ndarray) -> None:
 
 
 def _together(values: np.ndarray) -> np.ndarray:
-    """A view of `values` `(num_places, size)`, [`TOGETHER`] places in a row."""
+    """A view of `values` `(num_places, size)` with [`TOGETHER`] places per row."""
     return values.reshape(-1, TOGETHER * values.shape[-1])
 
 
 def _twice_gelu(x: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """Two times the tanh form of GELU, `x (1 + tanh u)`, into `out`."""
+    """Write twice the tanh form of GELU, `x (1 + tanh u)`, to `out`."""
     np.multiply(x, x, out=out)
     out *= np.float32(_GELU_SLOPE * _GELU_CUBE)
     out += np.float32(_GELU_SLOPE)
@@ -374,7 +385,7 @@ def _polynomial(x: np.ndarray, factors: tuple[float, ...]) -> np.ndarray:
 
 
 def _moved(values: np.ndarray, places: int) -> np.ndarray:
-    """Each row moved to the right (to the left if negative), zeros moved in."""
+    """Shift each row by `places` to the right (to the left if negative), and fill with zeros."""
     moved = np.zeros_like(values)
     if places > 0:
         moved[:, places:] = values[:, :-places]
@@ -391,18 +402,19 @@ def _conditional(joint: np.ndarray, context: np.ndarray, backoff: np.ndarray) ->
 
 def _occurrences(keys: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
-    How often the key of each valid place stands earlier in its row, how often later, and the distance to the last one (0 if there
-    is none), each `(batch_size, num_tokens)`.
+    For the key of each valid place: how often it occurs earlier in its row, how often later, and the distance to its
+    last earlier occurrence (0 if there is none), each `(batch_size, num_tokens)`.
     """
     rows, width = keys.shape
     positions, bits = np.arange(width), width.bit_length()
-    # Keys below 2**48; one of its own for each place of padding. With the place behind it every number is another one.
+    # Keys are below 2**48, and each place of padding gets a key of its own. With the place appended, all numbers
+    # differ.
     ordered = np.sort((np.where(valid, keys, (1 << 48) + positions) << bits) | positions, axis=1)
     order = ordered & ((1 << bits) - 1)
     ordered >>= bits
     starts = np.ones((rows, width), dtype=bool)
     starts[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    first = np.flatnonzero(starts)  # of each run, in one row of all places; a row begins a run
+    first = np.flatnonzero(starts)  # first place of each run of equal keys; every row begins a new run
     run = np.cumsum(starts.ravel()) - 1
     place = np.arange(rows * width)
     sizes = np.diff(first, append=rows * width)

@@ -1,11 +1,10 @@
 """
-Cross-entropy through a frozen output head without the `(tokens, vocabulary)` logits ever lying in memory as a whole.
+Cross-entropy through a frozen output head, without the whole `(tokens, vocabulary)` logits in memory.
 
-The gradient with respect to the hidden states is known as soon as the logits are, so it is computed with them, chunk by
-chunk, and the backward pass is one product by a scalar per token. On CPUs, where the logits of a GPT-2 vocabulary are
-mostly memory traffic, this halves the time of the head (LOG.md); the idea is that of fused linear cross-entropy kernels
-(Hsu et al. 2024, arXiv 2410.10989). Differs: the head is frozen, so its own gradient is left out, and the most likely
-token comes out as well.
+The gradient with respect to the hidden states is computed together with the logits, chunk by chunk, so that the
+backward pass is one product by a scalar per token. On CPUs the logits of a GPT-2 vocabulary are mostly memory traffic,
+and this halves the time of the head (LOG.md). Source: fused linear cross-entropy kernels (Hsu et al. 2024, arXiv
+2410.10989). Differs: the head is frozen, so its own gradient is not computed; the most likely token is returned, too.
 """
 
 import torch
@@ -13,7 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 
-# What stays in a CPU's caches; a GPU wants products large enough to fill it (4,096 by GPT-2's vocabulary: 0.8 GB).
+# Tokens per chunk. A CPU needs chunks that fit its caches; a GPU needs large products (4,096 by GPT-2's vocabulary:
+# 0.8 GB).
 _CHUNK_TOKENS = {"cpu": 128, "cuda": 4096}
 
 
@@ -21,7 +21,7 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor):
         device = hidden.device.type
-        if torch.is_autocast_enabled(device):  # cast once, instead of with every product
+        if torch.is_autocast_enabled(device):  # cast once instead of in every product
             hidden = hidden.to(torch.get_autocast_dtype(device))
         weight, size = weight.to(hidden.dtype), _CHUNK_TOKENS.get(device, _CHUNK_TOKENS["cpu"])
         nll = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
@@ -51,9 +51,11 @@ def frozen_head_cross_entropy(
     hidden: torch.Tensor, head: nn.Linear, target: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
+    Cross-entropy of the head's logits.
+
     Args:
-        hidden (`torch.FloatTensor` of shape `(tokens, hidden_size)`): What the head is applied to.
-        head (`nn.Linear`): Without bias, frozen; see [`is_plain_head`].
+        hidden (`torch.FloatTensor` of shape `(tokens, hidden_size)`): Inputs of the head.
+        head (`nn.Linear`): A frozen head without bias; see [`is_plain_head`].
         target (`torch.LongTensor` of shape `(tokens,)`): The true tokens.
 
     Returns:
@@ -63,7 +65,7 @@ def frozen_head_cross_entropy(
 
 
 def dense_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same from whole logits `(tokens, V)`, for heads that are not plain."""
+    """As [`frozen_head_cross_entropy`], from complete logits `(tokens, V)`, for heads that are not plain."""
     logits = logits.float()
     return F.cross_entropy(logits, target, reduction="none"), logits.detach().argmax(-1)
 

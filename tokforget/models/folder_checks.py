@@ -1,6 +1,6 @@
 """
-What a folder from elsewhere may hold. Everything is checked against the files' own sizes before memory is taken for it, and
-whatever is wrong is a `ValueError` in one line. Reads JSON and safetensors headers, nothing else.
+Checks of folders from untrusted sources. Every claim of a file is checked against the file's size before memory is
+allocated. Every fault is a `ValueError` of one line. These checks read only JSON and the headers of safetensors files.
 """
 
 import json
@@ -10,12 +10,15 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from tokforget.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, TOKENIZER, WEIGHTS
 
-# The largest seen in use: a tokenizer of 33 MB (256,000 tokens), a header of 1 MB, a trainer's log of some megabytes.
+
+# Limits in bytes. The largest files in use: a tokenizer of 33 MB (256,000 tokens), a header of 1 MB, a log of some
+# megabytes.
 _JSON_BYTES, _TOKENIZER_BYTES, _HEADER_BYTES = 2**26, 2**27, 2**25
-# Weights or anything else in Python's pickle format, which can run code when it is read.
+# Files in Python's pickle format, which can run code when they are read.
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
-# A trainer's own; only going on with a run reads them, see tokforget/training/checkpoints.py.
+# Pickles of a trainer; only a resumed run reads them, see tokforget/training/checkpoints.py.
 _TRAINER_FILES = {
     "optimizer.pt",
     "optimizer.bin",
@@ -24,16 +27,16 @@ _TRAINER_FILES = {
     "scaler.pt",
     "training_args.bin",
 }
-# `Llama-2` has 80 layers, GPT-2 XL 48: what no causal language model comes near.
+# Limits far above any causal language model (`Llama-2` has 80 layers, GPT-2 XL 48).
 _MOST_LAYERS = 4096
 
-# Fields of a tokforget model's config, and the range of each. Weights bound most of them once more, by their shapes.
+# Fields of a tokforget model's config, and the range of each. The shapes of the weights limit most of them further.
 _RANGES = {
     "vocab_size": (1, 2**24), "base_hidden_size": (1, 2**20), "hidden_size": (1, 2**16), "kernel_size": (1, 2**10),
     "head_size": (4, 2**16), "window": (1, 2**24), "ngram_buckets": (0, 2**40), "marker_token_id": (0, 2**24),
 }  # fmt: skip
 _DILATIONS, _DILATION = 256, 2**12
-# What makes PEFT import a module by a name that the file gives, read other files, or multiply the base model.
+# Fields that make PEFT import a module named in the file, read other files, or copy the base model.
 _ADAPTER_MUST_LACK = (
     "auto_mapping",
     "megatron_config",
@@ -47,7 +50,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def read_json(path: Path, most_bytes: int = _JSON_BYTES) -> dict:
-    """The mapping in a JSON file of bounded size."""
+    """The mapping in a JSON file. Raises `ValueError` if the file is larger than `most_bytes` or holds no mapping."""
     if not path.is_file():
         raise ValueError(f"{path} is missing.")
     if path.stat().st_size > most_bytes:
@@ -63,12 +66,13 @@ def read_json(path: Path, most_bytes: int = _JSON_BYTES) -> dict:
 
 def check_files(folder: Path, pickles: bool = False) -> None:
     """
-    `ValueError` if a file of a folder lies elsewhere by a link, or is a pickle.
+    Raise `ValueError` if a file of a folder is a link to outside or a pickle.
 
-    A folder of the Hub's cache is made of links into the `blobs` beside its `snapshots`; those may stay.
+    A folder of the Hub's cache consists of links from `snapshots` into `blobs`; these are allowed.
 
     Args:
-        pickles (`bool`): Whether pickles may lie there, unread, beside safetensors.
+        folder (`Path`): The folder.
+        pickles (`bool`): Whether pickles are allowed; they are not read.
     """
     home = folder.resolve()
     allowed = [home]
@@ -85,7 +89,12 @@ def check_files(folder: Path, pickles: bool = False) -> None:
 
 
 def check_safetensors(path: Path) -> Shapes:
-    """Names and shapes of a safetensors file whose header fits its size; no tensor is read."""
+    """
+    Names and shapes of the tensors in a safetensors file; no tensor is read.
+
+    Raises:
+        `ValueError`: If the header does not fit the size of the file.
+    """
     if not path.is_file():
         raise ValueError(f"{path} is missing.")
     size = path.stat().st_size
@@ -95,7 +104,7 @@ def check_safetensors(path: Path) -> Shapes:
         raise ValueError(f"{path} is not a whole safetensors file: a header of {header_bytes:,} bytes in {size:,}. Save "
                          "or download it again.")  # fmt: skip
     try:
-        # The library checks that the tensors fill the file: no overlap, no hole, no byte too many.
+        # The library checks that the tensors fill the file exactly, without overlaps or gaps.
         with safe_open(path, framework="np") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, OverflowError) as error:
@@ -108,8 +117,8 @@ def refuse_remote_code(path: Path, content: dict) -> None:
 
 
 def check_tokenizer_files(folder: Path) -> None:
-    """`ValueError` if a tokenizer is too large to be one or asks for remote code. Its content is its library's to check."""
-    path = folder / "tokenizer.json"
+    """Raise `ValueError` if a tokenizer is too large or asks for remote code. Its library checks the content."""
+    path = folder / TOKENIZER
     if path.is_file() and path.stat().st_size > _TOKENIZER_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size:,} bytes; a tokenizer has at most {_TOKENIZER_BYTES:,}.")
     path = folder / "tokenizer_config.json"
@@ -118,7 +127,7 @@ def check_tokenizer_files(folder: Path) -> None:
 
 
 def check_config(path: Path, model_type: str) -> dict:
-    """The config of a tokforget model, every field of it in its range."""
+    """The config of a tokforget model. Raises `ValueError` if a field is out of its range."""
     config = read_json(path)
     if config.get("model_type") != model_type:
         raise ValueError(f"{path.parent} holds a model of type {config.get('model_type')!r}, not {model_type!r}.")
@@ -148,7 +157,7 @@ def check_config(path: Path, model_type: str) -> dict:
 
 
 def check_shapes(path: Path, shapes: Shapes, expected: Shapes, owner: str = "its config.json") -> None:
-    """`ValueError` unless a file holds exactly the tensors that its `owner` expects."""
+    """Raise `ValueError` unless a file holds exactly the tensors that its `owner` expects."""
     wrong = sorted(expected.keys() ^ shapes.keys()) or sorted(n for n in expected if expected[n] != shapes[n])
     if wrong:
         raise ValueError(f"{path} does not fit {owner}; the first of {len(wrong)} misfits is {wrong[0]!r}.")
@@ -156,11 +165,13 @@ def check_shapes(path: Path, shapes: Shapes, expected: Shapes, owner: str = "its
 
 def check_adapter(folder: Path) -> Shapes:
     """
-    Names and shapes of a LoRA adapter (`adapter_config.json`, `adapter_model.safetensors`) whose config asks for no more
-    than its weights hold.
+    Names and shapes of the weights of a LoRA adapter (`adapter_config.json`, `adapter_model.safetensors`).
+
+    Raises:
+        `ValueError`: If the config asks for more than the weights hold, or for anything but LoRA.
     """
     check_files(folder)
-    path, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    path, weights = folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS
     config, shapes = read_json(path), check_safetensors(weights)
     refuse_remote_code(path, config)
 
@@ -189,13 +200,13 @@ def check_adapter(folder: Path) -> Shapes:
 
 
 def check_base_folder(folder: Path) -> Shapes:
-    """Names and shapes of all weights of a causal language model's folder: safetensors, in one file or in shards."""
+    """Names and shapes of all weights in a causal language model's folder: safetensors, in one file or in shards."""
     check_files(folder, pickles=True)
-    path = folder / "config.json"
+    path = folder / CONFIG
     config = read_json(path)
     refuse_remote_code(path, config)
     check_tokenizer_files(folder)
-    if not (folder / "model.safetensors").is_file() and not (folder / "model.safetensors.index.json").is_file():
+    if not (folder / WEIGHTS).is_file() and not (folder / "model.safetensors.index.json").is_file():
         raise ValueError(f"{folder} holds no model.safetensors; other formats of weights are not read.")
     shapes: Shapes = {}
     for shard in _shards(folder):
@@ -213,8 +224,8 @@ def _refuse_absurd_numbers(path: Path, config: dict) -> None:
 
 
 def _shards(folder: Path) -> Iterable[Path]:
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
     path = folder / "model.safetensors.index.json"
     names = read_json(path).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(n, str) and Path(n).name == n for n in names.values()):

@@ -1,8 +1,8 @@
 """
-A trained model's folder, read without Transformers: what compressing needs loads in a fraction of a second.
+Read a trained model's folder without Transformers, so that a compressor loads in a fraction of a second.
 
-    config.json, model.safetensors (the policy alone), tokenizer.json; adapter/ is for restoring
-    policy.onnx, policy.int8.onnx, where `tokforget export` wrote them, for ONNX Runtime
+    config.json, model.safetensors (only the policy), tokenizer.json; adapter/ is for restoring
+    policy.onnx, policy.int8.onnx, for ONNX Runtime, if `tokforget export` wrote them
 """
 
 import difflib
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
-from tokforget.files import write_whole
+from tokforget.files import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, TOKENIZER, WEIGHTS, write_whole
 from tokforget.models.array_policy import ArrayPolicy, policy_shapes, read_arrays
 from tokforget.models.folder_checks import (
     check_adapter,
@@ -35,20 +35,21 @@ if TYPE_CHECKING:
 
 
 MODEL_TYPE = "tokforget"
-WEIGHTS = "model.safetensors"
-ADAPTER = "adapter"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-TOKENIZER = "tokenizer.json"
 
 
-# What is passed on to the Hub's client.
+# Options of the Hub's client.
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
-# What a trained model consists of: what is downloaded of a repository, and copied beside an export.
+# The files of a trained model: those downloaded from a repository, and copied with an export.
 _PARTS = ["*.json", "*.safetensors", f"{ADAPTER}/*"]
 
 
 def local_folder(name_or_path: str | Path, graphs: bool = False, **hub_options) -> Path:
-    """A local folder as it is; a Hub id downloaded, with its graphs for ONNX Runtime if they are asked for."""
+    """
+    The local folder of a model. A Hub id is downloaded, with its ONNX graphs if `graphs` is set.
+
+    Raises:
+        `ValueError`: If the name is neither a local folder nor a tokforget model on the Hub.
+    """
     check_name(name_or_path)
     check_hub_options(hub_options)
     if Path(name_or_path).is_dir():
@@ -57,7 +58,7 @@ def local_folder(name_or_path: str | Path, graphs: bool = False, **hub_options) 
         raise ValueError(
             f"{name_or_path} is a file: pass the model's folder, which holds its config.json and weights."
         )
-    # Only here: a local path must cost no network library.
+    # Imported here, because a local path should not load a network library.
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -65,8 +66,8 @@ def local_folder(name_or_path: str | Path, graphs: bool = False, **hub_options) 
 
     wanted = [*_PARTS, *(GRAPHS.values() if graphs else ())]
     try:
-        # The config first: what is no tokforget model may hold gigabytes of weights.
-        _check_model_type(Path(hf_hub_download(str(name_or_path), "config.json", **hub_options)), name_or_path)
+        # The config first, because a repository that is no tokforget model may hold gigabytes of weights.
+        _check_model_type(Path(hf_hub_download(str(name_or_path), CONFIG, **hub_options)), name_or_path)
         return Path(snapshot_download(str(name_or_path), allow_patterns=wanted, **hub_options))
     except (HTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         near = difflib.get_close_matches(str(name_or_path).lower(), [EMBEDDED], 1, 0.8)
@@ -103,15 +104,19 @@ def _check_model_type(config: Path, name: str | Path) -> None:
 
 def check_model_folder(folder: Path, with_adapter: bool = True) -> dict:
     """
-    Raise `ValueError` unless the folder holds a tokforget model: the config's own word, weights of the shapes it says, an
-    adapter, and nothing that runs. Memory is taken for none of it yet.
+    Raise `ValueError` unless the folder holds a tokforget model: a valid config, weights of the shapes that it states,
+    an adapter, and no code. No weights are loaded yet.
+
+    Args:
+        folder (`Path`): The folder.
+        with_adapter (`bool`): Whether an adapter is required.
 
     Returns:
         `dict`: The config.
     """
-    adapter = [f"{ADAPTER}/adapter_config.json", f"{ADAPTER}/{ADAPTER_WEIGHTS}"] if with_adapter else []
-    missing = [name for name in ("config.json", WEIGHTS, *adapter) if not (folder / name).is_file()]
-    if missing == adapter and adapter and read_json(folder / "config.json").get("has_adapter") is False:
+    adapter = [f"{ADAPTER}/{ADAPTER_CONFIG}", f"{ADAPTER}/{ADAPTER_WEIGHTS}"] if with_adapter else []
+    missing = [name for name in (CONFIG, WEIGHTS, *adapter) if not (folder / name).is_file()]
+    if missing == adapter and adapter and read_json(folder / CONFIG).get("has_adapter") is False:
         raise ValueError(
             f"{folder} was trained by a reader alone: it compresses, and has no reconstructor to restore with. Compress what is to be "
             "restored with the model 'embedded', or with one that was trained with its reconstructor."
@@ -121,7 +126,7 @@ def check_model_folder(folder: Path, with_adapter: bool = True) -> dict:
             f"{folder} is not a tokforget model: it lacks {', '.join(missing)}. Pass the folder a run saved."
         )
     check_files(folder)
-    config = check_config(folder / "config.json", MODEL_TYPE)
+    config = check_config(folder / CONFIG, MODEL_TYPE)
     check_tokenizer_files(folder)
     check_shapes(
         folder / WEIGHTS,
@@ -134,7 +139,9 @@ def check_model_folder(folder: Path, with_adapter: bool = True) -> dict:
 
 
 def read_policy(folder: Path) -> "KeepMaskPolicy":
-    """The policy of a model folder as a module of torch, for inference: it reads its stored table and needs no base model."""
+    """
+    The policy of a model folder as a torch module, for inference. It uses the stored table and needs no base model.
+    """
     with needed("The backend 'torch'"):
         from safetensors.torch import load_file
 
@@ -150,7 +157,7 @@ def read_policy(folder: Path) -> "KeepMaskPolicy":
 
 
 def read_array_policy(folder: Path) -> ArrayPolicy:
-    """The policy of a model folder in NumPy: it compresses, on a CPU, and needs no torch."""
+    """The policy of a model folder in NumPy, for compressing on a CPU without torch."""
     config = check_model_folder(folder, with_adapter=False)
     arrays = {name.removeprefix("policy."): array for name, array in read_arrays(folder / WEIGHTS).items()}
     return ArrayPolicy(config, arrays)
@@ -158,13 +165,15 @@ def read_array_policy(folder: Path) -> ArrayPolicy:
 
 def read_onnx_policy(folder: Path, precision: str | None = None) -> OnnxPolicy:
     """
-    The policy of a model folder for ONNX Runtime: it compresses, on a CPU, and needs no torch.
+    The policy of a model folder for ONNX Runtime, for compressing on a CPU without torch.
 
     Args:
-        precision (`str`, *optional*): `"onnx"` for float32, or `"onnx-int8"`; the first of the two that is there without it.
+        folder (`Path`): The model's folder.
+        precision (`str`, *optional*): `"onnx"` for float32, or `"onnx-int8"`; by default the first of the two that
+            exists.
 
     Raises:
-        `ValueError`: If there is no such graph in the folder, or it was made of other weights than those beside it.
+        `ValueError`: If the folder has no such graph, or the graph was made from other weights.
         [`tokforget.optional.MissingPackage`]: If ONNX Runtime is not installed.
     """
     config = check_model_folder(folder, with_adapter=False)
@@ -183,19 +192,20 @@ def export_onnx(
     folder: Path, target: Path | None = None, precisions: Sequence[str] = ("onnx",), overwrite: bool = False
 ) -> list[Path]:
     """
-    Write the graphs of a model folder for ONNX Runtime.
+    Write the ONNX Runtime graphs of a model folder.
 
     Args:
-        folder (`Path`): A trained model's.
-        target (`Path`, *optional*): Where a copy of the model goes, and the graphs beside it; into `folder` itself without it.
+        folder (`Path`): A trained model's folder.
+        target (`Path`, *optional*): Folder for a copy of the model with the graphs; by default the graphs are written
+            to `folder` itself.
         precisions (`Sequence[str]`): `"onnx"` for float32, `"onnx-int8"`.
-        overwrite (`bool`): Whether files that are there may be replaced.
+        overwrite (`bool`): Whether existing files may be replaced.
 
     Returns:
-        `list[Path]`: The graphs that were written.
+        `list[Path]`: The graphs.
 
     Raises:
-        `ValueError`: If the folder is no tokforget model, or a file is there already; nothing is written then.
+        `ValueError`: If the folder is no tokforget model, or a file exists already; then nothing is written.
         [`tokforget.optional.MissingPackage`]: If ONNX or ONNX Runtime is not installed.
     """
     from tokforget.models.onnx_export import export_graph
@@ -222,10 +232,14 @@ def export_onnx(
 
 def read_tokenizer(folder: Path, vocab_size: int | None = None) -> Tokenizer:
     """
-    The fast tokenizer of a model folder; special tokens in a text are read as text.
+    The fast tokenizer of a model folder. It reads special tokens in a text as ordinary text.
 
     Args:
-        vocab_size (`int`, *optional*): Of the model that will be given its ids; `ValueError` if one of them is not below.
+        folder (`Path`): The model's folder.
+        vocab_size (`int`, *optional*): Vocabulary of the model that will get the ids.
+
+    Raises:
+        `ValueError`: If there is no valid `tokenizer.json`, or one of its ids is not below `vocab_size`.
     """
     path = folder / TOKENIZER
     if not path.is_file():

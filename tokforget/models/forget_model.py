@@ -1,10 +1,9 @@
 """
-Policy and reconstructor as one `PreTrainedModel`: one forward for the trainer, and one folder on disk.
+Policy and reconstructor as one `PreTrainedModel`, with one forward pass for the trainer and one folder on disk.
 
-    config.json, model.safetensors (the policy alone), adapter/ (PEFT), tokenizer files, README.md, training_config.json
+    config.json, model.safetensors (only the policy), adapter/ (PEFT), tokenizer files, README.md, training_config.json
 """
 
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +14,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
+from tokforget.files import ADAPTER, CONFIG, WEIGHTS, replacing
 from tokforget.hub.cards import PLOT, write_card
 from tokforget.hub.client import Uploaded, upload
 from tokforget.hub.staging import EVALUATION, RECORDS, share
 from tokforget.masking import Generators, keep_count
 from tokforget.models.folder_checks import check_safetensors, check_shapes
-from tokforget.models.folders import ADAPTER, MODEL_TYPE, WEIGHTS, check_model_folder, local_folder
+from tokforget.models.folders import MODEL_TYPE, check_model_folder, local_folder
 from tokforget.models.loading import load_adapter, load_base_model
 from tokforget.models.policy import KeepMaskPolicy, floating
 from tokforget.models.reconstructor import Reconstructor
@@ -30,11 +30,11 @@ from tokforget.models.sharded_weights import read_into
 
 class ForgetModelConfig(PreTrainedConfig):
     """
-    Shape of the policy, layout of the reconstructor, and the base model it stands on.
+    Shape of the policy, layout of the reconstructor, and its base model.
 
-    The fields of the policy are those of [`KeepMaskPolicy`]; `has_adapter` is false for a policy that a reader alone has trained,
-    which compresses and cannot restore; `base_model_name_or_path` is an id, a folder, or
-    `"embedded"` for the packaged model.
+    The fields of the policy are those of [`KeepMaskPolicy`]. `has_adapter` is false for a policy trained without a
+    reconstructor, which compresses but cannot restore. `base_model_name_or_path` is an id, a folder, or `"embedded"`
+    for the packaged model.
     """
 
     model_type = MODEL_TYPE
@@ -87,14 +87,15 @@ class ForgetModelConfig(PreTrainedConfig):
 @dataclass
 class ForgetOutput(ModelOutput):
     """
-    One forward for both losses; `N = texts * num_masks` episodes.
+    Result of a forward pass for both losses; `N = texts * num_masks` episodes.
 
     Args:
         actions, log_probs, entropy, keep_logits (`torch.Tensor` of shape `(N, T)`): See [`Decisions`].
         token_nll (`torch.FloatTensor` of shape `(N, T)`): Bits of the dropped tokens of each episode.
-        token_correct (`torch.BoolTensor` of shape `(N, T)`): Dropped tokens that were the model's first choice.
-        bits_per_dropped (`torch.FloatTensor` of shape `(N' + R,)`): Mean bits of the dropped tokens of each row that trains
-            the reconstructor, the `R` rows with random masks last. Their mean is the reconstruction loss.
+        token_correct (`torch.BoolTensor` of shape `(N, T)`): True for a dropped token that the reconstructor ranks
+            first.
+        bits_per_dropped (`torch.FloatTensor` of shape `(N' + R,)`): Mean bits of the dropped tokens in each row that
+            trains the reconstructor; the last `R` rows have random masks. Their mean is the reconstruction loss.
     """
 
     actions: torch.Tensor | None = None
@@ -107,7 +108,7 @@ class ForgetOutput(ModelOutput):
 
 
 class ForgetModel(PreTrainedModel):
-    """The policy and, where the whole loop or `restore` is needed, the reconstructor."""
+    """The policy and, for training or restoring, the reconstructor."""
 
     config_class = ForgetModelConfig
     base_model_prefix = "tokforget"
@@ -117,17 +118,19 @@ class ForgetModel(PreTrainedModel):
     def __init__(self, config: ForgetModelConfig, reconstructor: Reconstructor | None = None):
         super().__init__(config)
         self.policy = config.build_policy()
-        # Before a PEFT model is attached: `post_init` would draw its LoRA weights anew, without a word.
+        # Before a PEFT model is attached, because `post_init` would silently initialise its LoRA weights again.
         self.post_init()
         self.reconstructor = reconstructor
         if reconstructor is not None:
             self.policy.tokens.attach(reconstructor.base_model.get_input_embeddings())
 
     def _init_weights(self, module: torch.nn.Module) -> None:
-        """The policy's modules initialise themselves."""
+        """Nothing to do: the policy's modules initialise themselves."""
 
     def tie_weights(self, *args, **kwargs) -> None:
-        """The reconstructor ties its own weights; the walk of the host cannot see through PEFT."""
+        """
+        Nothing to do: the reconstructor ties its own weights, and Transformers cannot find them inside a PEFT model.
+        """
 
     def get_input_embeddings(self) -> torch.nn.Module:
         return self.policy.tokens
@@ -146,21 +149,24 @@ class ForgetModel(PreTrainedModel):
         in_step: bool = False,
     ) -> ForgetOutput:
         """
-        Decide, mask and score; without a gradient for the reconstructor where a text is not `learning`.
+        Decide, mask and score. Texts that are not `learning` are scored without a gradient for the reconstructor.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(B, T)`), attention_mask (`torch.LongTensor` of shape `(B, T)`):
                 Texts, padded on the right.
             rate (`torch.FloatTensor` of shape `(B,)`): Requested rates.
             num_masks (`int`): Episodes per text.
-            generator (`torch.Generator`, or a list of one for each episode, *optional*): Samples the keep masks; without
-                it the best are taken.
+            generator (`torch.Generator`, or a list of one for each episode, *optional*): Samples the keep masks;
+                without it the best tokens are kept.
             random_texts (`torch.LongTensor` of shape `(R,)`, *optional*), random_keep_mask (`torch.BoolTensor` of shape
-                `(R, T)`, *optional*): Further rows for the reconstructor: which text, under which mask.
+                `(R, T)`, *optional*): Further rows for the reconstructor: index of the text, and its mask.
             learning (`torch.BoolTensor` of shape `(B,)`, *optional*): Texts whose masks train the reconstructor; all by
-                default. The others are scored.
-            in_step (`bool`): One forward of the reconstructor for all rows, gradient and padding included, as processes need
-                that gather its weights together, layer by layer.
+                default. The others are only scored.
+            in_step (`bool`): Use one forward pass of the reconstructor for all rows, because processes that gather its
+                weights layer by layer must make the same passes.
+
+        Returns:
+            [`ForgetOutput`]: Decisions and scores of the `B * num_masks` episodes.
         """
         valid = attention_mask.bool()
         counts = keep_count(valid.sum(1), rate)
@@ -191,7 +197,9 @@ class ForgetModel(PreTrainedModel):
     def _score(
         self, rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], trains: torch.Tensor, in_step: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`nll` and `correct` of [`TokenScores`] for all rows; without a gradient where a row does not train `(N + R,)`."""
+        """
+        `nll` and `correct` of [`TokenScores`] for all rows, with a gradient only for rows in `trains` `(N + R,)`.
+        """
         if in_step:
             scores = self.reconstructor.token_nll(*rows, in_groups=False)
             return scores.nll, scores.correct
@@ -225,11 +233,14 @@ class ForgetModel(PreTrainedModel):
         **config,
     ) -> "ForgetModel":
         """
-        A fresh policy over a causal language model with a fresh adapter, or over an adapter folder to go on from; see
-        [`load_trainable`] for the names, the adapter and the errors.
+        A new policy over a causal language model with a new adapter, or over an adapter folder to train further. See
+        [`load_trainable`] for the other arguments and the errors.
 
         Args:
             **config: Fields of [`ForgetModelConfig`].
+
+        Returns:
+            [`ForgetModel`]: The untrained model.
         """
         reconstructor = load_trainable(
             reconstructor_name_or_path,
@@ -271,11 +282,11 @@ class ForgetModel(PreTrainedModel):
         **kwargs,
     ) -> None:
         """
-        Write config, policy and adapter. Each file appears whole or not at all; safetensors only.
+        Write config, policy and adapter. Each file is written atomically; weights are safetensors.
 
-        `state_dict` is what a sharding trainer gathered, with this model's own names. With `push_to_hub` the folder's
-        model files, its tokenizer and records among them if they are there, are sent to `repo_id` (by default the folder's
-        name); see [`share`].
+        A trainer with sharded weights passes the gathered ones as `state_dict`, with this model's names. With
+        `push_to_hub` the folder's model files, including its tokenizer and records if it has them, are sent to
+        `repo_id` (by default the name of the folder); see [`share`].
         """
         if not is_main_process:
             return
@@ -287,15 +298,17 @@ class ForgetModel(PreTrainedModel):
         policy = {
             name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if name.startswith("policy.")
         }
-        policy["policy.tokens.table"] = self.policy.tokens.table.half().cpu()  # of a model in any precision
-        _replace_file(folder / WEIGHTS, lambda path: save_file(policy, path, metadata={"format": "pt"}))
+        policy["policy.tokens.table"] = self.policy.tokens.table.half().cpu()  # whatever the precision of the model
+        with replacing(folder / WEIGHTS) as partial:
+            save_file(policy, partial, metadata={"format": "pt"})
         if self.reconstructor is not None:
             prefix = "reconstructor."
             (folder / ADAPTER).mkdir(exist_ok=True)
             gathered = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
             save_weights(self.reconstructor, folder / ADAPTER, gathered)
-        # Last: a folder without a config is not taken for a model.
-        _replace_file(folder / "config.json", lambda path: self.config.to_json_file(path))
+        # The config last, because a folder without a config is not recognised as a model.
+        with replacing(folder / CONFIG) as partial:
+            self.config.to_json_file(partial)
         if push_to_hub:
             name = repo_id or folder.absolute().name
             share(folder, name, private, revision, token, commit_message, with_tokenizer=False)
@@ -310,12 +323,15 @@ class ForgetModel(PreTrainedModel):
         revision: str | None = None,
     ) -> Uploaded:
         """
-        Send config, policy and adapter; the tokenizer goes by its own `push_to_hub`. What else lies in the repository stays,
-        but for the card and the records of other weights. Compress with [`Compressor`] once both are there; a run's folder
-        goes whole by `recipes/push_to_hub.py`.
+        Send config, policy and adapter. Send the tokenizer with its own `push_to_hub`; [`Compressor`] needs both.
+        Other files in the repository stay, except the card and the records of other weights. `recipes/push_to_hub.py`
+        sends the whole folder of a run.
+
+        Returns:
+            [`Uploaded`]: Id, commit and address.
 
         Raises:
-            [`HubError`]: If it did not arrive whole.
+            [`HubError`]: If it is not certain that every file arrived.
         """
         with tempfile.TemporaryDirectory(prefix="tokforget-") as folder:
             self.save_pretrained(folder)
@@ -343,11 +359,11 @@ class ForgetModel(PreTrainedModel):
         Load a model folder, local or on the Hub.
 
         Args:
-            with_reconstructor (`bool`): False loads the policy alone: no base model, no adapter, no PEFT.
-            base_model (`str` or `Path`, *optional*): Where the base model lies, an id or a folder, if not where the config says.
-            is_trainable (`bool`): Whether the adapter is to be trained on.
-            dtype (`torch.dtype` or `str`, *optional*): Of all weights, such as `torch.bfloat16` or `"bfloat16"`; float32 without
-                it.
+            with_reconstructor (`bool`): False loads only the policy: no base model, no adapter, no PEFT.
+            base_model (`str` or `Path`, *optional*): Id or folder of the base model, if it differs from the config.
+            is_trainable (`bool`): Whether the adapter will be trained further.
+            dtype (`torch.dtype` or `str`, *optional*): Type of all weights, such as `torch.bfloat16` or `"bfloat16"`;
+                float32 by default.
 
         Raises:
             `ValueError`: If the folder is no tokforget model, or its weights are broken or of another shape.
@@ -380,7 +396,7 @@ class ForgetModel(PreTrainedModel):
         path = Path(folder, WEIGHTS)
         own = {f"policy.{name}": tensor for name, tensor in self.policy.state_dict().items()}
         check_shapes(path, check_safetensors(path), {name: tuple(tensor.shape) for name, tensor in own.items()})
-        # What was counted is a whole number here, and was none in folders of before.
+        # The count is an integer here, and was a float in older folders.
         read_into(self, {name: tensor.to(own[name].dtype) for name, tensor in load_file(path).items()})
 
     def load_weights(self, folder: str | Path) -> None:
@@ -388,13 +404,6 @@ class ForgetModel(PreTrainedModel):
         check_model_folder(Path(folder))
         self.load_policy(folder)
         load_weights(self.reconstructor, Path(folder, ADAPTER))
-
-
-def _replace_file(path: Path, write) -> None:
-    """Write beside `path`, then rename: a reader sees the old file or the new one, never half of one."""
-    partial = path.with_name(f".{path.name}.partial")
-    write(str(partial))
-    os.replace(partial, path)
 
 
 AutoConfig.register(ForgetModelConfig.model_type, ForgetModelConfig)

@@ -1,4 +1,7 @@
-"""Causal language models, adapters and tokenizers from a folder or the Hub: safetensors alone, checked before they are read."""
+"""
+Load causal language models, adapters and tokenizers from a folder or the Hub. Weights must be safetensors and are
+checked before they are read.
+"""
 
 import math
 import warnings
@@ -11,6 +14,7 @@ from huggingface_hub import constants
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from tokforget.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TOKENIZER
 from tokforget.forks import let_children_compute
 from tokforget.hub.client import OFFLINE
 from tokforget.models.folder_checks import (
@@ -24,29 +28,34 @@ from tokforget.models.folder_checks import (
 from tokforget.packaged import EMBEDDED, base_model_path
 
 
-# Numbers that a model may compute without storing them: 12 causal masks of GPT-2 are 12.6 million.
+# Numbers that a model may compute instead of storing them: the 12 causal masks of GPT-2 have 12.6 million.
 _COMPUTED = 2**26
 
 
 def resolve_base(name_or_path: str) -> str:
-    """`"embedded"` to the packaged model's folder; any other name as it is."""
+    """The packaged model's folder for `"embedded"`; any other name unchanged."""
     return base_model_path() if name_or_path == EMBEDDED else name_or_path
 
 
 def lasting_name(name_or_path: str) -> str:
-    """A base model as it is written down: a local folder by its whole path, which holds wherever one stands."""
+    """
+    The name of a base model as configs record it: a local folder becomes an absolute path, valid in any directory.
+    """
     if name_or_path != EMBEDDED and Path(name_or_path).is_dir():
         return str(Path(name_or_path).absolute())
     return name_or_path
 
 
 def is_local_path(name: str) -> bool:
-    """Whether a name can only be one of a file or folder, and no id of the Hub."""
+    """Whether a name can only be a local path, and not an id of the Hub."""
     return name.startswith(("/", "./", "../", "~", "\\")) or name[1:3] in (":\\", ":/")
 
 
 def marker_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that separates or stands in for text: the mask token, else the end, else the begin token."""
+    """
+    The marker token, which serves as separator and placeholder: the mask token, else the end token, else the begin
+    token. Raises `ValueError` if the tokenizer has none of them.
+    """
     for token_id in (tokenizer.mask_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id):
         if token_id is not None:
             return token_id
@@ -60,15 +69,23 @@ def load_base_model(
     name_or_path: str, revision: str | None = None, dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
     """
-    A causal language model by id, folder, or `"embedded"`, in `dtype` whatever its file holds; its weights are frozen. The
-    only way in which reconstructors, readers and targets are read: safetensors only, and no code of its own. `ValueError` in
-    one line for that, as for a folder that is broken or asks for more than its weights hold.
+    Load a causal language model by id, folder, or `"embedded"`, with frozen weights. All reconstructors, readers and
+    targets are loaded here.
+
+    Args:
+        name_or_path (`str`): Id, folder, or `"embedded"`.
+        revision (`str`, *optional*): Branch, tag or commit of an id.
+        dtype (`torch.dtype`): Type of the weights, whatever the file holds.
+
+    Raises:
+        `ValueError`: If the model cannot be loaded, is not in safetensors, needs code of its own, is broken, or has a
+            config that asks for more than its weights hold.
     """
     let_children_compute()
     path = resolve_base(name_or_path)
     if (
         is_local_path(path) and not Path(path).is_dir()
-    ):  # the Hub would be asked for it, and say that it has no such id
+    ):  # otherwise the error would be that of the Hub, about an unknown id
         raise ValueError(
             f"The base model {name_or_path!r} is a local folder that is not there. Put it there, or train over an id of the Hub, "
             "which is found from anywhere."
@@ -79,14 +96,14 @@ def load_base_model(
         model = AutoModelForCausalLM.from_pretrained(
             path, revision=revision, dtype=dtype, trust_remote_code=False, use_safetensors=True
         )
-    except Exception as error:  # the config of a stranger: its class may stumble over it in any way
+    except Exception as error:  # an untrusted config may raise any error in its class
         raise ValueError(f"{name_or_path!r} could not be loaded: {_said(error, path)}") from error
     model.requires_grad_(False)
     return model
 
 
 def _check_size(path: str, shapes: Shapes) -> None:
-    """`ValueError` if a config describes a larger model than the weights beside it: the rest would be made up."""
+    """Raise `ValueError` if a config describes more weights than are stored, because the rest would be random."""
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -101,8 +118,8 @@ def add_adapter(
     base_model: PreTrainedModel, rank: int, alpha: int, target_modules: Sequence[str] | None = None
 ) -> PeftModel:
     """
-    A fresh LoRA adapter (Hu et al. 2021, arXiv 2106.09685) on the linear layers whose names end in one of
-    `target_modules`, by default on every one but the output head. `ValueError` if no layer has such a name.
+    A new LoRA adapter (Hu et al. 2021, arXiv 2106.09685) on the linear layers whose names end in one of
+    `target_modules`, by default on all except the output head. Raises `ValueError` if no layer has such a name.
     """
     _check_targets(base_model, target_modules)
     targets = list(target_modules) if target_modules else "all-linear"
@@ -128,20 +145,22 @@ def _check_targets(base_model: PreTrainedModel, target_modules: Sequence[str] | 
 
 @contextmanager
 def _renamed_for_peft() -> Iterator[None]:
-    """Without the warning of Transformers 5.24 that PEFT asks for an attribute by its older name: no user could mend it."""
+    """
+    Silence a warning of Transformers 5.24 about an attribute that PEFT reads by its former name; users cannot fix it.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
 
 
 def is_adapter(path: str) -> bool:
-    return Path(path, "adapter_config.json").is_file()
+    return Path(path, ADAPTER_CONFIG).is_file()
 
 
 def load_adapter(path: str, base_model: PreTrainedModel | None = None, is_trainable: bool = False) -> PeftModel:
     """
-    A folder with a LoRA adapter on its base model, which is loaded if it is not given. `ValueError` if it is broken, does
-    not fit or asks for anything but LoRA.
+    Load the LoRA adapter in a folder onto its base model, which is loaded if it is not given. Raises `ValueError` if
+    the adapter is broken, does not fit, or is not LoRA.
     """
     shapes = check_adapter(Path(path))
     try:
@@ -152,8 +171,8 @@ def load_adapter(path: str, base_model: PreTrainedModel | None = None, is_traina
             model = PeftModel.from_pretrained(base_model, path, is_trainable=is_trainable, use_safetensors=True)
     except Exception as error:  # as for a base model
         raise ValueError(f"The adapter {path} could not be loaded: {' '.join(str(error).split())[:500]}") from error
-    # PEFT loads what fits and draws the rest.
-    check_shapes(Path(path, "adapter_model.safetensors"), shapes, adapter_shapes(model))
+    # PEFT loads the weights that fit and initialises the rest, so compare the shapes.
+    check_shapes(Path(path, ADAPTER_WEIGHTS), shapes, adapter_shapes(model))
     return model
 
 
@@ -164,19 +183,21 @@ def adapter_shapes(model: PeftModel) -> Shapes:
 
 
 def tokenizer_source(reconstructor_name_or_path: str) -> str:
-    """Where the tokenizer of a reconstructor lies: with the model, or with the base model of an adapter."""
+    """
+    Name of the folder or repository with a reconstructor's tokenizer: its own, or that of an adapter's base model.
+    """
     folder = Path(reconstructor_name_or_path)
-    if (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file():
+    if (folder / TOKENIZER).is_file() or (folder / "vocab.json").is_file():
         return reconstructor_name_or_path
     for adapter in (folder, folder / "adapter"):
         if is_adapter(str(adapter)):
             check_adapter(adapter)
-            return resolve_base(read_json(adapter / "adapter_config.json")["base_model_name_or_path"])
+            return resolve_base(read_json(adapter / ADAPTER_CONFIG)["base_model_name_or_path"])
     return resolve_base(reconstructor_name_or_path)
 
 
 def load_tokenizer(name_or_path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a reconstructor; `ValueError` in one line if it cannot be had."""
+    """Load the tokenizer of a reconstructor. Raises `ValueError` in one line if that fails."""
     source = name_or_path
     try:
         source = tokenizer_source(name_or_path)

@@ -1,4 +1,4 @@
-"""What a keep mask costs under one reconstructor."""
+"""The cost of keep masks under one reconstructor."""
 
 import numpy as np
 import torch
@@ -12,10 +12,17 @@ def measure(
     reconstructor: Reconstructor, input_ids: torch.Tensor, valid: torch.Tensor, keep_mask: torch.Tensor
 ) -> torch.Tensor:
     """
-    Bits lost, tokens restored exactly (free-running), tokens dropped and tokens in all, per text.
+    Measure keep masks: bits lost, and tokens that a free-running restoration gets exactly right.
+
+    Args:
+        reconstructor ([`Reconstructor`]): Scores and restores.
+        input_ids (`torch.LongTensor` of shape `(batch_size, num_tokens)`): Texts, padded on the right.
+        valid (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): False for padding.
+        keep_mask (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): True is kept.
 
     Returns:
-        `torch.FloatTensor` of shape `(batch_size, 4)`.
+        `torch.FloatTensor` of shape `(batch_size, 4)`: For each text bits lost, tokens restored exactly, tokens
+        dropped, tokens.
     """
     return restore_and_measure(reconstructor, input_ids, valid, keep_mask)[0]
 
@@ -24,7 +31,7 @@ def measure(
 def restore_and_measure(
     reconstructor: Reconstructor, input_ids: torch.Tensor, valid: torch.Tensor, keep_mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What [`measure`] returns, and the restored ids `(B, T)` it was read from."""
+    """As [`measure`]; also returns the restored ids `(B, T)`."""
     bits = scoring.bits_lost(reconstructor.token_nll(input_ids, keep_mask, valid).nll)
     restored = reconstructor.restore(input_ids.masked_fill(~keep_mask, 0), keep_mask, valid).input_ids
     exact = scoring.exact_restored(restored, input_ids, keep_mask, valid)
@@ -32,7 +39,10 @@ def restore_and_measure(
 
 
 def summarise(measured: np.ndarray) -> dict[str, float]:
-    """Totals of `(texts, 4)` from [`measure`]: bits lost per original token, share of dropped tokens restored."""
+    """
+    From the table `(texts, 4)` of [`measure`]: bits lost per original token, fraction of dropped tokens restored
+    exactly.
+    """
     bits, exact, dropped, tokens = measured.sum(0)
     return {
         "bits_lost": float(bits / tokens),
@@ -46,10 +56,15 @@ def probe(
     reconstructor: Reconstructor, input_ids: torch.Tensor, valid: torch.Tensor, keep_mask: torch.Tensor, apart: int
 ) -> torch.Tensor:
     """
-    What each kept token would cost if it were dropped as well: its bits, with every `apart`-th kept token missing.
+    The cost of dropping each kept token as well: its bits when every `apart`-th kept token is dropped.
+
+    Args:
+        reconstructor ([`Reconstructor`]): Scores the tokens.
+        input_ids, valid, keep_mask (`torch.Tensor` of shape `(batch_size, num_tokens)`): As for [`measure`].
+        apart (`int`): Distance of the tokens dropped together; also the number of passes.
 
     Returns:
-        `torch.FloatTensor` of shape `(batch_size, num_tokens)`: Bits; 0 where nothing is kept.
+        `torch.FloatTensor` of shape `(batch_size, num_tokens)`: Bits of kept tokens; 0 elsewhere.
     """
     order = keep_mask.long().cumsum(1) - 1
     bits = torch.zeros(input_ids.shape, device=input_ids.device)

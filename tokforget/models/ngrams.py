@@ -1,8 +1,8 @@
 """
-Count tables over the training split, and the per-token inputs that the policy reads from them.
+Count tables over the training split, and the inputs per token that the policy reads from them.
 
-What an n-gram model finds predictable is close to what a language model finds predictable, and a look-up costs next to
-nothing: the tables buy the policy more than longer training does (LOG.md).
+An n-gram model and a language model predict similar tokens well, and a look-up costs almost nothing: the tables
+improve the policy more than longer training does (LOG.md).
 """
 
 from collections.abc import Iterable
@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 
-# Absolute discounting, Ney, Essen, Kneser 1994; 0.75 is the customary value where it is not estimated.
+# Absolute discounting, Ney, Essen, Kneser 1994; 0.75 is the usual value if it is not estimated.
 _DISCOUNT = 0.75
-# Counts are stored as round(16 * log2(1 + count)): 8 bits reach a count of 62,000 at 4 % steps.
+# Counts are stored as round(16 * log2(1 + count)): 8 bits represent counts up to 62,000 in steps of 4 %.
 _LOG_STEPS = 16.0
 _FEATURE_SCALE = 8.0
 
@@ -24,7 +24,10 @@ class NgramTables(nn.Module):
 
     Args:
         vocab_size (`int`): Number of token ids.
-        num_buckets (`int`): Buckets of each hashed table, a power of two. Collisions only ever raise a count.
+        num_buckets (`int`): Buckets of each hashed table, a power of two. Collisions can only raise a count.
+
+    Raises:
+        `ValueError`: If `num_buckets` is not a power of two.
     """
 
     num_features = 11
@@ -37,12 +40,15 @@ class NgramTables(nn.Module):
         self.register_buffer("unigram", torch.zeros(vocab_size, dtype=torch.uint8))
         for name in ("pair", "triple", "gap"):
             self.register_buffer(name, torch.zeros(num_buckets, dtype=torch.uint8))
-        # A whole number: `half()` would make infinity of it, and every score nan.
+        # An integer: `half()` would turn a float of this size into infinity, and every score into nan.
         self.register_buffer("total", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
     def fit(self, texts: Iterable[list[int]]) -> None:
-        """Count the tokens, pairs and triples of the training texts (lists of token ids)."""
+        """
+        Count the tokens, pairs and triples of training texts (lists of token ids). Raises `ValueError` if they are
+        empty.
+        """
         unigram = torch.zeros(self.vocab_size)
         pair, triple, gap = (torch.zeros(self.num_buckets) for _ in range(3))
         for text in texts:
@@ -61,11 +67,11 @@ class NgramTables(nn.Module):
     def _hash(self, *ids: torch.Tensor) -> torch.Tensor:
         key = torch.zeros_like(ids[0])
         for part in ids:
-            key = (key * 1_000_003 + part + 1) & 0x3FFFFFFFFFFF  # below 2**46: the next product stays within int64
+            key = (key * 1_000_003 + part + 1) & 0x3FFFFFFFFFFF  # below 2**46, so that the next product fits int64
         return ((key ^ (key >> 21)) * 2_654_435_761 & 0x7FFFFFFFFFFFFFFF) >> 13 & (self.num_buckets - 1)
 
     def surprisal(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Unigram surprisal in bits, one count added to each token; same shape as `input_ids`."""
+        """Unigram surprisal in bits with add-one smoothing; same shape as `input_ids`."""
         counts = _count(self.unigram[input_ids])
         return torch.log2((self.total + self.vocab_size) / (counts + 1))
 
@@ -78,15 +84,16 @@ class NgramTables(nn.Module):
             valid (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): False for padding.
 
         Returns:
-            `torch.FloatTensor` of shape `(batch_size, num_tokens, num_features)`: Surprisal in units of 8 bits (from
-            the token alone, its left neighbour, its right neighbour, two to the left, both sides), then how often
-            token and pair stand earlier in this text, how often the token stands later, the distance to its last
-            occurrence, and the distance from both ends, as logarithms.
+            `torch.FloatTensor` of shape `(batch_size, num_tokens, num_features)`: Surprisal in units of 8 bits (given
+            nothing, the left neighbour, the right neighbour, two tokens to the left, one on each side); then
+            logarithms of: how often token and pair occur earlier in this text, how often the token occurs later, the
+                distance to its last occurrence,
+            and the distances from both ends.
         """
         ids = input_ids.masked_fill(~valid, 0)
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         left, left2 = _shifted(ids, 1), _shifted(ids, 2)
-        # Counts of what ends at each token; those of what starts at it or lies around it are the same, moved.
+        # Counts of n-grams that end at each token. Those that start at it or surround it are the same counts, shifted.
         pair_key = torch.where(valid, left * self.vocab_size + ids, -1 - positions)
         in_text, pair_in_text = (
             _occurrences(keys, positions) for keys in (torch.where(valid, ids, -1 - positions), pair_key)
@@ -123,8 +130,8 @@ class NgramTables(nn.Module):
         """
         Counts `(B, T)` of `keys`, 0 where not `known`.
 
-        In training less what the text itself added: the tables were fitted on it, and a count that always holds the token
-        it is asked about would teach the policy to trust what no new text can offer.
+        In training the text's own counts are subtracted, because the tables were fitted on it. Otherwise every token
+        would have been counted at least once, and the policy would rely on counts that new texts do not have.
         """
         counts = _count(table[keys]) * known
         if not self.training:
@@ -135,7 +142,7 @@ class NgramTables(nn.Module):
 
     @staticmethod
     def _conditional(joint: torch.Tensor, context: torch.Tensor, backoff: torch.Tensor) -> torch.Tensor:
-        """Absolute discounting; the mass of one discount per context count goes to `backoff`."""
+        """Conditional probability by absolute discounting; the discounted mass goes to `backoff`."""
         context = torch.maximum(context, joint)
         seen = (joint - _DISCOUNT).clamp(min=0) / context.clamp(min=1)
         return seen + (_DISCOUNT / (context + _DISCOUNT)) * backoff
@@ -146,7 +153,7 @@ def _count(stored: torch.Tensor) -> torch.Tensor:
 
 
 def _shifted(values: torch.Tensor, places: int) -> torch.Tensor:
-    """Each row of `values` `(B, T)` moved `places` to the right (to the left if negative), zeros moved in."""
+    """Shift each row of `values` `(B, T)` by `places` to the right (to the left if negative), and fill with zeros."""
     padding = (places, 0) if places > 0 else (0, -places)
     padded = nn.functional.pad(values, padding)
     return padded[:, : values.shape[1]] if places > 0 else padded[:, -places:]
@@ -154,8 +161,8 @@ def _shifted(values: torch.Tensor, places: int) -> torch.Tensor:
 
 def _occurrences(keys: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    For each position of `keys` `(B, T)`: how often its key stands earlier, how often later, and the distance to the
-    last occurrence (0 if there is none), each `(B, T)`. Sorting keeps this O(T log T).
+    For each position of `keys` `(B, T)`: how often its key occurs earlier, how often later, and the distance to the
+    last earlier occurrence (0 if there is none), each `(B, T)`. By sorting, in O(T log T).
     """
     ordered, order = keys.sort(dim=1, stable=True)
     starts = torch.ones_like(ordered, dtype=torch.bool)

@@ -1,9 +1,10 @@
 """
-The graph that ONNX Runtime computes a policy with, written node by node from the weights.
+Write the ONNX graph of a policy, node by node from its weights.
 
-By hand and not by torch's exporter: the forward has some sixty nodes, and so it needs no torch, takes a fraction of a second, takes
-any number of rows and places, and has the operators that ONNX Runtime has fast kernels for: one depthwise convolution where the
-module of torch adds shifted products. Before anything is decided the state is a constant, and goes into a bias.
+The graph has about sixty nodes, so it is written without torch's exporter. This needs no torch and takes a fraction of
+a second. The graph accepts any number of rows and tokens, and uses operators with fast kernels in ONNX Runtime: a
+depthwise convolution where the torch module adds shifted products. Before the first decision the state is a constant,
+which is merged into a bias.
 """
 
 import tempfile
@@ -16,10 +17,11 @@ from tokforget.models.onnx_policy import EXTRA, OUTPUT, PRECISION_KEY, WEIGHTS_K
 from tokforget.optional import needed
 
 
-# 20: the first with GELU. Whoever reads that reads this version of the format, too.
+# 20 is the first version with GELU. Every runtime with this version also reads this version of the file format.
 _OPSET, _FORMAT = 20, 9
 _NORM_EPS = 1e-5
-# The products that stay float32 in int8: a fortieth of the arithmetic, over features of very different scales, and the last layer.
+# Products that stay in float32 in an int8 graph: those of features with very different scales, a fortieth of the
+# arithmetic, and the last layer.
 _NOT_QUANTIZED = ("inputs", "direct.0", "direct.2", "to_logit")
 
 
@@ -27,13 +29,18 @@ def export_graph(policy: ArrayPolicy, precision: str = "onnx") -> bytes:
     """
     The graph of a policy for [`tokforget.models.onnx_policy.OnnxPolicy`].
 
-    Inputs are `rows` `(batch, tokens, hidden_size)` in float16, rows of the table; `extra` `(batch, tokens, num_inputs)` in float32,
-    features of words, features of counts and the logit of the rate; and `valid` `(batch, tokens)`, False for padding. The output is
-    `logits` `(batch, tokens)` in float32, before anything is decided and not bounded.
+    The inputs are `rows` `(batch, tokens, hidden_size)` in float16, the rows of the table; `extra`
+    `(batch, tokens, num_inputs)` in float32, the word features, the count features and the logit of the rate; and
+    `valid` `(batch, tokens)`, False for padding. The output is `logits` `(batch, tokens)` in float32, unbounded,
+    before the first decision.
 
     Args:
-        policy (`ArrayPolicy`): Whose weights.
-        precision (`str`): `"onnx"` for float32, or `"onnx-int8"`: products in int8, the scale of what is multiplied taken as it comes.
+        policy (`ArrayPolicy`): The policy.
+        precision (`str`): `"onnx"` for float32, or `"onnx-int8"` for dynamic quantisation: products in int8, scaled at
+            run time.
+
+    Returns:
+        `bytes`: The serialised graph.
 
     Raises:
         [`tokforget.optional.MissingPackage`]: If ONNX or ONNX Runtime is not installed.
@@ -51,10 +58,10 @@ def export_graph(policy: ArrayPolicy, precision: str = "onnx") -> bytes:
 
 
 def _quantized(onnx, quantization, model):
-    # There is nothing to prepare: shapes are static or named. Without the mark the library says so, through a handler that it gives
-    # to everybody's log.
+    # The graph needs no preparation, because its shapes are static or named. Without this mark the library logs a
+    # warning, through a handler that it adds to the root logger.
     onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
-    with tempfile.TemporaryDirectory() as folder:  # the library goes from file to file
+    with tempfile.TemporaryDirectory() as folder:  # the library reads and writes files
         source, target = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
         onnx.save(model, source)
         quantization.quantize_dynamic(source, target, per_channel=True, op_types_to_quantize=["MatMul"],
@@ -63,7 +70,7 @@ def _quantized(onnx, quantization, model):
 
 
 class _Graph:
-    """Nodes and weights of a graph while it grows; an operation returns the name of its result."""
+    """A graph under construction. Each operation adds nodes and weights and returns the name of its result."""
 
     def __init__(self, policy: ArrayPolicy):
         import onnx
@@ -110,13 +117,11 @@ class _Graph:
         present = self.add("Unsqueeze", self.add("Cast", "valid", to=kinds.FLOAT), last)
         for number, dilation in enumerate(config["dilations"]):
             hidden = self.block(hidden, present, number, dilation)
-        ahead = (
-            self.weights["to_head.bias"] + self.weights["from_state.weight"][:, -1]
-        )  # the whole text is still to come
+        ahead = self.weights["to_head.bias"] + self.weights["from_state.weight"][:, -1]  # the whole text is undecided
         head = self.add("Gelu", self.linear(self.norm(hidden, "norm"), "to_head", ahead), approximate="tanh")
         logits = self.linear(head, "to_logit")
         if self.policy.num_features:
-            # It looks at the features of the words and at the rate: nothing comes of what lies between.
+            # It reads the word features and the rate; the weights of the columns between them are zero.
             told = np.zeros((self.weights["inputs.weight"].shape[1], config["head_size"]), dtype=np.float32)
             told[: self.policy.num_features] = self.weights["direct.0.weight"].T[:-1]
             told[-1] = self.weights["direct.0.weight"].T[-1]

@@ -1,9 +1,11 @@
 """
-The policy's plan by ONNX Runtime: the trunk, which is nearly all of the arithmetic, in a graph; look-ups and counts in NumPy.
+The policy's plan with ONNX Runtime: the graph contains the trunk, nearly all of the arithmetic; NumPy does look-ups
+and counts.
 
-The graph takes the table's rows, the features and the mask of padding, and gives the logits. Table and count tables stay in
-`model.safetensors`: what is done with them is indexing, hashing and sorting of whole numbers, which NumPy does with the same code for
-both backends, and ten of the model's eleven megabytes would lie in the folder twice.
+The graph maps the table's rows, the features and the padding mask to the logits. The embedding table and the count
+tables stay in
+`model.safetensors`: they need indexing, hashing and sorting of integers, for which both backends share the NumPy code,
+and a copy in the graph would store ten of the model's eleven megabytes twice.
 
 [`tokforget.models.onnx_export`] writes the graph.
 """
@@ -19,23 +21,23 @@ from tokforget.models.array_policy import ArrayPolicy
 from tokforget.optional import needed
 
 
-# The files of a model folder, by what `backend` calls them.
+# Files of a model folder, by the name of their `backend`.
 GRAPHS = {"onnx": "policy.onnx", "onnx-int8": "policy.int8.onnx"}
-EXTRA = "onnx"  # of setup.py
-# Keys of the graph's metadata: whose weights it was made of, and what gives its scores.
+EXTRA = "onnx"  # the extra in setup.py
+# Keys of the graph's metadata: the digest of its weights, and the version of the scores.
 WEIGHTS_KEY, PRECISION_KEY = "tokforget.weights_sha256", "tokforget.precision"
 INPUTS = {"rows": "tensor(float16)", "extra": "tensor(float)", "valid": "tensor(bool)"}
 OUTPUT = "logits"
-# Names, shapes and the rest of a graph beside its weights; that of the packaged model takes 20 kB.
+# Most bytes of a graph in addition to its weights; the packaged model's graph takes 20 kB.
 _GRAPH_BYTES = 2**20
 
 
 def import_module(name: str):
     """
-    ONNX Runtime, or a part of it.
+    Import ONNX Runtime or a part of it, with its telemetry off.
 
-    Its own builds for Linux from 1.29 on report what they run to their maker, unless this is said before they are first imported;
-    and a process that was forked from one that reports never ends, since the thread that would end the reports is not in it.
+    Builds for Linux since 1.29 send telemetry unless it is switched off before the first import. A process forked from
+    one with telemetry never ends, because the thread that would end the telemetry is not in it.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     return importlib.import_module(name)
@@ -43,10 +45,11 @@ def import_module(name: str):
 
 def weights_digest(weights: dict[str, np.ndarray]) -> str:
     """
-    SHA-256 of a policy's weights, in hexadecimal: of names, types, shapes and values, not of how a file stores them.
+    SHA-256 of a policy's weights in hexadecimal, over names, types, shapes and values; it does not depend on the file
+    format.
 
     Args:
-        weights (`dict[str, np.ndarray]`): Those of [`ArrayPolicy.state_dict`].
+        weights (`dict[str, np.ndarray]`): The weights of [`ArrayPolicy.state_dict`].
     """
     digest = hashlib.sha256()
     for name in sorted(weights):
@@ -58,15 +61,15 @@ def weights_digest(weights: dict[str, np.ndarray]) -> str:
 
 class OnnxPolicy(ArrayPolicy):
     """
-    A trained policy that gives its first plan through ONNX Runtime on the CPU.
+    A trained policy that computes its first plan with ONNX Runtime on the CPU.
 
     Args:
         config (`dict`), weights (`dict[str, np.ndarray]`): As for [`ArrayPolicy`].
-        graph (`bytes`): What [`tokforget.models.onnx_export.export_graph`] made of these weights.
-        source (`str`): What an error calls the graph.
+        graph (`bytes`): The graph that [`tokforget.models.onnx_export.export_graph`] made from these weights.
+        source (`str`): Name of the graph in error messages.
 
     Raises:
-        `ValueError`: If the graph is none, or was made of other weights.
+        `ValueError`: If `graph` is not a valid graph, or was made from other weights.
         [`tokforget.optional.MissingPackage`]: If ONNX Runtime is not installed.
     """
 
@@ -102,19 +105,20 @@ class OnnxPolicy(ArrayPolicy):
             onnxruntime = import_module("onnxruntime")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = num_threads, 1
-        # Threads that wait in a loop take the core from whoever has work between two passes: the tokenizer, NumPy.
+        # No spinning: threads that wait in a loop would take cores from the tokenizer and NumPy between two passes.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3  # errors; it warns of things of its own
+        options.log_severity_level = 3  # only errors; its warnings do not concern users
         try:
             return onnxruntime.InferenceSession(self.graph, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the library's own kinds share no narrower base
+        except Exception as error:  # the library's errors have no common base class
             reason = str(error).splitlines()[0]
             raise ValueError(f"{self.source} could not be read by ONNX Runtime: {reason}. {_AGAIN}") from error
 
     def _run(self, rows: np.ndarray, extra: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        # A fork takes over no thread of the session's pool, and a pass would wait for them for ever; so would the session's own end,
-        # which is why it gets a reference that nobody gives back. Two threads that find this out at once make two sessions, of which
-        # one is kept: a lock could be held by a thread that the fork left behind.
+        # A fork copies no thread of the session's pool, and a pass would wait for them for ever. Deleting the session
+        # would wait as well, so it gets a reference that is never released. Two threads that come here at once make
+        # two sessions, of which one is kept; a lock is no solution, because a thread that the fork did not copy might
+        # hold it.
         if self._process != os.getpid():
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
             self._session, self._process = self._load(1), os.getpid()
@@ -129,8 +133,8 @@ class OnnxPolicy(ArrayPolicy):
         embedded = self.weights["tokens.table"][input_ids]
         if self.backend == "onnx":
             return self._run(embedded, np.ascontiguousarray(extra), valid)
-        # The scale of int8 is taken over all that passes at once, and a text's scores may not depend on its neighbours or on
-        # their lengths: each row passes alone and without padding, where other texts' tokens stand.
+        # int8 takes its scale over the whole batch, but a text's scores must not depend on other texts or on their
+        # lengths. Therefore each row is computed alone and without padding.
         logits = np.zeros((rows, width), dtype=np.float32)
         for row, length in enumerate(valid.sum(1)):
             part = slice(row, row + 1), slice(0, int(length))
@@ -145,6 +149,6 @@ _AGAIN = "Write it again: `tokforget export --format onnx --in-place --overwrite
 
 
 def _num_threads() -> int:
-    """As many as NumPy's products are told to take; 0, as many as there are cores, if they are told nothing."""
+    """The number of threads set for NumPy's products (OMP_NUM_THREADS); 0, meaning all cores, if it is not set."""
     told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(told) if told.isdigit() else 0

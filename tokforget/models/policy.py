@@ -1,8 +1,9 @@
 """
-The policy: token ids, the requested rate and the decisions already taken, to one keep logit per token.
+The policy: from token ids, the requested rate and earlier decisions to one keep logit per token.
 
-The trunk reads the whole text once. A text is then decided from left to right in windows: at each decision a small head
-plans for all tokens that are left, given what was kept so far and the budget that remains, and commits to one window.
+The trunk reads the whole text once. The text is then decided from left to right in windows. At each decision a small
+head computes logits for all undecided tokens, given the tokens kept so far and the remaining budget, and decides one
+window.
 """
 
 import math
@@ -19,7 +20,7 @@ from tokforget.models.word_features import NUM_FEATURES, Rarity
 from tokforget.models.word_table import WordTable
 
 
-# A bias this many bounds beyond the highest or lowest logit puts all tokens at the bound, but for less than a rounding.
+# A bias this many bounds beyond the highest or lowest logit puts all tokens at the bound, up to rounding.
 _BIAS_MARGIN = 4.0
 _BISECTIONS = 40
 UNITS = ("token", "word")
@@ -30,14 +31,16 @@ _GELU_SLOPE, _GELU_CUBE = (2 / math.pi) ** 0.5, 0.044715
 @dataclass
 class Decisions:
     """
-    What the policy decided for a batch of episodes.
+    The policy's decisions for a batch of episodes.
 
     Args:
         actions (`torch.LongTensor` of shape `(batch_size, num_tokens)`): 1 keep, 0 drop; 0 on padding.
-        keep_logits (`torch.FloatTensor` of shape `(batch_size, num_tokens)`): As they stood when a token was decided,
-            the bias that meets the budget included. 0 on padding.
-        log_probs (`torch.FloatTensor` of shape `(batch_size, num_tokens)`): Of the action taken, nats; 0 on padding.
-        entropy (`torch.FloatTensor` of shape `(batch_size, num_tokens)`): Of each token's choice, nats; 0 on padding.
+        keep_logits (`torch.FloatTensor` of shape `(batch_size, num_tokens)`): Logits at the time of each token's
+            decision, including the bias that meets the budget; 0 on padding.
+        log_probs (`torch.FloatTensor` of shape `(batch_size, num_tokens)`): Log-probability of each action in nats; 0
+            on padding.
+        entropy (`torch.FloatTensor` of shape `(batch_size, num_tokens)`): Entropy of each decision in nats; 0 on
+            padding.
     """
 
     actions: torch.Tensor
@@ -48,17 +51,18 @@ class Decisions:
 
 class TokenTable(nn.Module):
     """
-    Token ids to the reconstructor's frozen input embeddings, projected.
+    Projects the reconstructor's frozen input embeddings.
 
-    While the base model is attached the projection is applied to its embeddings and can be trained. Without it the
-    stored table of projected rows serves, so that compressing needs no base model.
+    While the base model is attached, the projection is applied to its embeddings and can be trained. Without it the
+    stored table of projected rows is used, so that compressing needs no base model.
     """
 
     def __init__(self, vocab_size: int, base_hidden_size: int, hidden_size: int):
         super().__init__()
         self.projection = nn.Linear(base_hidden_size, hidden_size, bias=False)
         self.register_buffer("table", torch.zeros(vocab_size, hidden_size, dtype=torch.float16))
-        self.base_embeddings: list[nn.Module] = []  # in a list: not a child, neither saved nor counted here
+        # In a list, so that it is not a submodule and is neither saved nor counted.
+        self.base_embeddings: list[nn.Module] = []
 
     def attach(self, base_embeddings: nn.Module) -> None:
         self.base_embeddings = [base_embeddings]
@@ -68,7 +72,7 @@ class TokenTable(nn.Module):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Write the projected rows of the attached base model into the table."""
+        """Write the projected embeddings of the attached base model into the table."""
         if self.base_embeddings:
             for chunk in torch.arange(len(self.table), device=self.table.device).split(4096):
                 self.table[chunk] = self._rows(self.base_embeddings[0](chunk)).to(self.table.dtype)
@@ -78,14 +82,14 @@ class TokenTable(nn.Module):
             with torch.no_grad():
                 rows = self.base_embeddings[0](input_ids)
             return self._rows(rows)  # (B, T, D)
-        if self.base_embeddings:  # evaluated while it is trained: as the saved table will be
+        if self.base_embeddings:  # an evaluation during training rounds as the saved table does
             with torch.no_grad():
                 return self._rows(self.base_embeddings[0](input_ids)).half().to(self.projection.weight.dtype)
         return self.table[input_ids].to(self.projection.weight.dtype)
 
 
 class ConvBlock(nn.Module):
-    """Depthwise dilated convolution over both sides, then a pointwise two-layer perceptron, on a residual stream."""
+    """A residual block: a depthwise dilated convolution over both sides, then a pointwise two-layer perceptron."""
 
     def __init__(self, hidden_size: int, kernel_size: int, dilation: int):
         super().__init__()
@@ -97,7 +101,7 @@ class ConvBlock(nn.Module):
 
     def forward(self, hidden: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         reach = self.dilation * (self.kernel_size // 2)
-        # Shifted sums instead of conv1d: no transposes, and faster than a grouped convolution on CPUs.
+        # Shifted sums instead of conv1d: they need no transposes and are faster than a grouped convolution on CPUs.
         padded = F.pad(self.norm(hidden) * valid, (0, 0, reach, reach))
         num_tokens = hidden.shape[1]
         mixed = padded[:, :num_tokens] * self.taps[0]
@@ -109,8 +113,8 @@ class ConvBlock(nn.Module):
 
 def _gelu(x: torch.Tensor) -> torch.Tensor:
     """
-    The tanh form of GELU. Without a gradient as `x * sigmoid(2u)`, which is `x * (1 + tanh(u)) / 2` and takes half the
-    time on a CPU; they differ by less than 1e-6.
+    The tanh form of GELU. Without a gradient it is computed as `x * sigmoid(2u)`, which equals `x * (1 + tanh(u)) / 2`
+    up to 1e-6 and takes half the time on a CPU.
     """
     if torch.is_grad_enabled():
         return F.gelu(x, approximate="tanh")
@@ -125,14 +129,15 @@ class KeepMaskPolicy(nn.Module):
     Args:
         vocab_size (`int`), base_hidden_size (`int`): Shape of the reconstructor's input embeddings.
         hidden_size (`int`): Width of the trunk.
-        dilations (`list[int]`): One convolution block each.
+        dilations (`list[int]`): Dilation of each convolution block.
         kernel_size (`int`): Taps of each convolution, odd.
         head_size (`int`): Width of the decision head.
         window (`int`): Tokens decided at once.
-        logit_bound (`float`): Sampled logits lie within +-this, the budget's bias included; see [`meet_budget`].
-        ngram_buckets (`int`): Size of the count tables; 0 leaves them out.
-        unit (`str`): What is kept or dropped whole: `"token"` or `"word"`.
-        word_features (`bool`): Whether the policy is told what [`tokforget.models.word_features`] finds, and so the question.
+        logit_bound (`float`): Sampled logits lie within +-this, including the bias of the budget; see [`meet_budget`].
+        ngram_buckets (`int`): Size of the count tables; 0 for none.
+        unit (`str`): Unit that is kept or dropped as a whole: `"token"` or `"word"`.
+        word_features (`bool`): Whether the features of [`tokforget.models.word_features`], which include those of a
+            question, are inputs of the policy.
     """
 
     backend = "torch"
@@ -166,20 +171,21 @@ class KeepMaskPolicy(nn.Module):
         self.to_memory = nn.Linear(hidden_size, head_size // 4)
         self.from_state = nn.Linear(2 * (head_size // 4) + 2, head_size, bias=False)
         self.to_logit = nn.Linear(head_size, 1)
-        # A policy starts as plain sampling at the requested rate: every ranking is still to be learnt. What was decided
-        # before counts for nothing at first, so that a ranking learnt from whole texts holds in every window.
+        # A new policy samples uniformly at the requested rate, because its last layer is zero. Earlier decisions have
+        # no influence at first, so that a ranking learnt from whole texts holds in every window.
         nn.init.zeros_(self.from_state.weight)
         nn.init.zeros_(self.to_logit.weight)
         nn.init.zeros_(self.to_logit.bias)
         if word_features:
-            # Past the trunk: what a word looks like and where it stands says most, and is learnt first on a path of its own.
+            # A path around the trunk: the form and the place of a word are most informative, and are learnt faster
+            # here.
             self.direct = nn.Sequential(nn.Linear(NUM_FEATURES + 1, head_size), nn.GELU(), nn.Linear(head_size, 1))
             nn.init.zeros_(self.direct[2].weight)
             nn.init.zeros_(self.direct[2].bias)
 
     @property
     def is_trained(self) -> bool:
-        """Whether it has learnt any ranking; a fresh policy has none, since its last layer is zero."""
+        """Whether the policy has learnt a ranking; a new one has not, because its last layer is zero."""
         return bool(self.to_logit.weight.detach().any()) or (
             self.words is not None and bool(self.direct[2].weight.detach().any())
         )
@@ -190,9 +196,14 @@ class KeepMaskPolicy(nn.Module):
         """
         The part that runs once per text.
 
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, num_tokens)`): Texts, padded on the right.
+            valid (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): False for padding.
+            rate (`torch.FloatTensor` of shape `(batch_size,)`): Requested rates.
+
         Returns:
-            `tuple`: Inputs of the decision head `(batch_size, num_tokens, head_size)`, and what a token adds to the
-            memory of decisions `(batch_size, num_tokens, head_size // 4)`.
+            `tuple`: Inputs of the decision head `(batch_size, num_tokens, head_size)`, and each token's contribution
+            to the memory of decisions `(batch_size, num_tokens, head_size // 4)`.
         """
         hidden = self._read(input_ids, valid, rate)
         return self.to_head(hidden), self.to_memory(hidden)
@@ -225,10 +236,11 @@ class KeepMaskPolicy(nn.Module):
         self, input_ids: torch.Tensor, valid: torch.Tensor, rate: torch.Tensor, features: torch.Tensor | None = None
     ) -> torch.Tensor:
         """
-        Logits `(B, T)` for all tokens before anything is decided: one pass, no budget needed. Not bounded: the bound
-        keeps the order, but far from zero it rounds different logits to one.
+        Logits `(B, T)` of all tokens before the first decision, from one pass and without a budget. They are not
+        bounded: far from zero the bound would round different logits to the same value.
 
         Args:
+            input_ids, valid, rate: See `trunk`.
             features (`torch.FloatTensor` of shape `(B, T, NUM_FEATURES)`, *optional*): For a policy with `word_features`; see
                 [`tokforget.models.word_features.token_features`].
         """
@@ -237,10 +249,10 @@ class KeepMaskPolicy(nn.Module):
     def last_inputs(
         self, input_ids: torch.Tensor, valid: torch.Tensor, rate: torch.Tensor, features: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """What [`last_layer`] makes a [`first_plan`] of, `(B, T, head_size)`, with `word_features` twice as wide."""
+        """Inputs of [`last_layer`] for a [`first_plan`], `(B, T, head_size)`; twice as wide with `word_features`."""
         head_inputs = self.to_head(self._read(input_ids, valid, rate, features))
         state = head_inputs.new_zeros(len(head_inputs), self.from_state.in_features)
-        state[:, -1] = 1.0  # the whole text is still to come
+        state[:, -1] = 1.0  # the whole text is undecided
         hidden = _gelu(head_inputs + self.from_state(state)[:, None])
         if not self.num_features:
             return hidden
@@ -249,7 +261,7 @@ class KeepMaskPolicy(nn.Module):
         return torch.cat([hidden, self.direct[1](self.direct[0](direct))], -1)
 
     def last_layer(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Logits `(B, T)`, not bounded, of [`last_inputs`]."""
+        """Unbounded logits `(B, T)` from [`last_inputs`]."""
         width = self.to_logit.in_features
         logits = self.to_logit(inputs[..., :width]).squeeze(-1).float()
         if self.num_features:
@@ -260,7 +272,7 @@ class KeepMaskPolicy(nn.Module):
     def plan_arrays(
         self, input_ids: np.ndarray, valid: np.ndarray, rates: np.ndarray, features: np.ndarray | None = None
     ) -> np.ndarray:
-        """[`first_plan`] from arrays of the same shapes to an array `(B, T)`, on the device where the policy lies."""
+        """As [`first_plan`], from NumPy arrays to an array `(B, T)`; computed on the policy's device."""
         device = self.inputs.weight.device
         told = () if features is None else (torch.from_numpy(features).to(device),)
         plan = self.first_plan(
@@ -276,7 +288,7 @@ class KeepMaskPolicy(nn.Module):
         return self.words.rarity()
 
     def plan(self, head_inputs: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        """Logits `(B, t)`, not bounded yet, for the tokens that are left, given the `(B, 2 * memory + 2)` decision state."""
+        """Unbounded logits `(B, t)` of the undecided tokens, given the decision state `(B, 2 * memory + 2)`."""
         hidden = _gelu(head_inputs + self.from_state(state)[:, None])
         return self.to_logit(hidden).squeeze(-1).float()
 
@@ -296,23 +308,26 @@ class KeepMaskPolicy(nn.Module):
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, num_tokens)`): Texts, padded on the right.
             valid (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): False for padding.
-            rate (`torch.FloatTensor` of shape `(batch_size,)`): The requested rate, which the trunk sees.
-            counts (`torch.LongTensor` of shape `(batch_size,)`): The budget, tokens to keep.
-            num_masks (`int`): Episodes per text; those of one text stand side by side.
-            generator (`torch.Generator`, or a list of one for each episode, *optional*): Samples, with an expected count
-                equal to the budget. Without it the best tokens are kept, exactly `counts` of them.
+            rate (`torch.FloatTensor` of shape `(batch_size,)`): The requested rate, an input of the trunk.
+            counts (`torch.LongTensor` of shape `(batch_size,)`): The budget, in tokens to keep.
+            num_masks (`int`): Episodes per text; those of one text are consecutive.
+            generator (`torch.Generator`, or a list of one for each episode, *optional*): Samples masks whose expected
+                count equals the budget. Without it exactly the best `counts` tokens are kept.
             actions (`torch.LongTensor` of shape `(batch_size * num_masks, num_tokens)`, *optional*):
-                Decisions taken before, whose log-probabilities are wanted.
+                Given decisions, to compute their log-probabilities.
 
         Returns:
-            `Decisions` for `batch_size * num_masks` episodes.
+            [`Decisions`]: For `batch_size * num_masks` episodes.
+
+        Raises:
+            `ValueError`: If the policy decides by words; see [`decide_units`].
         """
         if self.unit != "token":
             raise ValueError(
                 f"This policy decides by {self.unit}s, all of a text at once: ask `first_plan` and [`decide_units`], not `decide`."
             )
-        # Not under the run's autocast: the policy is a hundredth of a step, and what separates sharp logits at the margin of
-        # the budget is less than bfloat16 can tell apart.
+        # Without autocast: the policy takes a hundredth of a step, and at the margin of the budget the differences
+        # between sharp logits are below the precision of bfloat16.
         with torch.autocast(input_ids.device.type, enabled=False):
             return self._decide(input_ids, valid, rate, counts, num_masks, generator, actions)
 
@@ -339,7 +354,7 @@ class KeepMaskPolicy(nn.Module):
         for start in range(0, valid.shape[1], self.window):
             window = slice(start, start + self.window)
             here, rest = valid[:, window], valid[:, start:]
-            # What is left, against what was asked for; and how much of the text is still to come.
+            # The remaining budget relative to the request, and the fraction of the text that is undecided.
             pace = left / tokens_left.clamp(min=1) - rate
             state = torch.cat([memory, torch.stack([pace, tokens_left / total], -1).to(memory.dtype)], -1)
             planned = self.plan(head_inputs[:, start:], state)
@@ -366,7 +381,7 @@ class KeepMaskPolicy(nn.Module):
 
     @staticmethod
     def _remember(inputs: torch.Tensor, chosen: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
-        """Mean over a window of what its kept, and of what its dropped tokens add: `(B, 2 * memory)`."""
+        """Mean contribution of a window's kept tokens, and of its dropped tokens, to the memory: `(B, 2 * memory)`."""
         kept = (chosen.bool() & here)[..., None].to(inputs.dtype)
         dropped = (~chosen.bool() & here)[..., None].to(inputs.dtype)
         size = here.sum(1, keepdim=True).clamp(min=1)
@@ -377,24 +392,25 @@ def meet_budget(
     logits: torch.Tensor, counts: torch.Tensor, valid: torch.Tensor, bound: float, sizes: torch.Tensor | None = None
 ) -> torch.Tensor:
     r"""
-    Add to the logits of each text the one bias with which the expected number of kept tokens equals `counts`, and bound them
-    to `L = bound * tanh((l + b) / bound)`.
+    Add to the logits of each text the bias `b` for which the expected number of kept tokens equals `counts`, and bound
+    them: `L = bound * tanh((l + b) / bound)`.
 
-    The bias stands inside the bound: the tokens at the margin of the budget lie near zero, where the bound changes nothing,
-    whatever the rate is. Before the bias it would press together the cheap tokens, which are the margin of high rates.
+    The bias is added inside the bound. Then the tokens at the margin of the budget are near zero at any rate, where
+    the bound has no effect. If the bound came first, it would compress the logits of cheap tokens, which are the
+    margin at high rates.
 
-    It depends on the logits through `sum_t sigmoid(L_t) = counts`, hence `db/dl_t = -w_t / sum_u w_u` with
-    `w_t = p_t (1 - p_t) dL_t/dl_t`: the gradient is that of the distribution that is sampled from, and a shift common to all
-    logits has none.
+    The bias depends on the logits through `sum_t sigmoid(L_t) = counts`, hence `db/dl_t = -w_t / sum_u w_u` with
+    `w_t = p_t (1 - p_t) dL_t/dl_t`. The gradient is that of the distribution that is sampled from; a shift common to
+    all logits has no gradient.
 
     Args:
-        logits (`torch.FloatTensor` of shape `(batch_size, num_tokens)`): Plan for the tokens that are left.
-        counts (`torch.LongTensor` of shape `(batch_size,)`): Budget that is left; one that no bias can meet (below 0,
-            above the tokens left) gives probabilities next to 0 or 1, as far as the bound lets them.
+        logits (`torch.FloatTensor` of shape `(batch_size, num_tokens)`): Plan for the undecided tokens.
+        counts (`torch.LongTensor` of shape `(batch_size,)`): Remaining budget. If no bias can meet it (below 0 or
+            above the number of tokens), probabilities are as near to 0 or 1 as the bound allows.
         valid (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): False for padding.
-        bound (`float`): Of the logits returned.
-        sizes (`torch.Tensor` of shape `(batch_size, num_tokens)`, *optional*): What each place takes of the budget, where a
-            place is a word: its tokens. 1 without.
+        bound (`float`): Bound of the returned logits.
+        sizes (`torch.Tensor` of shape `(batch_size, num_tokens)`, *optional*): Tokens of each place, if a place is a
+            word; 1 by default.
 
     Returns:
         `torch.FloatTensor` of shape `(batch_size, num_tokens)`: Biased logits within +-`bound`.
@@ -403,7 +419,7 @@ def meet_budget(
     with torch.no_grad():
         present = logits.masked_fill(~valid, 0.0)
         low, high = -present.amax(1, keepdim=True), -present.amin(1, keepdim=True)  # (B, 1)
-        # Wide enough for the most extreme count, on whichever side the padding's zero lies.
+        # An interval wide enough for the most extreme count; the zeros on padding may lie on either side.
         low, high = low - _BIAS_MARGIN * bound, high + _BIAS_MARGIN * bound
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2

@@ -1,16 +1,18 @@
 """
-The reconstructor: a causal language model with a LoRA adapter that restores what was dropped, and scores the loss.
+The reconstructor: a causal language model with a LoRA adapter that restores dropped tokens and scores their loss in
+bits.
 
-Two layouts behind one seam (`token_nll`, `restore`):
+It has two layouts with the same interface (`token_nll`, `restore`):
 
 * prefix: `[kept tokens] <sep> [original]`, causal. A dropped token is scored given all kept tokens and the original to
-  its left; restoring goes token by token, kept tokens forced.
-* infill: dropped positions hold the marker token and attention is full; the output at `t - 1` predicts `t`, the shift
-  that keeps a pretrained next-token head useful (BehnamGhader et al. 2024, arXiv 2404.05961; Gong et al. 2024, arXiv
+its
+  left. Restoration decodes token by token and forces the kept tokens.
+* infill: dropped positions hold the marker token, and attention is full. The output at `t - 1` predicts `t`, so that a
+  pretrained next-token head stays useful (BehnamGhader et al. 2024, arXiv 2404.05961; Gong et al. 2024, arXiv
   2410.17891). One pass restores everything.
 
 No token is added to the vocabulary: separator and marker are the mask token if the tokenizer has one, else its end
-token, which never occurs inside a text. The adapter therefore fits the plain base model.
+token, which never occurs inside a text. Therefore the adapter fits the unchanged base model.
 """
 
 import math
@@ -31,21 +33,21 @@ from tokforget.packing import kept_tokens, like_lengths, prefix_rows
 
 LAYOUTS = ("prefix", "infill")
 _LN2 = math.log(2.0)
-# Rows that go through the model together, at least. Fewer per forward mean less padding and more forwards: a CPU pays for the
-# former, a GPU for the latter, whose kernels end before the host has sent the next (LOG.md).
+# Least rows per forward pass. Smaller groups mean less padding but more passes: padding is expensive on a CPU, and
+# passes on a GPU, whose kernels end before the CPU has launched the next (LOG.md).
 _LEAST_ROWS = {"cpu": 8, "cuda": 64}
 
 
 @dataclass
 class TokenScores:
     """
-    What a keep mask costs, token by token.
+    The cost of a keep mask, token by token.
 
     Args:
         nll (`torch.FloatTensor` of shape `(batch_size, num_tokens)`): `-log2 p` of each dropped token in bits; 0 for
             kept tokens and padding. Carries the gradient of the adapter.
         correct (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): True where a dropped token is the most likely
-            one. In the prefix layout the true tokens stand to its left, so this is *not* restoration.
+            one. In the prefix layout the true tokens are to its left, so this is *not* free-running restoration.
     """
 
     nll: torch.Tensor
@@ -55,7 +57,7 @@ class TokenScores:
 @dataclass
 class Restoration:
     """
-    A restored text. It is a guess: `confidence` is the probability the model gave to what it wrote.
+    A restored text. It is a prediction; `confidence` is the probability that the model gave to each token.
 
     Args:
         input_ids (`torch.LongTensor` of shape `(batch_size, num_tokens)`): Kept tokens as given, dropped ones restored.
@@ -68,11 +70,11 @@ class Restoration:
 
 class Reconstructor(nn.Module):
     """
-    Restores dropped tokens, and says in bits how well it can.
+    Restores dropped tokens, and scores in bits how well it can predict them.
 
     Args:
-        model (`PeftModel` or `PreTrainedModel`): The causal language model; its dropout is set to 0, since one forward
-            serves as reward and as loss.
+        model (`PeftModel` or `PreTrainedModel`): The causal language model. Its dropout is set to 0, because the same
+            forward pass gives the reward and the loss.
         layout (`str`): `"prefix"` or `"infill"`.
         marker_token_id (`int`): Separator of the prefix layout, placeholder of the infill layout.
     """
@@ -88,7 +90,7 @@ class Reconstructor(nn.Module):
         self._switch_off_functional_dropout()
 
     def _switch_off_functional_dropout(self) -> None:
-        # Where dropout is a function, its rate is a number on a module or, for some attention kernels, on the config.
+        # For functional dropout the rate is an attribute of a module or, for some attention kernels, of the config.
         for holder in (*self.base_model.modules(), self.base_model.config):
             for name, value in vars(holder).items():
                 if isinstance(value, float) and ("dropout" in name or name.endswith("_pdrop")):
@@ -100,14 +102,14 @@ class Reconstructor(nn.Module):
 
     @property
     def max_tokens(self) -> int | None:
-        """Longest text in tokens that every keep mask of it leaves room for; `None` if the model states no limit."""
+        """Longest text in tokens that fits the context under any keep mask; `None` if the model states no limit."""
         positions = getattr(self.base_model.config.get_text_config(), "max_position_embeddings", None)
         if positions is None:
             return None
         return (positions - 1) // 2 if self.layout == "prefix" else positions - 1
 
     def check_max_length(self, max_length: int) -> None:
-        """`ValueError` if texts of `max_length` tokens do not fit the model's context."""
+        """Raise `ValueError` if texts of `max_length` tokens do not fit the model's context."""
         if self.max_tokens is not None and max_length > self.max_tokens:
             raise ValueError(
                 f"`max_length` ({max_length}) exceeds the {self.max_tokens} tokens that fit this model's context."
@@ -115,7 +117,7 @@ class Reconstructor(nn.Module):
 
     @torch.no_grad()
     def check_full_attention(self) -> None:
-        """`ValueError` if the infill layout asks for tokens to the right that this model would not look at."""
+        """Raise `ValueError` if the layout is infill and the model cannot attend to tokens on the right."""
         if self.layout != "infill":
             return
         device = self.base_model.device
@@ -125,7 +127,7 @@ class Reconstructor(nn.Module):
         try:
             first, second = (self.token_nll(row, keep_mask, valid).nll[0, 0] for row in (ids, ids * 2))
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
-            reason = error  # each model has its own way to say that it takes no mask of this shape
+            reason = error  # models raise different errors for a mask of this shape
         if reason is not None or first == second:
             raise ValueError(
                 f"`layout` 'infill' needs attention to both sides, which a model of type "
@@ -135,20 +137,23 @@ class Reconstructor(nn.Module):
 
     # -- scoring ---------------------------------------------------------------------------------------------------
     def forward(self, input_ids: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        """Bits `(B, T)` of [`Reconstructor.token_nll`]; what a trainer calls, so that its hooks on the module fire."""
+        """Bits `(B, T)` of [`Reconstructor.token_nll`]. Trainers call it, so that hooks on the module run."""
         return self.token_nll(input_ids, keep_mask, valid).nll
 
     def token_nll(
         self, input_ids: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor, in_groups: bool = True
     ) -> TokenScores:
         """
-        Score every dropped token. Rows of like lengths go through the model together, so that little of it is padding.
+        Score every dropped token. Rows of similar length are batched together to reduce padding.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, num_tokens)`): Original texts, padded on the right.
             keep_mask (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): True is kept.
             valid (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): False for padding.
-            in_groups (`bool`): False for one forward of all rows.
+            in_groups (`bool`): False for one forward pass of all rows.
+
+        Returns:
+            [`TokenScores`]: Bits and ranks of the dropped tokens.
         """
         self._check_length(input_ids)
         keep_mask = keep_mask & valid
@@ -167,14 +172,14 @@ class Reconstructor(nn.Module):
 
     @staticmethod
     def _cut(input_ids: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Without the columns that are padding in all of these rows."""
+        """Remove the columns that are padding in all of these rows."""
         longest = int(valid.sum(1).max())
         return input_ids[:, :longest], keep_mask[:, :longest], valid[:, :longest]
 
     def _score_rows(self, input_ids: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor) -> TokenScores:
         dropped = ~keep_mask & valid
         nll, best = self._score_places(*self._dropped_places(input_ids, keep_mask, valid, dropped), input_ids[dropped])
-        # masked_scatter keeps the gradient and leaves exact zeros everywhere else.
+        # masked_scatter keeps the gradient and leaves exact zeros elsewhere.
         nll = nll.new_zeros(input_ids.shape).masked_scatter(dropped, nll / _LN2)
         correct = torch.zeros_like(dropped).masked_scatter(dropped, best == input_ids[dropped])
         return TokenScores(nll=nll, correct=correct)
@@ -182,14 +187,14 @@ class Reconstructor(nn.Module):
     def _dropped_places(
         self, input_ids: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor, dropped: torch.Tensor
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
-        """What the model is shown, and the row and column whose output predicts each dropped token."""
+        """Inputs of the model, and the row and column whose output predicts each dropped token."""
         text, position = dropped.nonzero(as_tuple=True)
         if self.layout == "prefix":
             rows = prefix_rows(input_ids, keep_mask, valid, self.marker_token_id, self.marker_token_id)
             shown = {"input_ids": rows.input_ids, "attention_mask": rows.attention_mask}
             return shown, text, rows.original_start[text] + position - 1
         ids, present = self._infill_rows(input_ids, keep_mask, valid)
-        # Positions in so many words: some models would count them from a two-dimensional mask.
+        # Explicit positions: some models would derive others from a two-dimensional mask.
         columns = torch.arange(ids.shape[1], device=ids.device)[None]
         shown = {"input_ids": ids, "attention_mask": self._full_attention(present), "position_ids": columns}
         return shown, text, position
@@ -197,20 +202,22 @@ class Reconstructor(nn.Module):
     def _infill_rows(
         self, input_ids: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Marker in front, so that the first token too has an output before it: `(B, T + 1)` ids and presence."""
+        """
+        Ids and presence `(B, T + 1)` with a marker in front, so that there is an output before the first token, too.
+        """
         shown = F.pad(input_ids.masked_fill(~keep_mask, self.marker_token_id), (1, 0), value=self.marker_token_id)
         return shown, F.pad(valid, (1, 0), value=True)
 
     def _full_attention(self, present: torch.Tensor) -> torch.Tensor:
-        # Additive float: a boolean 4-D mask is silently misread by eager attention.
+        # An additive float mask, because eager attention silently misreads a boolean 4-D mask.
         dtype = self.base_model.dtype
         hidden = torch.zeros(present.shape, dtype=dtype, device=present.device).masked_fill(
             ~present, torch.finfo(dtype).min
         )
         return hidden[:, None, None, :].expand(-1, 1, present.shape[1], -1)
 
-    # The output head is most of a small model's cost, so it runs on the places that are asked for and on no others. A hook
-    # rather than body + head: soft-capping or scaling of logits in a model's own forward still applies.
+    # The output head is most of a small model's cost, so it runs only on the requested places. A hook selects them, so
+    # that soft-capping or scaling of logits in the model's own forward still applies.
     def _score_places(
         self, shown: dict[str, torch.Tensor], rows: torch.Tensor, columns: torch.Tensor, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -240,7 +247,7 @@ class Reconstructor(nn.Module):
 
     @cached_property
     def _head_is_plain(self) -> bool:
-        """Whether the model's logits are its head's output and nothing more, tried on a few tokens."""
+        """Whether the model's logits are exactly its head's output, tested on a few tokens."""
         head = self.base_model.get_output_embeddings()
         if not is_plain_head(head):
             return False
@@ -248,7 +255,7 @@ class Reconstructor(nn.Module):
         handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
             with torch.no_grad():
-                # Several: one of them may be a padding token, whose embedding is zero.
+                # Several tokens, because one of them may be a padding token, whose embedding is zero.
                 tokens = torch.arange(min(8, len(head.weight)), device=head.weight.device)[None]
                 logits = self.base_model(input_ids=tokens, use_cache=False).logits
                 return torch.equal(logits.float(), head(seen[0]).float())
@@ -257,7 +264,7 @@ class Reconstructor(nn.Module):
 
     @torch.no_grad()
     def self_information(self, input_ids: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        """`-log2 p(x_t | x_<t)` in bits by the base model alone, adapter off; `(B, T)`, 0 on padding."""
+        """`-log2 p(x_t | x_<t)` in bits under the base model with the adapter off; `(B, T)`, 0 on padding."""
         rows = F.pad(input_ids, (1, 0), value=self.marker_token_id)
         text, position = valid.nonzero(as_tuple=True)
         with self.adapter_off():
@@ -267,7 +274,7 @@ class Reconstructor(nn.Module):
 
     @contextmanager
     def adapter_off(self) -> Iterator[None]:
-        """The base model as it was pretrained."""
+        """Context in which the adapter is off, so that the model is the pretrained base model."""
         if isinstance(self.model, PeftModel):
             with self.model.disable_adapter():
                 yield
@@ -278,12 +285,18 @@ class Reconstructor(nn.Module):
     @torch.no_grad()
     def restore(self, input_ids: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor) -> Restoration:
         """
-        Fill the gaps. Nothing is read from dropped positions of `input_ids`: they are overwritten first.
+        Fill the gaps greedily. Dropped positions of `input_ids` are never read; they are overwritten first.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, num_tokens)`): Kept tokens in their places.
             keep_mask (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): True where `input_ids` is given.
             valid (`torch.BoolTensor` of shape `(batch_size, num_tokens)`): False for padding.
+
+        Returns:
+            [`Restoration`]: The restored ids and their confidence.
+
+        Raises:
+            `ValueError`: If the texts do not fit the model's context.
         """
         self._check_length(input_ids)
         keep_mask = keep_mask & valid
@@ -314,7 +327,7 @@ class Reconstructor(nn.Module):
     def _restore_in_order(
         self, shown: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        # Kept tokens are moved to the right of their columns, so that every row's separator is in the same one.
+        # Kept tokens are right-aligned, so that the separator is in the same column of every row.
         kept, counts = kept_tokens(shown, keep_mask, self.marker_token_id), keep_mask.sum(1)
         shift = torch.arange(kept.shape[1], device=kept.device) - (kept.shape[1] - counts)[:, None]
         prefix = F.pad(kept.gather(1, shift.clamp(min=0)), (0, 1), value=self.marker_token_id)
@@ -332,7 +345,9 @@ class Reconstructor(nn.Module):
         return restored, confidence
 
     def _next_step(self, column, present, position, cache, wanted):
-        """One cached step, with logits only for the rows whose next token is missing (one row if none is)."""
+        """
+        One cached step. Logits are computed only for rows whose next token is missing (for one row if there is none).
+        """
         rows = wanted if len(wanted) else wanted.new_zeros(1)
         return self._run_with_head_hook(
             lambda _, inputs: (inputs[0][rows, -1:],),
@@ -341,9 +356,9 @@ class Reconstructor(nn.Module):
 
     def _most_likely(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = logits.float()
-        logits[:, self.marker_token_id] = -torch.inf  # the marker stands for no text
+        logits[:, self.marker_token_id] = -torch.inf  # the marker is not text
         token = logits.argmax(-1)
-        # exp(max - logsumexp): the probability of one token without a softmax over the vocabulary.
+        # exp(max - logsumexp) is the probability of one token, without a softmax over the vocabulary.
         return torch.exp(logits.gather(1, token[:, None]).squeeze(1) - logits.logsumexp(-1)), token
 
     def _check_length(self, input_ids: torch.Tensor) -> None:

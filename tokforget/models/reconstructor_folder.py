@@ -1,5 +1,5 @@
 """
-A reconstructor on disk: start from a model or an adapter, save, load, and never in the wrong layout.
+A reconstructor on disk: start from a model or an adapter, save, load, and check the layout.
 
     adapter_config.json, adapter_model.safetensors   (LoRA)     or an ordinary causal language model folder (full)
     tokenizer files, training_config.json (the layout among it), eval_results.json, README.md
@@ -16,8 +16,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tokforget.files import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, TRAINER_STATE, WEIGHTS
+from tokforget.files import TRAINING as RECORD
 from tokforget.models.folder_checks import check_safetensors, check_shapes, read_json
-from tokforget.models.folders import ADAPTER
 from tokforget.models.loading import (
     adapter_shapes,
     add_adapter,
@@ -32,9 +33,8 @@ from tokforget.models.sharded_weights import read_into
 from tokforget.packaged import EMBEDDED
 
 
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
-MODEL_FILES = ("model.safetensors", "generation_config.json", "config.json")
-RECORD = "training_config.json"
+ADAPTER_FILES = (ADAPTER_WEIGHTS, ADAPTER_CONFIG)
+MODEL_FILES = (WEIGHTS, "generation_config.json", CONFIG)
 
 
 # -- starting from a folder or an id -----------------------------------------------------------------------------------
@@ -55,14 +55,15 @@ def load_trainable(
 
     Args:
         name_or_path (`str`): Id or folder of a causal language model, `"embedded"`, or a folder with an adapter (or with
-            an `adapter/` inside), here or on the Hub.
+            an `adapter/` inside), local or on the Hub.
+        tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
         layout (`str`): `"prefix"` or `"infill"`.
         revision (`str`, *optional*): Branch, tag or commit of an id.
-        lora_rank, lora_alpha (`int`): Of a fresh adapter; one to go on from keeps its own.
-        lora_target_modules (`Sequence[str]`, *optional*): Last parts of the names of the layers that a fresh adapter changes;
-            by default every linear layer but the output head.
-        use_peft (`bool`): True trains an adapter, fresh or the folder's. False trains every weight of the model, an
-            adapter of the folder merged into it.
+        lora_rank, lora_alpha (`int`): Rank and scale of a new adapter; an existing adapter keeps its own.
+        lora_target_modules (`Sequence[str]`, *optional*): Last parts of the names of the layers that a new adapter
+            changes; by default every linear layer except the output head.
+        use_peft (`bool`): True trains an adapter, a new one or the folder's. False trains all weights of the model; an
+            adapter in the folder is merged into them.
 
     Raises:
         `ValueError`: If the folder was trained for another layout, or model and tokenizer do not belong together.
@@ -91,7 +92,12 @@ def load_trainable(
 def load_reconstructor(
     name_or_path: str, tokenizer: PreTrainedTokenizerBase, layout: str | None = None, revision: str | None = None
 ) -> Reconstructor:
-    """A reconstructor to score and restore with, nothing of it trainable; `layout` is by default the recorded one."""
+    """
+    A frozen reconstructor for scoring and restoring. `layout` is by default the recorded one.
+
+    Raises:
+        `ValueError`: If the reconstructor cannot be loaded, or no layout is recorded or given.
+    """
     folder = _on_disk(name_or_path, revision)
     layout = layout or recorded_layout(folder)
     if layout is None:
@@ -106,7 +112,7 @@ def load_reconstructor(
 
 
 def _on_disk(name_or_path: str, revision: str | None = None) -> str:
-    """A folder as it is; of a repository that a run was pushed to, its record and adapter; any other name as it is."""
+    """A local copy of the record and adapter if the name is a repository of a run; otherwise the name unchanged."""
     if name_or_path == EMBEDDED or Path(name_or_path).exists():
         return name_or_path
     try:
@@ -114,11 +120,11 @@ def _on_disk(name_or_path: str, revision: str | None = None) -> str:
         patterns = [RECORD, *ADAPTER_FILES, *(f"{ADAPTER}/{name}" for name in ADAPTER_FILES)]
         return snapshot_download(name_or_path, revision=Path(record).parent.name, allow_patterns=patterns)
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
-        return name_or_path  # no run of ours, or not to be had: loading it as a model says which
+        return name_or_path  # not a run of tokforget, or not available: loading it as a model says which
 
 
 def adapter_folder(name_or_path: str) -> Path | None:
-    """Where the adapter of a folder lies, in it or in its `adapter/`; `None` for a whole model or an id."""
+    """The folder of an adapter: the given one or its `adapter/`; `None` for a whole model or an id."""
     return next((p for p in (Path(name_or_path, ADAPTER), Path(name_or_path)) if is_adapter(str(p))), None)
 
 
@@ -132,7 +138,7 @@ def recorded_layout(name_or_path: str) -> str | None:
 
 
 def check_layout(name_or_path: str, layout: str) -> None:
-    """`ValueError` if a folder was trained for another layout: its rows would mean nothing to the model."""
+    """Raise `ValueError` if a folder was trained for another layout, whose rows the model could not read."""
     recorded = recorded_layout(name_or_path)
     if recorded not in (None, layout):
         raise ValueError(
@@ -152,15 +158,16 @@ def _check_vocabulary(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedT
 
 # -- weights -----------------------------------------------------------------------------------------------------------
 def weight_files(reconstructor: Reconstructor) -> tuple[str, ...]:
-    """The files of a reconstructor's weights, the one that makes the folder a model last."""
+    """The files of a reconstructor's weights. The last one identifies the folder as a model."""
     return ADAPTER_FILES if isinstance(reconstructor.model, PeftModel) else MODEL_FILES
 
 
 def save_weights(reconstructor: Reconstructor, folder: Path, state_dict: dict | None = None) -> None:
     """
-    Write the adapter, or the whole model if that was trained. Each file appears whole or not at all; safetensors only.
+    Write the adapter, or the whole model if all weights were trained. Each file is written atomically; weights are
+    safetensors.
 
-    `state_dict` is what a sharding trainer gathered, with the names of `reconstructor`.
+    A trainer with sharded weights passes the gathered ones as `state_dict`, with the names of `reconstructor`.
     """
     if state_dict is not None:
         state_dict = {name.removeprefix("model."): tensor for name, tensor in state_dict.items()}
@@ -173,13 +180,14 @@ def save_weights(reconstructor: Reconstructor, folder: Path, state_dict: dict | 
             os.replace(staging / name, folder / name)
     shutil.rmtree(staging)
     for other in {*ADAPTER_FILES, *MODEL_FILES} - {*files}:
-        (folder / other).unlink(missing_ok=True)  # a full run into the folder of a LoRA run, or the other way round
+        # A run of the other kind (all weights or LoRA) may have left it in this folder.
+        (folder / other).unlink(missing_ok=True)
 
 
 def check_checkpoint(reconstructor: Reconstructor, folder: str | Path) -> None:
-    """`ValueError` unless a folder is a checkpoint of this kind of training: state, weights, layout."""
+    """Raise `ValueError` unless a folder is a checkpoint of this kind of training: state, weights, layout."""
     wanted = (
-        "trainer_state.json",
+        TRAINER_STATE,
         *(name for name in weight_files(reconstructor) if name != "generation_config.json"),
     )
     missing = [name for name in wanted if not Path(folder, name).is_file()]
@@ -190,13 +198,15 @@ def check_checkpoint(reconstructor: Reconstructor, folder: str | Path) -> None:
 
 
 def load_weights(reconstructor: Reconstructor, folder: str | Path) -> None:
-    """Read a checkpoint's weights into this reconstructor, in place; `ValueError` if they are another model's."""
+    """
+    Read a checkpoint's weights into this reconstructor, in place. Raises `ValueError` if another model has saved them.
+    """
     path = Path(folder, weight_files(reconstructor)[0])
     shapes = check_safetensors(path)
     model = reconstructor.model
     if isinstance(model, PeftModel):
         check_shapes(path, shapes, adapter_shapes(model), "this model")
-        # A file does not say under which name the model has its adapter.
+        # Files do not contain the name of the adapter in the model.
         read_into(
             model, {name.replace(".weight", ".default.weight"): weight for name, weight in load_file(path).items()}
         )

@@ -1,8 +1,8 @@
 """
-Weights that a launcher divides among the processes (ZeRO-3, FSDP2), whole for what is not a training step.
+Gather weights that are sharded over the processes (ZeRO-3, FSDP2) for work outside a training step.
 
-In a step the forward of the whole model gathers them. Evaluating, restoring and saving call parts of the model, and read
-weights without calling the layer they belong to; there every process holds all weights for a while.
+In a step the forward pass of the whole model gathers them. Evaluation, restoring and saving call parts of the model,
+and read weights without calling their layer, so every process must hold all weights for that time.
 """
 
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ from transformers import TrainingArguments
 
 def load_whole(args: TrainingArguments) -> None:
     """
-    Let models be read whole in every process from now on. Under ZeRO-3 the host would divide them as they are read, and much
-    is done with them before training divides them: texts are sampled, a warm start learnt, the reconstructor measured.
+    Make every process load complete models from now on. Under ZeRO-3 Transformers would shard them while loading, but
+    sampling, the warm start and the first evaluation need complete weights before training shards them.
     """
     if args.deepspeed_plugin is not None:
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -24,21 +24,22 @@ def load_whole(args: TrainingArguments) -> None:
 
 
 def is_divided(wrapped: torch.nn.Module) -> bool:
-    """Whether a model as the trainer wrapped it holds only a part of its weights in this process."""
+    """Whether a model, as the trainer wrapped it, holds only a shard of its weights in this process."""
     return _by_deepspeed(wrapped) or _by_fsdp(wrapped)
 
 
 @contextmanager
 def whole_weights(wrapped: torch.nn.Module, changed: bool = False) -> Iterator[None]:
     """
-    All weights in every process; nothing to do where they are anyway. To be entered by all processes, and not twice.
+    Context in which every process holds all weights. It does nothing for weights that are not sharded. All processes
+    must enter it, and it must not be nested.
 
     Args:
         wrapped (`nn.Module`): The model as the trainer wrapped it.
-        changed (`bool`): Whether weights are read into it by [`read_into`], alike in every process.
+        changed (`bool`): Whether [`read_into`] writes weights into it, the same in every process.
 
-    Source: under ZeRO-3 as TRL does for sampling: gathered, and without the hooks that would divide a layer's weights again
-    behind its forward.
+    Source: under ZeRO-3 as TRL does for sampling: weights are gathered, and the hooks that would shard a layer again
+    after its forward pass are removed.
     """
     if _by_deepspeed(wrapped):
         import deepspeed
@@ -51,11 +52,11 @@ def whole_weights(wrapped: torch.nn.Module, changed: bool = False) -> Iterator[N
                 yield
             finally:
                 add_hooks(wrapped)
-    elif _by_fsdp(wrapped) and not changed:  # what is gathered here is a copy; `read_into` writes to the parts
+    elif _by_fsdp(wrapped) and not changed:  # these gathered weights are copies; `read_into` writes to the shards
         units = [module for module in wrapped.modules() if _by_fsdp(module)]
         for unit in units:
             unit.unshard()
-            unit.set_reshard_after_forward(False, recurse=False)  # one process may call a unit that another does not
+            unit.set_reshard_after_forward(False, recurse=False)  # processes may call different units
         try:
             yield
         finally:
@@ -67,7 +68,9 @@ def whole_weights(wrapped: torch.nn.Module, changed: bool = False) -> Iterator[N
 
 
 def read_into(module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Whole tensors into the parameters and buffers of these names, which FSDP2 may have divided; others stay."""
+    """
+    Copy complete tensors into the parameters and buffers of these names, which FSDP2 may have sharded; others stay.
+    """
     if any(hasattr(parameter, "device_mesh") for parameter in module.parameters()):
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 

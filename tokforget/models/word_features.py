@@ -1,8 +1,8 @@
 """
-What the policy is told about the words of a text beside its tokens: how rare and of what form a word is, where it stands in
-document, paragraph and sentence, and, if there is a question, how near it is to what is asked.
+Features of words, inputs of the policy besides the tokens: rarity and form of a word, its place in document, paragraph
+and sentence, and, if there is a question, how close it is to the words of the question.
 
-Everything is computed over the whole text, so that a text scored in windows knows where in the document each of them lies.
+Features are computed over the whole text, so that a text scored in windows has its places in the document.
 """
 
 import math
@@ -16,11 +16,11 @@ import numpy as np
 from tokforget.text_units import NEGATIONS, STOP_WORDS, bare_word, split_sentences, split_words
 
 
-# Letters of a word that make its stem, endings of plural and possession taken off: good enough to match number and tense.
+# Letters of a stem, after endings of plural and possession are removed: enough to match number and tense.
 _STEM = 6
 BUCKETS = 2**16
 LOG_STEPS = 16.0
-# How fast what stands near a word of the question stops being near, per word.
+# Decay per word of the closeness to a word of the question.
 _NEAR_DECAY = 0.8
 _TIME = re.compile(r"\b(when|year|date|day|month|century|how (?:many|much|long|old|far|often|large|big|high|tall)|what (?:number|percent\w*|time|age|price|cost))\b", re.I)  # fmt: skip
 _WHO = re.compile(r"\b(who|whom|whose|where|which (?:country|city|state|person|company|team|river|king)|what (?:country|city|state|person|company|team|river|name))\b", re.I)  # fmt: skip
@@ -48,7 +48,7 @@ _MARKED, _BREAK, _STOP, _IDF = 10, 11, FORM.index("stop_word"), FORM.index("idf"
 
 
 def stem(word: str) -> str:
-    """A bare word without its plural, cut to six letters."""
+    """A bare word without its plural ending, cut to six letters."""
     bare = bare_word(word).removesuffix("'s").removesuffix("’s")
     if len(bare) > 3 and bare[-1] == "s" and bare[-2] not in "su":
         bare = bare[:-1]
@@ -56,7 +56,10 @@ def stem(word: str) -> str:
 
 
 class Rarity:
-    """Inverse document frequency of words, as a share of the highest there is: 0 for a word of every piece, 1 for an unseen one."""
+    """
+    Inverse document frequency of words as a fraction of its maximum: 0 for a word in every piece, 1 for an unseen
+    word.
+    """
 
     def __init__(self, pieces: np.ndarray, total: float):
         self.total = max(total, 2.0)
@@ -69,13 +72,14 @@ class Rarity:
 
     def facts(self, words: Sequence[str]) -> tuple[np.ndarray, list[str]]:
         """
-        Of words with their white space before them: `FORM`, whether they are marked by digits or inner capitals, and whether a line
-        break stands before them, `(num_words, len(FORM) + 2)`; and their stems. Remembered.
+        Features of words given with the white space before them: `FORM`, whether digits or inner capitals mark the
+            word, and whether
+        a line break precedes it, `(num_words, len(FORM) + 2)`; also their stems. Results are cached.
         """
         facts = self._facts
         if len(facts) > 200_000:
             facts.clear()
-        # Rows as bytes: threads may share a dictionary, and an array is joined of them faster than of numbers.
+        # Cache rows as bytes: threads can share the dictionary, and joining bytes to an array is faster than numbers.
         found = [facts.get(word) or self._learn(word) for word in words]
         rows = np.frombuffer(b"".join([row for row, _ in found])).reshape(len(words), -1)
         return rows, [its_stem for _, its_stem in found]
@@ -105,14 +109,17 @@ def bucket(word: str) -> int:
 
 def word_features(text: str, rarity: Rarity, question: str | None = None) -> tuple[np.ndarray, np.ndarray]:
     """
+    Features of the words of a text.
+
     Args:
         text (`str`): The whole text.
-        rarity ([`Rarity`]): Of the policy; see [`tokforget.models.word_table.WordTable.rarity`].
-        question (`str`, *optional*): What the reader will be asked.
+        rarity ([`Rarity`]): The policy's rarities; see [`tokforget.models.word_table.WordTable.rarity`].
+        question (`str`, *optional*): The question that the reader will be asked.
 
     Returns:
-        `tuple`: First character of each word `(num_words + 1,)`, white space before it included, the text's length last; and
-        the features `(num_words, NUM_FEATURES)`, float32, all of a size of about 1. Those of the question are 0 without one.
+        `tuple`: First character of each word, including the white space before it, and at the end the text's length
+        `(num_words + 1,)`; and the features `(num_words, NUM_FEATURES)`, float32, with values of about 1. Without a
+        question its features are 0.
     """
     spans = split_words(text)
     if not spans:
@@ -172,14 +179,14 @@ def _question_features(
     worth = {stem(word): rarity(word) * (0.1 if bare_word(word) in STOP_WORDS else 1.0) for word in asked}
     match = np.array([worth.get(s, 0.0) for s in stems])
     same = np.array([float(bare_word(word) in exact) for word in words]) * match
-    # Of each sentence: the worth of the question's words that stand in it, each counted once.
+    # For each sentence the total weight of the question's words in it, each counted once.
     total = sum(worth.values()) or 1.0
     num_sentences = int(sentence[-1]) + 1
     held: list[set[str]] = [set() for _ in range(num_sentences)]
     for place in np.flatnonzero(match):
         held[sentence[place]].add(stems[place])
     overlap = np.array([sum(worth[s] for s in stems_of) for stems_of in held]) / total
-    # The question itself, where a prompt repeats it, answers nothing.
+    # If the text repeats the question, that sentence does not answer it.
     starts = np.flatnonzero(np.diff(sentence, prepend=-1))
     shown = ["".join(words[a:b]).strip() for a, b in zip(starts, [*starts[1:], n])]
     overlap[[bool(one) and one in question for one in shown]] = 0.0
@@ -195,9 +202,10 @@ def _question_features(
 
 def token_features(text: str, offsets: np.ndarray, rarity: Rarity, question: str | None = None) -> np.ndarray:
     """
-    Features of each token `(num_tokens, NUM_FEATURES)`, those of the word in which it lies.
+    Features of each token `(num_tokens, NUM_FEATURES)`: those of its word.
 
     Args:
+        text (`str`), rarity ([`Rarity`]), question (`str`, *optional*): As for [`word_features`].
         offsets (`np.ndarray` of shape `(num_tokens, 2)`): First character of each token, and the one after its last.
     """
     edges, features = word_features(text, rarity, question)
@@ -205,15 +213,15 @@ def token_features(text: str, offsets: np.ndarray, rarity: Rarity, question: str
 
 
 def word_of_tokens(edges: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Which word each token lies in `(num_tokens,)`; `edges` as [`word_features`] gives them."""
-    # The last character of a token tells: white space before a word is often a token of its own, and goes with the word.
+    """Index of each token's word `(num_tokens,)`; `edges` are the first characters from [`word_features`]."""
+    # Decided by a token's last character, because white space before a word is often a token and belongs to that word.
     return np.clip(
         np.searchsorted(edges, np.maximum(offsets[:, 1] - 1, offsets[:, 0]), side="right") - 1, 0, len(edges) - 2
     )
 
 
 def _first_and_size(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of groups that stand one after another, numbered from 0: place of the first member, and members."""
+    """First index and size of consecutive groups, which are numbered from 0."""
     size = np.bincount(groups)
     return np.cumsum(size) - size, np.maximum(size, 1)
 
@@ -223,7 +231,7 @@ def _mean_over(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _earlier_and_later(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How often the same id stands before, and after."""
+    """For each place, how often the same id occurs before it and after it."""
     order = np.argsort(ids, kind="stable")
     sizes = np.bincount(ids)
     first = np.cumsum(sizes) - sizes
@@ -242,7 +250,7 @@ def _moved(values: np.ndarray, places: int) -> np.ndarray:
 
 
 def _decayed(values: np.ndarray) -> np.ndarray:
-    """At each place the sum of what stands before it, decayed by the distance; a first-order filter."""
+    """At each place the sum of the earlier values, decayed by their distance (a first-order filter)."""
     found, held = np.zeros(len(values)), 0.0
     for place in range(1, len(values)):
         held = _NEAR_DECAY * held + values[place - 1]

@@ -1,4 +1,4 @@
-"""How rare words are: counted over the training texts, and kept with the policy."""
+"""Rarities of words, counted over the training texts and saved with the policy."""
 
 from collections.abc import Iterable
 
@@ -9,25 +9,25 @@ from torch import nn
 from tokforget.models.word_features import BUCKETS, LOG_STEPS, Rarity, bucket, stem
 
 
-# Characters of a piece of text.
+# Characters per piece of text.
 _CHUNK = 1000
 
 
 class WordTable(nn.Module):
     """
-    In how many pieces of text, of 1,000 characters, the stem of a word stands, as 8-bit logarithms in 65,536 hashed buckets:
-    64 kB say how rare any word is. Collisions only ever make a word less rare.
+    Number of pieces of text (1,000 characters each) that contain the stem of a word, as 8-bit logarithms in 65,536
+    hashed buckets (64 kB). Collisions can only make a word less rare.
     """
 
     def __init__(self):
         super().__init__()
         self.register_buffer("pieces", torch.zeros(BUCKETS, dtype=torch.uint8))
-        # A whole number: `half()` would make infinity of it, and every score nan.
+        # An integer: `half()` would turn a float of this size into infinity, and every score into nan.
         self.register_buffer("total", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
     def fit(self, texts: Iterable[str]) -> None:
-        """Count the words of the training texts."""
+        """Count the words of the training texts. Raises `ValueError` if there are none."""
         counts, total = np.zeros(BUCKETS), 0
         for text in texts:
             for start in range(0, len(text), _CHUNK):
@@ -40,5 +40,5 @@ class WordTable(nn.Module):
         self.total.fill_(total)
 
     def rarity(self) -> "Rarity":
-        """What the features ask; a copy, for the buffers may lie on a GPU."""
+        """The rarities for [`word_features`]; a copy on the CPU, because the buffers may be on a GPU."""
         return Rarity(self.pieces.cpu().numpy(), float(self.total))

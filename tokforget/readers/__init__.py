@@ -1,1 +1,3 @@
-"""What an untouched language model can still do with a short text: readers, tasks, compressors of strings, their benchmark."""
+"""
+The reader benchmark: how well a frozen language model works with compressed text. Readers, tasks, compressors.
+"""

@@ -1,4 +1,4 @@
-"""How far tasks agree on the order of compressors."""
+"""Agreement of tasks on the order of compressors."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -6,14 +6,14 @@ from itertools import combinations
 import pandas
 
 
-# Two orders of two compressors are alike or opposite; three are the fewest that say anything.
+# At least three compressors: the orders of two are always equal or opposite.
 _FEWEST = 3
 
 
 def task_agreement(rows: Sequence[dict]) -> list[dict]:
     """
-    For each rate and pair of tasks, how far their orders of compressors agree: Spearman's correlation of retentions over the
-    compressors that both have, at least three; `None` if all of a side are equal.
+    For each rate and pair of tasks, Spearman's correlation of the retentions, over the compressors that both tasks
+    have (at least three); `None` if all retentions of a task are equal.
     """
     found: list[dict] = []
     for rate in sorted({row["rate"] for row in rows if row["rate"] < 1}):
@@ -31,5 +31,8 @@ def task_agreement(rows: Sequence[dict]) -> list[dict]:
 
 
 def rank_correlation(values: Sequence[float], others: Sequence[float]) -> float:
-    """Spearman's correlation of two orders `(num_items,)`; equal values share their mean rank; nan if all of a side are equal."""
+    """
+    Spearman's correlation of two rows of values `(num_items,)`. Equal values share their mean rank; nan if all values
+    of a row are equal.
+    """
     return float(pandas.DataFrame({"values": values, "others": others}).corr("spearman").loc["values", "others"])

@@ -1,7 +1,7 @@
 """
 Arguments of the reader benchmark.
 
-No `from __future__ import annotations` here: the host's parser reads the annotations as types.
+No `from __future__ import annotations` here: Transformers' parser reads the annotations as types.
 """
 
 from dataclasses import dataclass, field
@@ -23,14 +23,14 @@ CORPUS_TASKS = ("lookup", "later_use", "title", "lead", "answers")
 
 @dataclass
 class ReaderArguments:
-    """Who reads, what is read, and what makes it shorter."""
+    """Reader, tasks, compressors and rates of the reader benchmark."""
 
     output_dir: str = field(
         metadata={"help": "Folder for the JSON files, the report and the plots; a run resumes there."}
     )
     reader_name_or_path: str = field(
         metadata={
-            "help": "Causal language model that reads: a folder, a Hub id such as HuggingFaceTB/SmolLM2-135M-Instruct, or "
+            "help": "The reader, a causal language model: a folder, a Hub id such as HuggingFaceTB/SmolLM2-135M-Instruct, or "
             "`embedded`. `make smollm2` makes a folder without the Hub."
         }
     )
@@ -46,31 +46,31 @@ class ReaderArguments:
     corpus: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of .jsonl(.gz) files with `text`, `source` and `kind`. Word counts are fitted on its training "
-            "sources, lookups and later use are asked of its test sources."
+            "help": "Folder of .jsonl(.gz) files with `text`, `source` and `kind`. Words are counted in its training sources; "
+            "its tasks use the test sources."
         },
     )
     corpus_tasks: list[str] = field(
         default_factory=lambda: ["lookup", "later_use"],
         metadata={
-            "help": "What is asked of the corpus: `lookup`, `later_use`, and of whole documents `title`, `lead` and `answers`, those that "
-            "stand beneath a text as `Q: ... A: ...`."
+            "help": "Tasks on the corpus: `lookup`, `later_use`, and on whole documents `title`, `lead` and `answers`, to questions at the "
+            "end of a text (`Q: ... A: ...`)."
         },
     )
     kinds: list[str] = field(default_factory=list, metadata={"help": "Kinds of the corpus; all by default."})
-    texts_per_kind: int = field(default=20, metadata={"help": "Passages per kind; 0 leaves the corpus' tasks out."})
+    texts_per_kind: int = field(default=20, metadata={"help": "Passages per kind; 0 for no tasks on the corpus."})
     passage_characters: int = field(default=1000, metadata={"help": "Length of a passage of the corpus."})
     document_characters: int = field(
         default=3000, metadata={"help": "Longest passage of the tasks on whole documents."}
     )
-    lookups_per_text: int = field(default=6, metadata={"help": "Lookups asked of each passage."})
+    lookups_per_text: int = field(default=6, metadata={"help": "Lookups in each passage."})
     lookup_draws: int = field(
         default=1,
         metadata={
-            "help": "Draws of lookups, each a task of its own; the report tells how far their orders of compressors agree."
+            "help": "Draws of lookups. Each is a task; the report shows how far these tasks agree on the order of compressors."
         },
     )
-    count_texts: int = field(default=200, metadata={"help": "Training texts per kind whose words are counted."})
+    count_texts: int = field(default=200, metadata={"help": "Training texts per kind for the word counts."})
     counts_path: str | None = field(
         default=None, metadata={"help": "Word counts of another run, instead of a corpus."}
     )
@@ -84,23 +84,24 @@ class ReaderArguments:
         },
     )
     model_path: str | None = field(
-        default=None, metadata={"help": "Policy of policy_*: folder or id; the packaged one."}
+        default=None,
+        metadata={"help": "Policy of the compressors policy_*, a folder or id; the packaged one by default."},
     )
-    seed: int = field(default=0, metadata={"help": "Of random compressors, lookups and intervals."})
+    seed: int = field(default=0, metadata={"help": "Seed of random compressors, lookups and intervals."})
 
     # Oracle and cost
     oracle_items: int = field(
-        default=0, metadata={"help": "Questions whose best mask is searched with the reader itself."}
+        default=0, metadata={"help": "Questions for which the best mask is searched with the reader itself."}
     )
     oracle_steps: int = field(
-        default=40, metadata={"help": "Batches of eight proposals that the oracle tries per question and rate."}
+        default=40, metadata={"help": "Batches of eight proposals per question and rate in the oracle's search."}
     )
     cost_prompt_tokens: list[int] = field(
         default_factory=lambda: [256, 1024],
-        metadata={"help": "Prompt lengths in tokens whose whole request is timed; 0 for none."},
+        metadata={"help": "Prompt lengths in tokens for which whole requests are timed; 0 for none."},
     )
-    batch_tokens: int = field(default=4096, metadata={"help": "Most tokens of one forward of the reader."})
-    use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU where there is a GPU."})
+    batch_tokens: int = field(default=4096, metadata={"help": "Most tokens of a forward pass of the reader."})
+    use_cpu: bool = field(default=False, metadata={"help": "Use the CPU even if there is a GPU."})
 
     def __post_init__(self):
         for name, least in (("max_questions", 1), ("texts_per_kind", 0), ("passage_characters", 100), ("document_characters", 100), ("lookups_per_text", 1), ("lookup_draws", 1),

@@ -1,10 +1,10 @@
 """
-What an untouched reader can still do with compressed passages: every compressor at every rate on every task.
+The reader benchmark: how well a frozen reader works with compressed passages, for every compressor, rate and task.
 
     retention = (bits_none - bits_compressed) / (bits_none - bits_full), from totals over items
 
-Each compressor, rate and task is one file in the run's folder, written whole or not at all; a run that was interrupted, or
-is asked for more, computes what is not there.
+Each compressor, rate and task has a file in the run's folder, which is written atomically. A run that was interrupted,
+or is extended, computes only the missing files.
 """
 
 import json
@@ -53,7 +53,7 @@ from tokforget.text_units import NEGATIONS, split_words
 CONTROLS = ("full", "none", "full_twice")
 _KEPT = ("numbers", "names", "strings", "negations")
 _NEW_TOKENS = 32
-# Passages whose compressing is timed, of each compressor and rate: as if nothing were known of them.
+# Passages per compressor and rate whose compression is timed, with empty caches.
 _TIMED = 16
 _REFERENCE = "random_words"
 
@@ -62,8 +62,8 @@ def target_bits(
     reader: Reader, items: Sequence[ReadingItem], passages: Sequence[str], progress: str | None = None
 ) -> np.ndarray:
     """
-    Bits of each item's target with another passage in the passage's place `(num_items,)`, float64. Items that share a
-    context, as the lookups of a text do, are read together, the context once.
+    Bits of each item's target with its passage replaced by one of `passages`, `(num_items,)` float64. Items with the
+    same context, such as the lookups of a text, are read together, so that the context is read once.
     """
     contexts: dict[str, list[int]] = {}
     for place, (item, passage) in enumerate(zip(items, passages, strict=True)):
@@ -78,7 +78,7 @@ def target_bits(
 
 
 def right_options(reader: Reader, items: Sequence[ReadingItem], passages: Sequence[str]) -> np.ndarray:
-    """Whether the right option is the likeliest per token `(num_items,)`; nan for an item without options."""
+    """Whether the correct option has the fewest bits per token `(num_items,)`; nan for an item without options."""
     right = np.full(len(items), np.nan)
     places = [place for place, item in enumerate(items) if item.options]
     contexts = [items[place].before + passages[place] for place in places]
@@ -90,8 +90,11 @@ def right_options(reader: Reader, items: Sequence[ReadingItem], passages: Sequen
 
 
 def retention(bits: np.ndarray, full: np.ndarray, none: np.ndarray) -> float:
-    """Share of what a passage tells its reader that is left, from totals; nan if the passage tells nothing."""
-    # Summed exactly: the order of the items cannot be seen in it.
+    """
+    Share of the passages' information that is left, from totals of bits `(num_items,)`; nan if the full passages do
+    not help the reader.
+    """
+    # Summed exactly, so that the result does not depend on the order of the items.
     worth, saved = math.fsum([*none, *-full]), math.fsum([*none, *-bits])
     return float("nan") if worth <= 0 else saved / worth
 
@@ -99,14 +102,17 @@ def retention(bits: np.ndarray, full: np.ndarray, none: np.ndarray) -> float:
 def retention_interval(
     bits: np.ndarray, full: np.ndarray, none: np.ndarray, groups: Sequence[str], seed: int
 ) -> tuple[float, float] | None:
-    """95 % interval of [`retention`] over passages drawn with replacement, whole; `None` if it hangs on a draw or two."""
+    """
+    95 % interval of [`retention`], bootstrapped over passages (`groups`); `None` if the denominator is near zero, see
+    `ratio_interval`.
+    """
     return ratio_interval(*_by_group(np.stack([none - bits, none - full]), groups), seed)
 
 
 def difference_interval(
     bits: np.ndarray, other: np.ndarray, full: np.ndarray, none: np.ndarray, groups: Sequence[str], seed: int
 ) -> tuple[float, float] | None:
-    """95 % interval of one compressor's retention less another's on the same items, over passages drawn with replacement."""
+    """95 % interval of the difference of two compressors' retentions on the same items, bootstrapped over passages."""
     return ratio_interval(*_by_group(np.stack([other - bits, none - full]), groups), seed)
 
 
@@ -118,8 +124,9 @@ def _by_group(values: np.ndarray, groups: Sequence[str]) -> np.ndarray:
 
 def kept_words(original: str, compressed: str) -> dict[str, int]:
     """
-    Numbers, names, negations and quoted strings of a text, how many of each the compressed text still has, whole, and words in
-    it that the original lacks (`invented`): a number or name that was never there is a false statement.
+    Counts of the numbers, names, negations and quoted strings of a text, and of those that are unchanged in the
+    compressed text;
+    also words that the original does not have (`invented`), because an invented number or name is a false statement.
     """
     words, output = find_words(original), Counter(word for word, _, _ in find_words(compressed))
     kinds = {
@@ -139,19 +146,19 @@ def kept_words(original: str, compressed: str) -> dict[str, int]:
 
 class ReaderBenchmark:
     """
-    One run of the benchmark, in the order of its methods: `load()`, `measure()`, `rows()`.
+    One run of the benchmark. Call its methods in this order: `load()`, `measure()`, `rows()`.
 
     Args:
-        args ([`ReaderArguments`]): What to read, and with what.
+        args ([`ReaderArguments`]): Reader, tasks and compressors.
     """
 
     def __init__(self, args: ReaderArguments):
         self.args, self.folder = args, Path(args.output_dir)
         self.tasks: dict[str, list[ReadingItem]] = {}
-        self.identities: dict[str, str] = {}  # of each task
+        self.identities: dict[str, str] = {}  # a digest for each task
 
     def load(self) -> None:
-        """Reader, word counts, tasks and compressors; what cannot be had is a `ValueError` before anything is measured."""
+        """Load reader, word counts, tasks and compressors. Raises `ValueError` before anything is measured."""
         args = self.args
         device = "cuda" if torch.cuda.is_available() and not args.use_cpu else "cpu"
         self.reader = Reader.from_pretrained(args.reader_name_or_path, device, batch_tokens=args.batch_tokens)
@@ -184,11 +191,11 @@ class ReaderBenchmark:
                 items = whole[task](documents(), self.reader, args.texts_per_kind, args.document_characters)
             if items:
                 self._add(task, items)
-            else:  # a reader that gains nothing from what came before cannot be asked
+            else:  # the passages do not help this reader
                 print(f"{task}: no passage makes a token of a target cheaper by a bit for this reader; left out.")
 
     def _count_words(self) -> WordCounts:
-        """Of training sources only, the first of each kind; kept in the run's folder."""
+        """Word counts of the first training texts of each kind; stored in the run's folder."""
         seen: Counter = Counter()
 
         def texts():
@@ -204,7 +211,7 @@ class ReaderBenchmark:
         return WordCounts.load(path)
 
     def _add(self, name: str, items: list[ReadingItem]) -> None:
-        """Items whose longest prompt fits the reader; the others are counted and said."""
+        """Add the items whose longest prompt fits the reader; print how many do not."""
         limit = self.reader.max_tokens
         if limit is not None:
             lengths = self.reader.counts([item.prompt(item.passage) + item.target for item in items])
@@ -223,7 +230,7 @@ class ReaderBenchmark:
 
     # -- measuring -----------------------------------------------------------------------------------------------------
     def measure(self) -> None:
-        """Every file that is not there yet; progress in one line per file."""
+        """Compute every missing file, with one line of progress per file."""
         works: list[tuple[str, str, float, str, Callable[[], dict]]] = []
         for task, items in self.tasks.items():
             works += [(task, control, 1.0, "", partial(self._control, items, control)) for control in CONTROLS]
@@ -243,7 +250,7 @@ class ReaderBenchmark:
             self._once(*work, progress=f"{number}/{len(works)}")
 
     def _once(self, task: str, name: str, rate: float, version: str, work: Callable[[], dict], progress: str) -> None:
-        """A file that was made with another reader, other items or another version of its compressor is made again."""
+        """Compute a file unless it exists and was made with the same reader, items and version of the compressor."""
         path, identity = self._path(task, name, rate), self.identities[task]
         if path.is_file():
             there = json.loads(path.read_text(encoding="utf-8"))
@@ -300,7 +307,7 @@ class ReaderBenchmark:
 
     # -- results -------------------------------------------------------------------------------------------------------
     def rows(self) -> list[dict]:
-        """One row per task, kind, compressor and rate, those of all kinds of a task together under `all`."""
+        """One row per task, kind, compressor and rate; the kind `all` combines all kinds of a task."""
         rows = []
         for task, items in self.tasks.items():
             controls = {name: self._record(task, name, 1.0) for name in CONTROLS}
@@ -329,7 +336,7 @@ class ReaderBenchmark:
         return [row | {"reference_there": _reference_there(rows, row)} for row in rows]
 
     def examples(self) -> dict[str, list[dict]]:
-        """Three items of each task, for the report: where they stand among the items, what is read, asked and answered."""
+        """Three items of each task for the report: their index, passage, question and answer."""
         found: dict[str, list[dict]] = {}
         for task, items in self.tasks.items():
             full, none = (self._record(task, name, 1.0)["bits"] for name in ("full", "none"))
@@ -341,7 +348,10 @@ class ReaderBenchmark:
         return found
 
     def oracle_rows(self) -> list[dict]:
-        """Search on `oracle_items` items spread over each task, one file each, beside the hand-made score and the best start."""
+        """
+        Rows of the oracle's search on `oracle_items` items spread over each task (one file each), next to the
+        hand-made score and the best start.
+        """
         rows = []
         for task, items in self.tasks.items():
             with_words = [place for place, item in enumerate(items) if item.passage.strip()]
@@ -384,7 +394,7 @@ class ReaderBenchmark:
         return record
 
     def _oracle_starts(self, item: ReadingItem) -> list[np.ndarray]:
-        """The hand-made score, the head, sentences near the question, and what a gate's gradient finds by the answer."""
+        """Starts of the search: the hand-made score, the head, sentences near the question, and [`gate_ranks`]."""
         spans = split_words(item.passage)
         hand_made = hand_made_score(self.context, item.passage, spans)
         sentences, overlap = overlap_ranks(self.context, item.passage, item.question)
@@ -393,7 +403,9 @@ class ReaderBenchmark:
         return [hand_made, -np.arange(len(spans)), near + 0.01 * hand_made, gate_ranks(self.reader, item)]
 
     def cost(self) -> dict:
-        """Whole requests with the last compressor that needs no question, on passages of the first task in a row."""
+        """
+        Time whole requests with the last compressor that needs no question, on joined passages of the first task.
+        """
         compressor = self.unasked[-1]
         text = "\n\n".join(dict.fromkeys(item.passage for items in self.tasks.values() for item in items))
         lengths = [n for n in self.args.cost_prompt_tokens if n <= self.reader.counts([text])[0]]
@@ -436,7 +448,10 @@ class ReaderBenchmark:
 
 
 def _reference_there(rows: Sequence[dict], row: dict) -> float | None:
-    """Retention of random words at the rate that a row achieved, on the line between the rates measured; `None` without."""
+    """
+    Retention of random words at a row's achieved rate, interpolated between the measured rates; `None` if there are
+    none.
+    """
     points = {r["achieved_rate"]: r["retention"] for r in rows
               if (r["task"], r["kind"], r["compressor"]) == (row["task"], row["kind"], _REFERENCE)}  # fmt: skip
     if not points or None in points.values():
@@ -446,17 +461,19 @@ def _reference_there(rows: Sequence[dict], row: dict) -> float | None:
 
 
 def _or_none(value: float) -> float | None:
-    """JSON has no nan."""
+    """The value, or `None` for nan, which JSON lacks."""
     return None if np.isnan(value) else value
 
 
 def respaced(text: str) -> str:
-    """The same words with sentences on lines of their own: how far bits move without any loss of content."""
+    """The text with one sentence per line: shows how much bits change without any loss of content."""
     return re.sub(r"(?<=[.!?;:]) +", "\n", text)
 
 
 def run_reader_benchmark(args: ReaderArguments) -> list[dict]:
-    """The whole benchmark: measure what is missing, then results, oracle, cost and report in the run's folder."""
+    """
+    Run the whole benchmark: compute missing files, then write results, oracle, cost and report to the run's folder.
+    """
     run = ReaderBenchmark(args)
     run.load()
     run.measure()

@@ -1,4 +1,6 @@
-"""What a model's scores promise of a reader: measured on validation sources, checked on test sources."""
+"""
+Calibrate the quality floor of a model: retention of a reader, measured on validation sources, checked on test sources.
+"""
 
 import random
 from collections.abc import Sequence
@@ -17,20 +19,20 @@ from tokforget.readers.tasks import draw_passages, read_corpus
 from tokforget.readers.word_counts import WordCounts
 
 
-# Texts whose words are counted, to know which spans are worth asking for.
+# Texts whose words are counted, to select the spans of lookups.
 _COUNTED = 200
-# A text that tells its reader less than so many bits about its spans says nothing about what was lost.
+# Texts that give the reader fewer bits about their spans are left out, because their retention is noise.
 _LEAST_WORTH = 8.0
 
 
 class LookupTexts:
     """
-    Texts of a corpus with lookups, and how much of them a reader retains under a compression.
+    Texts of a corpus with lookups, to measure the retention of compressed versions.
 
     Args:
-        reader ([`Reader`]): Whose retention it is.
+        reader ([`Reader`]): The reader.
         passages (`Sequence[tuple[str, str]]`): `(kind, text)`.
-        counts ([`WordCounts`]): Says which spans carry information.
+        counts ([`WordCounts`]): Word counts that select the spans of lookups.
     """
 
     def __init__(
@@ -53,18 +55,18 @@ class LookupTexts:
         return np.array([bits.sum() for bits in self.reader.span_bits(list(zip(texts, pairs)))])
 
     def retention(self, outputs: Sequence[str]) -> np.ndarray:
-        """Of each text, `(num_texts,)`: 1 for the whole text, 0 for none."""
+        """Retention of each text in its compressed version, `(num_texts,)`: 1 for the whole text, 0 for no text."""
         return (self.none - self._bits(outputs, self.lookups)) / (self.none - self.full)
 
 
 def worth_kept(result: CompressedText, logits: np.ndarray) -> float:
-    """Share of a text's worth that a result kept."""
+    """Fraction of a text's total value (by its scores) that a result kept."""
     worth = token_worth(logits)
     return float(worth[result.keep_mask].sum() / worth.sum())
 
 
 def calibrate_model(args: CalibrationArguments) -> None:
-    """Measure, write calibration.json into the model's folder, and print what its promises come to on test sources."""
+    """Measure, write calibration.json to the model's folder, and print how well it holds on test sources."""
     device = "cuda" if torch.cuda.is_available() and not args.use_cpu else "cpu"
     reader = Reader.from_pretrained(args.reader_name_or_path, device)
     compressor = Compressor.from_pretrained(args.model_path)

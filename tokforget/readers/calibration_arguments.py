@@ -1,7 +1,7 @@
 """
 Arguments of the calibration of a quality floor.
 
-No `from __future__ import annotations` here: the host's parser reads the annotations as types.
+No `from __future__ import annotations` here: Transformers' parser reads the annotations as types.
 """
 
 from dataclasses import dataclass, field
@@ -11,11 +11,11 @@ from tokforget.parsing import check_at_least
 
 @dataclass
 class CalibrationArguments:
-    """Which model, by which reader, on which texts, at which risk."""
+    """Model, reader, texts and risk of a calibration."""
 
-    model_path: str = field(metadata={"help": "Folder of the model; calibration.json is written into it."})
+    model_path: str = field(metadata={"help": "Folder of the model; calibration.json is written there."})
     reader_name_or_path: str = field(
-        metadata={"help": "Causal language model whose retention is promised: a folder or Hub id."}
+        metadata={"help": "The reader, a causal language model whose retention is guaranteed: a folder or Hub id."}
     )
     corpus: str = field(
         metadata={
@@ -27,18 +27,20 @@ class CalibrationArguments:
     )
     texts_per_kind: int = field(default=16, metadata={"help": "Calibration texts per kind, and as many to check."})
     passage_characters: int = field(default=1000, metadata={"help": "Length of a text."})
-    lookups_per_text: int = field(default=24, metadata={"help": "Lookups by which a text's retention is measured."})
+    lookups_per_text: int = field(default=24, metadata={"help": "Lookups per text to measure its retention."})
     levels: list[float] = field(
         default_factory=lambda: [0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975],
         metadata={"help": "Shares of a text's worth that are tried as thresholds, in (0, 1)."},
     )
     check_qualities: list[float] = field(
         default_factory=lambda: [0.7, 0.8, 0.9],
-        metadata={"help": "Qualities whose promises are checked on test sources."},
+        metadata={"help": "Qualities to check on test sources."},
     )
-    check_risks: list[float] = field(default_factory=lambda: [0.1, 0.5], metadata={"help": "Each at these risks."})
-    seed: int = field(default=0, metadata={"help": "Of texts and lookups."})
-    use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU where there is a GPU."})
+    check_risks: list[float] = field(
+        default_factory=lambda: [0.1, 0.5], metadata={"help": "Risks at which each quality is checked."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of texts and lookups."})
+    use_cpu: bool = field(default=False, metadata={"help": "Use the CPU even if there is a GPU."})
 
     def __post_init__(self):
         for name in ("texts_per_kind", "lookups_per_text"):

@@ -1,8 +1,9 @@
 """
-Questions without labels: what asks for a span is made of the words around it, some of them lost and some foreign, in no order.
+Generated questions: a question about a span consists of some words around it and some words from elsewhere, in random
+order.
 
-A question of a person shares some words with the sentence that answers it, and has words that stand elsewhere or nowhere. This
-one does too, so that a policy learns to look for a sentence and not for a string.
+A person's question shares some words with the sentence that answers it, and has other words, too. The generated
+questions have the same property, so that a policy learns to find a sentence and not a string.
 """
 
 import random
@@ -21,10 +22,10 @@ _OTHER = ("What", "How", "Which", "What kind")
 
 def cloze_question(text: str, lookup: Lookup, counts: WordCounts, generator: random.Random) -> str | None:
     """
-    A question whose answer is the lookup's span; `None` where too few words stand around it.
+    A question whose answer is the lookup's span; `None` if there are too few words around it.
 
-    Of the words of its sentence a quarter to three quarters are asked with, one or two of another sentence, and a question
-    word of the answer's form.
+    It consists of a quarter to three quarters of the words of the span's sentence, one or two words of another
+    sentence, and a question word that fits the form of the answer.
     """
     sentences = split_sentences(text)
     home = next((place for place, (a, b) in enumerate(sentences) if a <= lookup.start < b), None)

@@ -1,4 +1,4 @@
-"""What a user feels: time of compressing against time that the reader saves, for whole requests."""
+"""Time of whole requests: the time that compression takes against the time that the reader saves."""
 
 import time
 
@@ -11,7 +11,7 @@ from tokforget.readers.text_compressors import TextCompressor
 
 def request_seconds(reader: Reader, prompt: str, new_tokens: int, repeats: int = 3) -> tuple[float, float, int]:
     """
-    Median seconds to the first token and of the whole request, greedy, and the characters of the output.
+    Median seconds to the first token and of the whole request with greedy decoding, and the characters of the output.
     """
     ids = torch.tensor([[reader.start, *reader.tokenizer(prompt, add_special_tokens=False)["input_ids"]]])
     shown = {"input_ids": ids.to(reader.model.device), "attention_mask": torch.ones_like(ids).to(reader.model.device)}
@@ -37,11 +37,23 @@ def cost_rows(
     new_tokens: int = 32,
 ) -> list[dict]:
     """
-    For prompts of given lengths, cut from one text: tokens saved, seconds of compressing, to the first token and of the whole
-    request with and without compression. `gain` is what a request is shorter, compression included.
+    Time requests with prompts of the given lengths, cut from one text.
+
+    Args:
+        reader ([`Reader`]): Answers the requests.
+        compressor ([`TextCompressor`]): Compresses the prompts.
+        text (`str`): Text of the prompts.
+        prompt_tokens (`list[int]`): Lengths of the prompts.
+        rates (`list[float]`): Compression rates.
+        new_tokens (`int`): Tokens of an answer.
+
+    Returns:
+        `list[dict]`: For each length and rate: tokens saved; seconds of compression, to the first token and of the
+        whole request, with and without compression; and `gain`, the seconds that a request is shorter, including
+        compression.
 
     Raises:
-        `ValueError`: If the text is shorter than a prompt asked for.
+        `ValueError`: If the text is shorter than a prompt.
     """
     offsets = reader.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     rows = []
@@ -68,8 +80,8 @@ def cost_rows(
 
 def break_even_tokens(rows: list[dict], rate: float) -> float | None:
     """
-    Prompt length from which compressing at `rate` pays, on the line through the gains that were measured; 0 if it always
-    does, `None` if it does not within ten times the longest prompt.
+    Prompt length from which compression at `rate` saves time, on the line through the measured gains; 0 if it always
+    does, `None` if it does not up to ten times the longest prompt.
     """
     lengths, gains = zip(*((row["prompt_tokens"], row["gain"]) for row in rows if row["rate"] == rate))
     if len(lengths) < 2:

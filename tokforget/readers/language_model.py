@@ -1,5 +1,5 @@
 """
-The language model that reads a compressed text: untouched, and never told that or where tokens were dropped.
+The reader: a frozen language model whose prompt does not show that or where tokens were dropped.
 """
 
 import inspect
@@ -20,13 +20,15 @@ from tokforget.models import loading
 from tokforget.readers.words import encode
 
 
-# Leaves of a row, in tokens: what is seen by whom is a square of a row's tokens, so rows must not grow without end.
+# Most tokens of the leaves in a row: the attention mask is quadratic in the tokens of a row, so rows must stay short.
 _LEAF_TOKENS = 1024
 
 
 @dataclass
 class ContinuationScores:
     """
+    Scores of continuations.
+
     Args:
         nll (`torch.DoubleTensor` of shape `(num_texts,)`): `-log2 p(continuation | context)` in bits, over all its tokens.
         num_tokens (`torch.LongTensor` of shape `(num_texts,)`): Tokens of each continuation.
@@ -37,21 +39,27 @@ class ContinuationScores:
 
 
 def load_reader(model: str | Path | PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A causal language model as [`load_base_model`] reads it; a loaded one is returned as it is."""
+    """Load a causal language model with [`load_base_model`]; a loaded model is returned unchanged."""
     if not isinstance(model, str | Path):
         return model
     return loading.load_base_model(str(model), dtype=dtype).eval()
 
 
 def load_tokenizer(tokenizer: str | Path | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A tokenizer by id, folder or `"embedded"`, `ValueError` if it cannot be had; a loaded one is returned as it is."""
+    """
+    Load a tokenizer by id, folder or `"embedded"`; a loaded one is returned unchanged. Raises `ValueError` if that
+    fails.
+    """
     if not isinstance(tokenizer, str | Path):
         return tokenizer
     return loading.load_tokenizer(str(tokenizer))
 
 
 def start_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What stands in front of every context, the empty one too: the begin token, else the end token."""
+    """
+    The token before every context, including an empty one: the begin token, else the end token. Raises `ValueError` if
+    there is neither.
+    """
     for token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token_id is not None:
             return token_id
@@ -70,21 +78,25 @@ def continuation_nll(
     progress: str | None = None,
 ) -> ContinuationScores:
     """
-    What continuations cost a reader after given contexts. A continuation is tokenised alone, so that it is the same tokens
-    after any context; it should begin as it does in running text (for most tokenizers with a space), the context not end
-    with one.
+    Bits of continuations under a reader, given their contexts. A continuation is tokenised alone, so that it has the
+    same tokens after any context. It should begin as in running text (for most tokenizers with a space), and the
+    context should not end with a space.
 
     Args:
-        model (`PreTrainedModel`): Any causal language model. Read without dropout and without gradients.
-        tokenizer (`PreTrainedTokenizerBase`): Of `model`. Its begin token is put in front of every context.
+        model (`PreTrainedModel`): Any causal language model; used without dropout and without gradients.
+        tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer. Its begin token is put before every context.
         contexts (`Sequence`): Strings or token ids; empty for no context.
-        continuations (`Sequence`): Strings or token ids, of one token at least.
-        batch_size (`int`): Rows per forward, padded on the right, of similar lengths.
-        progress (`str`, *optional*): Text of a progress bar; none is shown without.
+        continuations (`Sequence`): Strings or token ids, of at least one token.
+        batch_size (`int`): Rows per forward pass; rows of similar length are batched and padded on the right.
+        progress (`str`, *optional*): Text of a progress bar; without it there is no bar.
+
+    Returns:
+        [`ContinuationScores`]: Bits and number of tokens of each continuation.
 
     Raises:
-        `ValueError`: If a continuation is empty or a row longer than the model's positions: it is not cut here, for a cut
-        context is another context. Cut the texts, all cases of a comparison alike, or take a reader with more positions.
+        `ValueError`: If a continuation is empty, or a row is longer than the model's positions. Rows are not cut,
+            because a shorter context would be another context. Cut the texts for all compared cases alike, or use a
+            reader with more positions.
     """
     if len(contexts) != len(continuations):
         raise ValueError(f"There are {len(contexts)} contexts and {len(continuations)} continuations, not as many.")
@@ -96,7 +108,7 @@ def continuation_nll(
     _check_rows(model, rows, continuations)
     order = sorted(
         range(len(rows)), key=lambda i: -len(rows[i])
-    )  # the largest batch first: it tells if memory suffices
+    )  # the largest batch first, so that a lack of memory shows at once
     batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
     bits = _score_batches(model, rows, [len(c) for c in continuations], batches, progress)
     nll = torch.tensor([float(of_text.sum()) for of_text in bits], dtype=torch.float64)
@@ -105,12 +117,12 @@ def continuation_nll(
 
 class Reader:
     """
-    A language model that reads prompts as strings, and what targets cost it after them.
+    A language model that reads prompts as strings and scores targets after them, in bits.
 
     Args:
-        model (`PreTrainedModel`): Any causal language model, untouched; read without dropout and without gradients.
-        tokenizer (`PreTrainedTokenizerBase`): Of `model`. Its begin token is put in front of every prompt.
-        batch_tokens (`int`): Most tokens of a forward, padding included; a single longer row makes a batch alone.
+        model (`PreTrainedModel`): Any causal language model; used without dropout and without gradients.
+        tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer. Its begin token is put before every prompt.
+        batch_tokens (`int`): Most tokens of a forward pass, including padding; a longer row is a batch of its own.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_tokens: int = 4096):
@@ -122,7 +134,7 @@ class Reader:
     @classmethod
     def from_pretrained(cls, name_or_path: str, device: str | torch.device = "cpu", **options) -> "Reader":
         """
-        By folder, id or `"embedded"`; in bfloat16 where the device computes in it, in float32 elsewhere.
+        Load a reader by folder, id or `"embedded"`, in bfloat16 if the device supports it, else in float32.
 
         Raises:
             `ValueError`: If the model or its tokenizer cannot be loaded.
@@ -133,19 +145,19 @@ class Reader:
 
     @property
     def max_tokens(self) -> int | None:
-        """Positions of the model; `None` if it names none."""
+        """Number of positions of the model; `None` if it states none."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def counts(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text as it stands."""
+        """Number of tokens of each text, without special tokens."""
         return [len(ids) for ids in self.token_ids(texts)]
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text as it stands: no begin token, nothing cut."""
+        """Token ids of each text, without a begin token and without truncation."""
         return encode(texts, self.tokenizer)
 
     def token_places(self, text: str) -> list[tuple[int, int]]:
-        """Where in the text each of its tokens begins and ends; the parts of one character share its place."""
+        """Character span of each token in the text; tokens that are parts of one character share its span."""
         options = {"add_special_tokens": False, "split_special_tokens": True, "return_offsets_mapping": True}
         return self.tokenizer(text, **options, verbose=False)["offset_mapping"]
 
@@ -153,11 +165,11 @@ class Reader:
         self, prompts: Sequence[str], targets: Sequence[str], progress: str | None = None
     ) -> list[np.ndarray]:
         """
-        Bits `-log2 p` of every token of each target after its prompt, `(num_target_tokens,)` float64 each. Prompt and target
-        are tokenised apart, so that a target is the same tokens after any prompt.
+        Bits `-log2 p` of every token of each target after its prompt, `(num_target_tokens,)` float64 each. Prompt and
+        target are tokenised separately, so that a target has the same tokens after any prompt.
 
         Raises:
-            `ValueError`: If a target is empty, or prompt and target do not fit the model: they are not cut.
+            `ValueError`: If a target is empty, or prompt and target do not fit the model; they are not truncated.
         """
         if len(prompts) != len(targets):
             raise ValueError(f"There are {len(prompts)} prompts and {len(targets)} targets, not as many.")
@@ -178,25 +190,28 @@ class Reader:
         progress: str | None = None,
     ) -> list[list[np.ndarray]]:
         """
-        Bits of every token of several targets after one context each: the context is read once, however many are asked of it
-        (one with more than 1,024 tokens of suffixes and targets, once for so many).
+        Bits of every token of several targets per context. A context is read once for all its targets (or once per
+        1,024 tokens of suffixes and targets).
 
-        Context, suffix and target are tokenised apart, so that the suffixes and targets of a text are the same tokens after
-        whatever a compressor made of it. The suffixes of a context do not see each other.
+        Context, suffix and target are tokenised separately, so that suffixes and targets have the same tokens after
+        the original and the compressed text. The suffixes of a context do not attend to each other.
 
         Args:
             lookups (`Sequence` of `(context, [(suffix, target), ...])`):
-                What the reader is shown, which may be empty; then pairs of what follows it in the prompt, which may be
-                empty too, and of the string whose bits are counted.
+                The context, which may be empty, and pairs: the suffix that follows the context in the prompt, which
+                    may be empty,
+                too, and the target whose bits are counted.
             share_context (`bool`):
-                Whether a context is read once, where the model allows it ([`Reader.shares_contexts`]); without, a row for each pair.
-            progress (`str`, *optional*): Text of a progress bar; none is shown without.
+                Whether a context is read once, if the model allows it ([`Reader.shares_contexts`]); otherwise each
+                pair is a row.
+            progress (`str`, *optional*): Text of a progress bar; without it there is no bar.
 
         Returns:
             `list[list[np.ndarray]]`: For each context and pair `(num_target_tokens,)` float64, bits `-log2 p`.
 
         Raises:
-            `ValueError`: If a target is empty, or context, suffix and target do not fit the model: they are not cut.
+            `ValueError`: If a target is empty, or context, suffix and target do not fit the model; they are not
+                truncated.
         """
         context_ids = encode([context for context, _ in lookups], self.tokenizer)
         pairs = [pair for _, asked in lookups for pair in asked]
@@ -211,7 +226,7 @@ class Reader:
             by_length = _batches_by_length([len(row) for row in rows], self.batch_tokens)
             by_pair = _score_batches(self.model, rows, lengths, by_length, progress)
         else:
-            trees: list[tuple[int, list[int]]] = []  # a context, and pairs that are read with it
+            trees: list[tuple[int, list[int]]] = []  # a context, and the pairs read with it
             room = 0
             for pair, i in enumerate(owner):
                 width = len(suffix_ids[pair]) + lengths[pair]
@@ -245,8 +260,9 @@ class Reader:
     @property
     def shares_contexts(self) -> bool:
         """
-        Whether the model takes places and an attention mask of its caller's: full attention only, computed by PyTorch. What
-        has windows, recurrent layers or other kernels reads a row for each lookup instead.
+        Whether the model accepts explicit positions and an attention mask: only models with full attention computed by
+            PyTorch do.
+        Models with attention windows, recurrent layers or other kernels read one row per lookup instead.
         """
         config = self.model.config.get_text_config()
         full = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
@@ -256,17 +272,20 @@ class Reader:
 
 
 def computes_in_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster than float32 there: GPUs that support it, CPUs with AVX512-BF16 or AMX."""
+    """Whether bfloat16 is faster than float32 on this device: GPUs that support it, CPUs with AVX512-BF16 or AMX."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     return device.type == "cpu" and platform.machine() == "x86_64" and not emulates_bf16()
 
 
 def _batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Places of rows, the longest first, in batches of at most `batch_tokens` with padding; a longer row stands alone."""
+    """
+    Indices of rows in batches of at most `batch_tokens` including padding, longest rows first; a longer row is a batch
+    of its own.
+    """
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        # Rows come from the longest to the shortest: the first of a batch says how wide it is.
+        # Rows are sorted from longest to shortest, so the first row of a batch determines its width.
         if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= batch_tokens:
             batches[-1].append(i)
         else:
@@ -317,16 +336,19 @@ def _check_rows(model: PreTrainedModel, rows: list[list[int]], continuations: li
 
 @torch.no_grad()
 def _score_rows(model: PreTrainedModel, rows: list[list[int]], lengths: list[int]) -> torch.Tensor:
-    """Bits of the last `lengths` tokens of each row, one row after another; the last token of a row is predicted, not read."""
+    """
+    Bits of the last `lengths` tokens of each row, concatenated. The last token of a row is predicted but not read.
+    """
     width = max(len(row) for row in rows) - 1
-    # Padding stands to the right of all that is read, where no causal model looks; its id is any.
+    # Padding is on the right, where a causal model does not attend; any id will do.
     input_ids = torch.tensor([row[:-1] + [row[0]] * (width + 1 - len(row)) for row in rows])
     attention_mask = torch.tensor([[1] * (len(row) - 1) + [0] * (width + 1 - len(row)) for row in rows])
     row_of = torch.arange(len(rows)).repeat_interleave(torch.tensor(lengths))
     column = torch.tensor([c for row, n in zip(rows, lengths) for c in range(len(row) - 1 - n, len(row) - 1)])
     target = torch.tensor([token_id for row, n in zip(rows, lengths) for token_id in row[-n:]])
 
-    # The output head runs on the continuation alone: over a long context it would be most of the memory.
+    # The output head runs only on the continuation, because over a long context its logits would take most of the
+    # memory.
     handle = model.get_output_embeddings().register_forward_pre_hook(
         lambda _, hidden: (hidden[0][row_of, column][None],)
     )
@@ -343,8 +365,8 @@ def _score_trees(
     model: PreTrainedModel, stems: list[list[int]], leaves: list[list[tuple[list[int], list[int]]]]
 ) -> torch.Tensor:
     """
-    Bits of the target of every leaf `(suffix, target)` of every stem, one leaf after another. A stem and its leaves are one row:
-    a leaf's places go on from the stem's end, and it attends to the stem and to itself.
+    Bits of the target of every leaf `(suffix, target)` of every stem (context), concatenated. A stem and its leaves
+    form one row: the positions of each leaf continue those of the stem, and a leaf attends to the stem and to itself.
     """
     rows, places, owners, row_of, column, targets = [], [], [], [], [], []
     for at, (stem, of_stem) in enumerate(zip(stems, leaves)):
@@ -355,7 +377,7 @@ def _score_trees(
             row += read
             place += range(len(stem), len(stem) + len(read))
             owner += [number] * len(read)
-            # The token before the target predicts its first one; without a suffix that is the stem's last.
+            # The token before the target predicts its first token; without a suffix this is the stem's last token.
             before = [first + len(suffix) - 1] if suffix else [len(stem) - 1]
             column += before + list(range(first + len(suffix), first + len(read)))
             row_of += [at] * len(target)
@@ -366,7 +388,7 @@ def _score_trees(
     width = max(len(row) for row in rows)
     input_ids = torch.tensor([row + [row[0]] * (width - len(row)) for row in rows])  # (B, W)
     position_ids = torch.tensor([place + [0] * (width - len(place)) for place in places])
-    # Padding is a leaf of its own, so that it attends to something and nothing attends to it.
+    # Padding is a separate leaf: it attends to something, and nothing attends to it.
     owner_of = torch.tensor([owner + [-1] * (width - len(owner)) for owner in owners])
     causal = torch.ones(width, width, dtype=torch.bool).tril()
     seen = causal & ((owner_of[:, None, :] == 0) | (owner_of[:, None, :] == owner_of[:, :, None]))  # (B, W, W)

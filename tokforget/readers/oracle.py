@@ -1,4 +1,4 @@
-"""How far a compressor could go: the best words found by search with the reader itself, which has seen the answer."""
+"""The oracle: a search for the best words with the reader itself, which uses the answer."""
 
 from collections.abc import Sequence
 
@@ -12,16 +12,18 @@ from tokforget.readers.text_compressors import fill
 from tokforget.text_units import split_words
 
 
-# Proposals that the reader reads in one batch.
+# Proposals per batch of the reader.
 _PROPOSALS = 8
 
 
 def gate_ranks(reader: Reader, item: ReadingItem) -> np.ndarray:
     """
-    What each word of the passage is worth to the target, to first order: the fall in its bits per unit of a gate on the
-    embeddings of the word's tokens, at open gates; `(num_words,)`, higher is worth more. One backward pass.
+    First-order importance of each word of the passage for the target, `(num_words,)`, higher is more important: the
+    decrease of the target's bits per unit of a gate on the embeddings of the word's tokens, at open gates. Takes one
+    backward pass.
 
-    Source: Michel et al. 2019, "Are sixteen heads really better than one?", 1905.10650, for heads; here for words.
+    Source: Michel et al. 2019, "Are sixteen heads really better than one?", 1905.10650. Differs: words instead of
+    heads.
     """
     spans, model = split_words(item.passage), reader.model
     before, after, target = (reader.token_ids([text])[0] for text in (item.before, item.after, item.target))
@@ -47,16 +49,22 @@ def search_best_words(
     reader: Reader, item: ReadingItem, budget: int, starts: Sequence[np.ndarray], steps: int, seed: int = 0
 ) -> tuple[str, float]:
     """
-    Words of a passage that leave its target the fewest bits, by random exchange from the best of several starts: batches of
-    proposals that swap one to four words each, the best of them taken if it is an improvement.
+    Search for the words of a passage that give its target the fewest bits. The search begins with the best of several
+    starts. It then tries batches of proposals that swap one to four words each, and takes the best one if it is an
+    improvement.
 
     Args:
+        reader ([`Reader`]): Scores the proposals.
+        item ([`ReadingItem`]): The passage and its target.
         budget (`int`): Most tokens of the output.
-        starts (`Sequence` of `np.ndarray` of shape `(num_words,)`): Ranks to begin with, higher is kept first; one at least.
-        steps (`int`): Batches of eight proposals; 0 for the best start as it is.
+        starts (`Sequence` of `np.ndarray` of shape `(num_words,)`): Ranks to begin with, at least one; the highest are
+            kept.
+        steps (`int`): Batches of eight proposals; 0 returns the best start.
+        seed (`int`): Seed of the proposals.
 
     Returns:
-        `tuple`: The output, and the bits of the target after it. Not a bound: a longer search finds better.
+        `tuple`: The output, and the bits of the target after it. This is no bound, because a longer search finds
+            better words.
     """
     generator = np.random.default_rng(seed)
     spans = split_words(item.passage)
@@ -65,7 +73,8 @@ def search_best_words(
         return fill(item.passage, spans, scores, budget, lambda text: reader.counts([text])[0])
 
     def bits_of(outputs: list[str]) -> np.ndarray:
-        # The prompt before the passage is read once for all of them. A space at its end goes to the passage, as in one string.
+        # The prompt before the passage is read once for all proposals. A space at its end is moved to the passage, so
+        # that the tokens are those of the whole string.
         shared = item.before.rstrip(" ")
         lead = item.before[len(shared) :]
         asked = [(lead + output + item.after, item.target) for output in outputs]
@@ -80,7 +89,7 @@ def search_best_words(
         proposals = []
         for _ in range(_PROPOSALS):
             moved = ranks.copy()
-            # Neighbours move together half of the time: what stands around an answer is needed with it.
+            # In half of the proposals neighbours move together, because an answer needs its surrounding words.
             size, first = int(generator.integers(1, 5)), int(generator.integers(len(spans)))
             chosen = (
                 np.arange(first, min(first + size, len(spans)))
@@ -97,6 +106,6 @@ def search_best_words(
         if bits[winner] < best_bits:
             best, best_bits = outputs[winner], float(bits[winner])
             ranks = np.argsort(np.argsort(proposals[winner], kind="stable"), kind="stable").astype(float)
-    # As everything else is measured, and another reading than the one it was chosen by.
+    # Measure the result again, in the way in which all other compressors are measured.
     ((final,),) = reader.span_bits([(item.before + best, [(item.after, item.target)])])
     return best, float(final)

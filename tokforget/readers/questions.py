@@ -1,5 +1,5 @@
 """
-Files of questions over contexts, in the forms in which they are shared.
+Files of questions with contexts, in the common formats.
 """
 
 import json
@@ -18,10 +18,12 @@ _QUESTION = re.compile(r"(?P<context>.*)\n\s*(?:Question|Query):(?P<question>.+?
 @dataclass(frozen=True)
 class Question:
     """
+    A question about a context.
+
     Args:
-        context (`str`), question (`str`): What is read, what is asked.
+        context (`str`), question (`str`): The text, and the question about it.
         answers (`tuple[str]`): Accepted answers.
-        options (`tuple[str]`): What can be chosen from; empty if the answer is free.
+        options (`tuple[str]`): Options of a multiple choice; empty for free answers.
     """
 
     context: str
@@ -32,16 +34,24 @@ class Question:
 
 def load_questions(path: str, split: str = "validation") -> list[Question]:
     """
-    Questions over contexts from a local `.json` or `.jsonl` file or a Hub data set.
+    Load questions with contexts from a local `.json` or `.jsonl` file or a Hub data set.
 
-    Understood are SQuAD's nested form (`data / paragraphs / qas`), its flat one (`context`, `question`, `answers`),
-    yes-no questions (`passage` or `context`, `question`, a boolean `answer`), multiple choice (`options` or `choices` with
-    `answer` as place, letter or text), LongBench (`context`, `input`, `answers`), and whole prompts (`query`, `prompt` or
-    `origin_prompt`, with `gold`), whose last `Question:` or `Query:` divides context from question, and chats (`messages` of
-    `role` and `content`, with `question` and `answer` or ending in them).
+    Formats: SQuAD, nested (`data / paragraphs / qas`) or flat (`context`, `question`, `answers`); yes-no questions
+    (`passage` or `context`, `question`, a boolean `answer`); multiple choice (`options` or `choices` with `answer` as
+    index, letter or text);
+    LongBench (`context`, `input`, `answers`); whole prompts (`query`, `prompt` or `origin_prompt`, with `gold`), where
+    the last `Question:` or `Query:` separates context and question; and chats (`messages` of `role` and `content`),
+    whose question and answer are the fields `question` and `answer` or the last two messages.
+
+    Args:
+        path (`str`): File or Hub id.
+        split (`str`): Split of a Hub data set.
+
+    Returns:
+        `list[Question]`: The questions that have an answer.
 
     Raises:
-        `FileNotFoundError`, `ValueError`: Naming what was tried, or the record that fits none of these forms.
+        `FileNotFoundError`, `ValueError`: If nothing can be loaded, or a record fits none of these formats.
     """
     file = Path(path)
     if file.suffix.lower() in (".json", ".jsonl", ".ndjson"):
@@ -57,7 +67,7 @@ def load_questions(path: str, split: str = "validation") -> list[Question]:
 
         try:
             records = list(load_dataset(path, split=split))
-        except Exception as error:  # the library's errors are many; each of them ends the run, with what was tried
+        except Exception as error:  # the library raises many kinds of errors
             raise ValueError(
                 f"Questions {path!r} are no .json or .jsonl file and could not be loaded from the Hub (split {split!r}): "
                 f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -72,7 +82,7 @@ def load_questions(path: str, split: str = "validation") -> list[Question]:
     if isinstance(records, dict):
         records = list(records.values()) if all(isinstance(r, dict) for r in records.values()) else [records]
     questions = [_question_of(record, path, at) for at, record in enumerate(records)]
-    questions = [question for question in questions if question.answers]  # SQuAD 2 has some without an answer
+    questions = [question for question in questions if question.answers]  # SQuAD 2 has questions without an answer
     if not questions:
         raise ValueError(f"{path} holds no question with an answer.")
     return questions
@@ -105,8 +115,9 @@ def _question_of(record: dict, path: str, at: int) -> Question:
 
 def _transcript(record: dict, path: str, at: int) -> dict:
     """
-    A record of `messages` as context, question and answer; any other record as it is. Question and answer may have their own
-    fields; without, the last message of the user and the assistant's after it are meant, and the messages before are the context.
+    Convert a record with `messages` to context, question and answer; other records are returned unchanged. Without the
+    fields `question` and `answer`, the last user message is the question, the assistant message after it the answer,
+    and the messages before them the context.
     """
     messages = record.get("messages")
     if messages is None:
@@ -126,7 +137,7 @@ def _transcript(record: dict, path: str, at: int) -> dict:
 
 
 def _divided(record: dict) -> dict:
-    """A record with a whole prompt, with context and question apart; any other record as it is."""
+    """Split the prompt of a record into context and question; other records are returned unchanged."""
     prompt = next(
         (record[key] for key in ("origin_prompt", "prompt", "query") if isinstance(record.get(key), str)), ""
     )
@@ -138,7 +149,7 @@ def _divided(record: dict) -> dict:
 
 
 def _chosen(options: list[str], answer, record: dict, path: str, at: int) -> str:
-    """The right option, named by place, by letter or by its text."""
+    """The correct option, which `answer` gives by index, letter or text."""
     labels = record["choices"].get("label") if isinstance(record.get("choices"), dict) else None
     if isinstance(answer, int) and 0 <= answer < len(options):
         return options[answer]

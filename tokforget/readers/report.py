@@ -1,19 +1,22 @@
-"""From the rows of a reader benchmark to a Markdown report and plots. Nothing is computed here, only read and drawn."""
+"""
+From the rows of a reader benchmark to a Markdown report and plots. This module reads and draws; it measures nothing.
+"""
 
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from tokforget.files import READER_RESULTS as RESULTS
 from tokforget.local_paths import without_local_paths
 
 
-RESULTS, COST, ORACLE, REPORT = "reader_results.json", "cost.json", "oracle.json", "report.md"
+COST, ORACLE, REPORT = "cost.json", "oracle.json", "report.md"
 _EXAMPLE_RATE = 0.5
 
 
 def write_report(folder: str | Path) -> list[Path]:
-    """Report and plots from the JSON files of a run; returns what was written."""
+    """Write report and plots from the JSON files of a run; returns the files written."""
     folder = Path(folder)
     results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
     rows, tasks = results["rows"], list(dict.fromkeys(row["task"] for row in results["rows"]))
@@ -82,7 +85,7 @@ def _table(rows: Sequence[dict]) -> list[str]:
 
 
 def _interval(ends: Sequence[float] | None, sign: str = "") -> str:
-    """Behind a value, two places; nothing where there is none."""
+    """An interval with two decimals, to follow a value; empty if there is none."""
     return "" if ends is None else " [" + ", ".join(f"{end:{sign}.2f}" for end in ends) + "]"
 
 
@@ -103,7 +106,7 @@ def _plain(rows: Sequence[dict]) -> list[str]:
 
 
 def _examples(folder: Path, results: dict) -> list[str]:
-    """A few items, whole, and what each compressor made of them at one rate, the best for the reader first."""
+    """A few whole items and their compressed versions at one rate; the best for the reader comes first."""
     lines = []
     for task, examples in results["examples"].items():
         rates = sorted({row["rate"] for row in results["rows"] if row["task"] == task and row["rate"] < 1})
@@ -127,7 +130,7 @@ def _examples(folder: Path, results: dict) -> list[str]:
 
 
 def _quote(text: str) -> list[str]:
-    """A text as it stands: in a fence that it does not end itself."""
+    """A text as a code block, in a fence that does not occur in it."""
     fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=2) + 1)
     fence = fence if len(fence) > 2 else "```"
     return [f"{fence}text", text, fence]
@@ -144,7 +147,7 @@ def _number(value: float | None) -> float:
 
 
 def _draw(path: Path, rows: Sequence[dict], task: str, key: str | None, label: str | None) -> bool:
-    """Retention against rate (without a key) or against a column; False if there is nothing to draw or no matplotlib."""
+    """Draw retention against rate or against the column `key`; False if there is no data or no matplotlib."""
     try:
         import matplotlib
     except ModuleNotFoundError:

@@ -1,8 +1,10 @@
 """
-Questions that any text asks of its own: a span that carries information, and the words that stand before it.
+Lookups: questions about any text without labels. A lookup is an informative span (the target) and the words before it
+(the cue).
 
-Shown the whole text, a reader looks the span up; shown none, it guesses. What it still finds in a compressed text is what
-the compression kept for it, in prose, code, logs, JSON and dialogues alike, with no label and no question written by hand.
+With the whole text a reader looks the span up; without it the reader guesses. With a compressed text its bits show how
+much the compression kept. This works for prose, code, logs, JSON and dialogues, without labels or hand-written
+questions.
 """
 
 import random
@@ -14,9 +16,9 @@ from tokforget.readers.word_counts import WordCounts
 from tokforget.text_units import bare_word, split_words
 
 
-# Words shown before a span; fewer where the text begins.
+# Words of a cue; fewer at the beginning of a text.
 _WORDS_BEFORE = 6
-# Spans of one text lie further apart than this many words, so that no two ask for the same thing.
+# Least distance in words of two spans of a text, so that no two lookups ask for the same thing.
 _APART = 2
 _MOST_WORDS = 3
 _BEHIND = ".,;:!?()[]{}<>\"'“”‘’*`|="
@@ -26,11 +28,13 @@ _SENTENCE_END = re.compile(r"[.!?:;]['\")\]]*$")
 @dataclass(frozen=True)
 class Lookup:
     """
+    A span of a text and the words before it.
+
     Args:
-        start (`int`), end (`int`): The span's place in the text, in characters.
-        answer (`str`): The span without the punctuation behind it.
-        cue (`str`): The words before it, white space collapsed.
-        spaced (`bool`): Whether white space stands between the two.
+        start (`int`), end (`int`): The span's characters in the text.
+        answer (`str`): The span without the punctuation after it.
+        cue (`str`): The words before it, with white space collapsed.
+        spaced (`bool`): Whether there is white space between cue and span.
     """
 
     start: int
@@ -41,25 +45,28 @@ class Lookup:
 
     @property
     def suffix(self) -> str:
-        """What follows the text in the prompt."""
+        """The part of the prompt that follows the text."""
         return f"\n\n... {self.cue}"
 
     @property
     def target(self) -> str:
-        """What a reader then has to say; with [`suffix`] a pair for [`Reader.span_bits`]."""
+        """The answer that the reader should give; with [`suffix`] a pair for [`Reader.span_bits`]."""
         return " " * self.spaced + self.answer
 
 
 def find_lookups(text: str, counts: WordCounts, num_lookups: int, generator: random.Random) -> list[Lookup]:
     """
-    Spans of a text that carry information, drawn without replacement: numbers, names, identifiers and rare words, the rarer
-    the likelier, from the fourth word on; in the order of the text.
+    Draw informative spans of a text without replacement: numbers, names, identifiers and rare words, from the fourth
+    word on. Rarer words are more likely.
 
     Args:
         text (`str`): Any text.
-        counts (`WordCounts`): Says how rare a word is; of other texts than those measured.
-        num_lookups (`int`): At most so many; a short text, or one of stop words, has fewer, perhaps none.
-        generator (`random.Random`): The draw.
+        counts (`WordCounts`): Word counts of texts that are not measured.
+        num_lookups (`int`): Most lookups; a short text, or one of stop words, has fewer or none.
+        generator (`random.Random`): Draws the spans.
+
+    Returns:
+        `list[Lookup]`: In the order of the text.
     """
     words = split_words(text)
     weights = {}
@@ -70,7 +77,7 @@ def find_lookups(text: str, counts: WordCounts, num_lookups: int, generator: ran
         begins = _SENTENCE_END.search(text[: words[place - 1][1]].rstrip()[-4:]) is not None
         bonus = any(c.isdigit() for c in word) or (word[0].isupper() and not begins)
         weight = (counts.idf(word) / counts.highest_idf + bonus) ** 2
-        if weight:  # of a word that stands in every counted text it is 0
+        if weight:  # 0 for a word that occurs in every counted text
             weights[place] = weight
     found: list[Lookup] = []
     while weights and len(found) < num_lookups:
@@ -93,6 +100,6 @@ def _lookup(text: str, words: Sequence[tuple[int, int]], place: int) -> Lookup:
 
 
 def _goes_on(text: str, words: Sequence[tuple[int, int]], at: int) -> bool:
-    """Whether a name goes on with the next word: two capitals with nothing but a space between them."""
+    """Whether a name continues with the next word: both begin with a capital, with only a space between them."""
     word, following = (text[a:b] for a, b in words[at : at + 2])
     return word.strip()[:1].isupper() and word[-1:].isalnum() and following[:1] == " " and following[1:2].isupper()

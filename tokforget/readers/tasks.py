@@ -1,8 +1,8 @@
 """
-What a reader is asked about a text: questions with answers, lookups in any text, and later use of what came before.
+The tasks of a reader: questions with answers, lookups in any text, and the use of earlier text later in a document.
 
-Every task is a list of [`ReadingItem`]: a passage that is compressed, what stands around it in the prompt, and a target
-whose bits are counted. Full, compressed and missing passage differ in nothing else.
+Every task is a list of [`ReadingItem`]: a passage to compress, the prompt around it, and a target whose bits are
+counted. The prompts with full, compressed and missing passage differ only in the passage.
 """
 
 import random
@@ -19,7 +19,7 @@ from tokforget.readers.spans import find_lookups
 from tokforget.readers.word_counts import WordCounts
 
 
-# Two worked examples before every question, so that a small reader knows the form of an answer.
+# Two examples before every question, so that a small reader knows the form of an answer.
 _EXAMPLES = (
     "Passage: The bridge over the Arve was built in 1874 by the engineer Louis Favre, and rebuilt after the flood of 1902.\n"
     "Question: Who built the bridge?\nAnswer: Louis Favre\n\n"
@@ -27,22 +27,24 @@ _EXAMPLES = (
     "Question: How many families live from tea?\nAnswer: 4,200\n\n"
 )
 _LATER_TOKENS = 96
-# A token counts if the passage makes it cheaper by more than so many bits.
+# A target token counts if the passage saves more than this many bits on it.
 _LATER_GAIN = 1.0
 
 
 @dataclass(frozen=True)
 class ReadingItem:
     """
+    One item of a task.
+
     Args:
-        passage (`str`): What is compressed.
-        group (`str`): Items of one passage share it; intervals are drawn over groups.
+        passage (`str`): The text to compress.
+        group (`str`): Items of the same passage share it; intervals are bootstrapped over groups.
         kind (`str`): Kind of text, for tables.
         before (`str`), after (`str`): The prompt around the passage.
-        target (`str`): What the reader has to say; its bits are counted.
-        question (`str`, *optional*): What a question-aware compressor is told.
-        options (`tuple[str]`): Of a multiple choice, `target` among them.
-        counted (`tuple[int]`): Tokens of the target that count; all without.
+        target (`str`): The correct answer; its bits are counted.
+        question (`str`, *optional*): The question for question-aware compressors.
+        options (`tuple[str]`): Options of a multiple choice, including `target`.
+        counted (`tuple[int]`): Indices of the target tokens that count; all by default.
     """
 
     passage: str
@@ -56,13 +58,14 @@ class ReadingItem:
     counted: tuple[int, ...] = field(default=(), repr=False)
 
     def prompt(self, passage: str) -> str:
-        """The prompt with another passage in the passage's place."""
+        """The prompt with `passage` in place of the original one."""
         return f"{self.before}{passage}{self.after}"
 
 
 def question_items(questions: Sequence[Question], num_items: int, kind: str = "questions") -> list[ReadingItem]:
     """
-    Every n-th question, so that `num_items` of them are spread over the whole file. The first accepted answer is the target.
+    Items of every n-th question, so that `num_items` are spread over the whole file. The first accepted answer is the
+    target. Raises `ValueError` if there is no question.
     """
     if not questions:
         raise ValueError("There is no question; nothing can be measured.")
@@ -85,7 +88,7 @@ def question_items(questions: Sequence[Question], num_items: int, kind: str = "q
 
 
 def load_question_items(path: str, num_items: int) -> list[ReadingItem]:
-    """SQuAD-form JSON, yes-no and multiple-choice rows, LongBench prompts, rows with context, question and answer."""
+    """Items from a file of questions; see [`load_questions`] for the formats and errors."""
     return question_items(load_questions(path), num_items, Path(path).stem)
 
 
@@ -93,8 +96,8 @@ def lookup_items(
     passages: Sequence[tuple[str, str]], counts: WordCounts, lookups_per_text: int, seed: int
 ) -> list[ReadingItem]:
     """
-    Lookups in passages `(kind, text)`: the reader is shown the passage, then the words before a span, and has to go on with
-    the span. The words before it are the question of a question-aware compressor.
+    Lookups in passages `(kind, text)`: the reader gets the passage, then the words before a span, and should continue
+    with the span. For question-aware compressors the words before the span are the question.
     """
     items = []
     for kind, text in passages:
@@ -111,11 +114,12 @@ def lookup_items(
 
 def later_use_items(passages: Sequence[tuple[str, str]], reader: Reader) -> list[ReadingItem]:
     """
-    The first half of each passage is compressed, the next quarter always shown, and of the last quarter those tokens count
-    whose bits fall by more than one when the first half is shown in full. Texts without such tokens are left out.
+    The first half of each passage is compressed, the next quarter is always shown, and the last quarter is the target.
+    Of the target those tokens count whose bits fall by more than one when the first half is shown. Texts without such
+    tokens are left out.
 
-    The stretch between is what keeps the end of the compressed part, or a tail of it, from being all that matters: a
-    continuation hangs on the words just before it.
+    A continuation depends mostly on the words just before it. The shown quarter prevents that only the end of the
+    compressed half matters.
     """
     items = []
     for kind, text in passages:
@@ -130,8 +134,8 @@ def later_use_items(passages: Sequence[tuple[str, str]], reader: Reader) -> list
 
 def only_what_helps(items: Sequence[ReadingItem], reader: Reader) -> list[ReadingItem]:
     """
-    The items with those tokens of their targets counted that the passage makes cheaper by more than a bit; items without any,
-    and those that do not fit the reader, are left out.
+    The items with `counted` set to the target tokens on which the passage saves more than a bit. Items without such
+    tokens, and items that do not fit the reader, are left out.
     """
     if reader.max_tokens is not None:
         lengths = reader.counts([item.prompt(item.passage) + item.target for item in items])
@@ -147,9 +151,9 @@ def only_what_helps(items: Sequence[ReadingItem], reader: Reader) -> list[Readin
 
 def read_corpus(folder: str | Path, split: str, kinds: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
     """
-    Documents `(kind, text)` of a folder of `.jsonl` or `.jsonl.gz` files with the fields `text` and `source`; the kind is
-    the field `kind`, else the file's name. A tenth of the sources each is `validation` and `test`: parts of one text share
-    the source before `#`, and never stand on both sides.
+    Documents `(kind, text)` from a folder of `.jsonl` or `.jsonl.gz` files with the fields `text` and `source`. The
+    kind is the field `kind`, else the file's name. Validation and test get a tenth of the sources each. Parts of one
+    text share the source before `#`, so that they are in the same split.
 
     Raises:
         `ValueError`: If the folder holds no such file, or a row lacks a field.
@@ -169,7 +173,7 @@ def read_corpus(folder: str | Path, split: str, kinds: Sequence[str] = ()) -> It
 
 
 def split_of_source(source: str) -> str:
-    """`train`, `validation` or `test`, by the source before `#`, alike on every machine."""
+    """`train`, `validation` or `test`, by a hash of the source before `#`; the same on every machine."""
     draw = random.Random(source.split("#")[0]).random()
     return "test" if draw < 0.1 else "validation" if draw < 0.2 else "train"
 
@@ -177,7 +181,10 @@ def split_of_source(source: str) -> str:
 def draw_passages(
     documents: Iterator[tuple[str, str]], per_kind: int, num_characters: int, seed: int
 ) -> list[tuple[str, str]]:
-    """One stretch `(kind, text)` of about `num_characters` of each of the first `per_kind` documents, cut between words."""
+    """
+    Passages `(kind, text)` of about `num_characters`, cut between words, one from each of the first `per_kind`
+    documents of a kind.
+    """
     found: dict[str, list[str]] = {}
     for kind, text in documents:
         texts = found.setdefault(kind, [])
@@ -192,7 +199,7 @@ def draw_passages(
                 start = min(spaces) + 1 if spaces else start
             passage = text[start : start + num_characters]
             if start + num_characters < len(text):
-                # The last word may be cut; a text without spaces is cut anywhere.
+                # Remove the last word, which may be cut; a text without spaces is cut anywhere.
                 end = max(passage.rfind(" "), passage.rfind("\n"))
                 passage = passage[: end if end > num_characters // 2 else None]
             texts.append(passage.strip())

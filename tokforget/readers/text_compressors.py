@@ -1,9 +1,9 @@
 """
-Compressors of strings under one seam, `(text, budget, question) -> text`, the budget in a reader's tokens: controls, cheap
-scores, scores of a language model, and whatever a user brings.
+Compressors of strings with one interface, `(text, budget, question) -> text`, where the budget counts a reader's
+tokens: controls, cheap scores, scores of a language model, and users' own compressors.
 
-Most of them rank units of a text (tokens, words, sentences) and keep the best that fit; [`fill`] holds the budget for all of
-them alike, by counting the output string.
+Most of them rank units of a text (tokens, words, sentences) and keep the best that fit. [`fill`] enforces the budget
+for all of them by counting the tokens of the output string.
 """
 
 import logging
@@ -31,19 +31,20 @@ from tokforget.text_units import bare_word, split_sentences, split_words
 
 
 Spans = Sequence[tuple[int, int]]
-# Words of a segment of iterative pruning.
+# Words per segment of iterative pruning.
 _SEGMENT_WORDS = 64
 _FAR = 5
-# Of the layers of a model, those whose attention is read: from a third to five sixths of its depth.
+# The layers whose attention is used: from a third to five sixths of the model's depth.
 _LAYERS = (1 / 3, 5 / 6)
 _ATTENTION_WEIGHT = 0.3
 
 
 class TextCompressor(Protocol):
     """
-    Anything that makes a text shorter. `budget` counts tokens of the reader; a result above it is an error of the compressor.
-    `asks` tells whether `question` is looked at, `calls` how often the last text was compressed until the budget was met: its
-    time is that of one call. `version` changes with what it does; a run that resumes measures another version again.
+    Interface of a compressor of strings. `budget` counts tokens of the reader; a result above it is an error. `asks`
+    is whether it uses the `question`. `calls` is the number of compressions of the last text until the budget was met;
+    the reported time is that of one call. `version` changes with the compressor's behaviour; a resumed run measures a
+    new version again.
     """
 
     name: str
@@ -57,8 +58,8 @@ class TextCompressor(Protocol):
 @dataclass
 class CompressorContext:
     """
-    What compressors are built from: the reader whose tokens are counted and whose passes are used, counts, and a seed. What a
-    pass over a text found is remembered for all that ask for it.
+    The resources of compressors: the reader, whose tokens are counted and whose passes are used, word counts, and a
+    seed. Results of passes over a text are cached and shared.
     """
 
     reader: Reader
@@ -78,7 +79,7 @@ class CompressorContext:
 
     @contextmanager
     def nothing_remembered(self) -> Iterator[None]:
-        """A time taken within is that of a text seen for the first time."""
+        """Context with an empty cache, to time a text as if it were new."""
         before, self.passes = self.passes, {}
         try:
             yield
@@ -88,22 +89,23 @@ class CompressorContext:
 
 # -- the budget --------------------------------------------------------------------------------------------------------
 def joined(text: str, spans: Spans, keep: np.ndarray) -> str:
-    """The kept spans of a text in order, without white space at either end."""
+    """The kept spans of a text joined in order, without white space at the ends."""
     return "".join(text[start:end] for (start, end), kept in zip(spans, keep) if kept).strip()
 
 
 def fill(text: str, spans: Spans, ranks: np.ndarray, budget: int, count: Callable[[str], int]) -> str:
     """
-    The longest output that the budget holds: as many spans as fit, by rank, then smaller ones of the next in line.
+    The longest output within the budget: as many spans as fit, by rank, then smaller spans of lower rank.
 
     Args:
-        text (`str`): The text; `spans` are places in it, in order.
-        ranks (`np.ndarray` of shape `(num_spans,)`): Higher is kept first; ties go to the earlier span.
+        text (`str`): The text.
+        spans (`list[tuple[int, int]]`): Spans of characters in the text, in order.
+        ranks (`np.ndarray` of shape `(num_spans,)`): The highest are kept; ties go to the earlier span.
         budget (`int`): Most tokens of the output string, as `count` counts them.
-        count (`Callable`): Tokens of a string.
+        count (`Callable`): From a string to its number of tokens.
 
     Returns:
-        `str`: Empty if not even one span fits.
+        `str`: The output; empty if no span fits.
     """
     order = np.argsort(-np.asarray(ranks, dtype=np.float64), kind="stable")
 
@@ -136,10 +138,10 @@ class RankedCompressor:
     Keeps the highest ranked units of a text.
 
     Args:
-        name (`str`): As in tables.
+        name (`str`): Name in tables.
         rank (`Callable`): `(text, question) -> (spans, ranks)`.
-        reader (`Reader`): Whose tokens the budget counts.
-        asks (`bool`): Whether `rank` looks at the question.
+        reader (`Reader`): The budget counts its tokens.
+        asks (`bool`): Whether `rank` uses the question.
     """
 
     name: str
@@ -158,7 +160,7 @@ class RankedCompressor:
 
 # -- units -------------------------------------------------------------------------------------------------------------
 def split_tokens(text: str, reader: Reader) -> list[tuple[int, int]]:
-    """Places of the reader's tokens; the parts of one character are one unit."""
+    """Spans of the reader's tokens; tokens that are parts of one character form one unit."""
     spans: list[tuple[int, int]] = []
     for start, end in reader.token_places(text):
         if spans and start < spans[-1][1]:
@@ -169,12 +171,14 @@ def split_tokens(text: str, reader: Reader) -> list[tuple[int, int]]:
 
 
 def over_units(spans: Spans, token_spans: Spans, values: np.ndarray, pool: Callable) -> np.ndarray:
-    """Token values `(num_tokens,)` to one value per unit, by `pool` (max, mean, sum); a unit without tokens has 0."""
+    """
+    Pool token values `(num_tokens,)` to one value per unit by `pool` (max, mean, sum); 0 for a unit without tokens.
+    """
     middles = np.array([(start + end - 1) / 2 for start, end in token_spans])
     edges = [
         0,
         *np.searchsorted(middles, [end for _, end in spans]),
-    ]  # tokens come in order: a unit's stand side by side
+    ]  # tokens are in order, so those of a unit are consecutive
     return np.array([pool(values[a:b]) if b > a else 0.0 for a, b in pairwise(edges)])
 
 
@@ -203,7 +207,7 @@ def _head_tail(text: str, _question) -> tuple[Spans, np.ndarray]:
 
 # -- counts ------------------------------------------------------------------------------------------------------------
 def word_idf(context: CompressorContext, text: str, spans: Spans) -> np.ndarray:
-    """Inverse document frequency of each word, nats. Source: Spärck Jones 1972."""
+    """Inverse document frequency of each word in nats, `(num_spans,)`. Source: Spärck Jones 1972."""
     return np.array([context.counts.idf(text[a:b]) for a, b in spans])
 
 
@@ -213,14 +217,16 @@ def _idf_words(context: CompressorContext, text: str, _question) -> tuple[Spans,
 
 
 def _stop_words(context: CompressorContext, text: str, _question) -> tuple[Spans, np.ndarray]:
-    """Function words last, the others by IDF. Source: Luhn 1958, "The automatic creation of literature abstracts"."""
+    """Words by IDF, function words last. Source: Luhn 1958, "The automatic creation of literature abstracts"."""
     spans = split_words(text)
     stops = np.array([context.counts.is_stop_word(text[a:b]) for a, b in spans])
     return spans, word_idf(context, text, spans) - 100.0 * stops
 
 
 def hand_made_score(context: CompressorContext, text: str, spans: Spans) -> np.ndarray:
-    """Stop words last, words with digits or capitals within a sentence first, the others by IDF; about 0 to 3."""
+    """
+    Scores from 0 to about 3: words with digits or inner capitals first, then by IDF, stop words last; `(num_spans,)`.
+    """
     idf = word_idf(context, text, spans) / context.counts.highest_idf
     scores = np.zeros(len(spans))
     begins = True
@@ -259,13 +265,13 @@ def _self_information(context: CompressorContext, unit: str, text: str, _questio
 
 def attention_received(reader: Reader, text: str) -> np.ndarray:
     """
-    Attention that each token receives from tokens more than five further on, mean over heads, later tokens and the middle
-    layers; `(num_tokens,)`, each divided by what equal attention would give.
+    Attention that each token receives from tokens more than five places later, `(num_tokens,)`: mean over heads, later
+    tokens and the middle layers, relative to uniform attention.
     """
     ids = [reader.start, *reader.token_ids([text])[0]]
     model = reader.model
     used = model.config._attn_implementation
-    model.set_attn_implementation("eager")  # the only one that hands its weights out
+    model.set_attn_implementation("eager")  # the only implementation that returns the weights
     try:
         with torch.no_grad():
             layers = model(
@@ -292,7 +298,8 @@ def _hand_made_attention(context: CompressorContext, text: str, _question) -> tu
 @dataclass
 class IterativePruning:
     """
-    Segments one after another: each is scored by the bits of its words after what was kept of those before.
+    Prunes segment by segment: the words of a segment are scored by their bits after the words kept in earlier
+    segments.
 
     Source: Jiang et al. 2023, "LLMLingua", 2310.05736, section 3.2. Differs: whole words, equal shares for all segments, and
     the reader's own language model.
@@ -315,7 +322,7 @@ class IterativePruning:
             local = [(a - part[0][0], b - part[0][0]) for a, b in part]
             bits = reader.token_bits([kept], [segment])[0]
             scores = over_units(local, reader.token_places(segment), bits, np.max)
-            # The rank within the segment decides, so that every segment keeps the same share.
+            # Use ranks within the segment, so that every segment keeps the same fraction.
             ranks[first : first + len(part)] = np.argsort(np.argsort(scores, kind="stable"), kind="stable") / len(part)
             share = budget * reader.counts([segment])[0] // max(total, 1)
             kept += " " + fill(segment, local, scores, share, lambda output: reader.counts([output])[0])
@@ -324,8 +331,9 @@ class IterativePruning:
 
 def _phrases(context: CompressorContext, text: str, _question) -> tuple[Spans, np.ndarray]:
     """
-    Mean self-information of phrases. Source: Li et al. 2023, "Selective Context", 2310.06201. Differs: a phrase is a run of
-    words up to a stop word or punctuation, with the stop words before it, where the source asks a parser for noun phrases.
+    Phrases by their mean self-information. Source: Li et al. 2023, "Selective Context", 2310.06201. Differs: a phrase
+    is a run of words up to a stop word or punctuation, with the stop words before it, where the source uses a parser's
+    noun phrases.
     """
     phrases: list[list[int]] = []
     begins, has_content = True, False
@@ -344,7 +352,7 @@ def _phrases(context: CompressorContext, text: str, _question) -> tuple[Spans, n
 
 # -- with a question ---------------------------------------------------------------------------------------------------
 def _stems(text: str) -> list[str]:
-    """Bare words, cut to six letters: a stem good enough to match plural and tense."""
+    """Bare words cut to six letters, as stems that match plural and tense."""
     return [bare_word(word)[:6] for word in text.split() if bare_word(word)]
 
 
@@ -358,12 +366,12 @@ def overlap_ranks(context: CompressorContext, text: str, question: str | None) -
 
 
 def _bm25_sentences(context: CompressorContext, text: str, question: str | None) -> tuple[Spans, np.ndarray]:
-    """Sentences by BM25, its counts over the sentences of the text. Source: Robertson et al. 1995; the library bm25s."""
+    """Sentences by BM25, with the text's sentences as documents. Source: Robertson et al. 1995; the library bm25s."""
     try:
         import bm25s
     except ModuleNotFoundError as error:
         raise ValueError("`bm25_sentences` needs the library bm25s: `pip install tokforget[readers]`.") from error
-    logging.getLogger("bm25s").setLevel(logging.WARNING)  # its import asks for a line of debugging per index
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it would log a line per index
     spans = split_sentences(text)
     corpus, query = [_stems(text[a:b]) or ["-"] for a, b in spans], _stems(question or "") or ["-"]
     index = bm25s.BM25()
@@ -374,30 +382,31 @@ def _bm25_sentences(context: CompressorContext, text: str, question: str | None)
 
 def _question_perplexity(context: CompressorContext, text: str, question: str | None) -> tuple[Spans, np.ndarray]:
     """
-    How many bits the question saves on each word. Source: Jiang et al. 2023, "LongLLMLingua", 2310.06839, contrastive
-    perplexity. Differs: whole words, no document level, the reader's own language model.
+    Words by the bits that the question saves on them. Source: contrastive perplexity, Jiang et al. 2023,
+    "LongLLMLingua", 2310.06839. Differs: whole words, no document level, the reader's own language model.
     """
     spans = split_words(text)
     saved = self_information(context, text) - self_information(context, text, f"Question: {question or ''}\nPassage: ")
     return spans, over_units(spans, context.reader.token_places(text), saved, np.sum)
 
 
-# -- the policy, and anything else -------------------------------------------------------------------------------------
+# -- the policy, and users' own
+# ----------------------------------------------------------------------------------------
 def search_budget(
     compress: Callable[[float], str], text: str, budget: int, count: Callable[[str], int], tries: int = 9
 ) -> tuple[str, int]:
     """
-    The longest output found that the budget holds, of something whose own budget is another: its rate is searched.
+    Search the rate of a compressor that counts other tokens, for the longest output within the budget.
 
     Args:
-        compress (`Callable`): From a rate in (0, 1), of whatever it counts, to an output.
-        text (`str`): The text, returned as it is if the budget holds it.
+        compress (`Callable`): From a rate in (0, 1), in its own tokens, to an output.
+        text (`str`): The text; returned unchanged if it fits the budget.
         budget (`int`): Most tokens of the output, as `count` counts them.
-        count (`Callable`): Tokens of a string.
-        tries (`int`): Most calls.
+        count (`Callable`): From a string to its number of tokens.
+        tries (`int`): Most calls of `compress`.
 
     Returns:
-        `tuple`: The output, empty if no rate that was tried fits, and the number of calls.
+        `tuple`: The output (empty if no tried rate fits) and the number of calls.
     """
     total = count(text)
     if not text.strip() or total <= budget:
@@ -423,7 +432,9 @@ def search_budget(
 
 @dataclass
 class PolicyCompressor:
-    """The compressor of a trained model. It counts its own tokens; its rate is searched until the reader's count fits."""
+    """
+    The compressor of a trained model. It counts its own tokens, so its rate is searched until the reader's count fits.
+    """
 
     name: str
     context: CompressorContext
@@ -433,7 +444,7 @@ class PolicyCompressor:
 
     @property
     def version(self) -> str:
-        """Of the policy's weights: a run that resumes must not take what another policy left."""
+        """A digest of the policy's weights, because a resumed run must not use results of another policy."""
         weights = self.context.policy.policy.state_dict()
         return sha256(b"".join(np.asarray(weights[name]).tobytes() for name in sorted(weights))).hexdigest()[:16]
 
@@ -449,8 +460,8 @@ class PolicyCompressor:
 @dataclass
 class ForeignCompressor:
     """
-    A callable `text, budget -> text` (or `text, budget, question -> text`, if it has an attribute `asks`) by import path. It
-    may count the budget in tokens of its own: what it is given is searched until the reader's count fits.
+    A user's callable `text, budget -> text` (or `text, budget, question -> text`, if it has an attribute `asks`) by
+    import path. It may count its own tokens: the budget that it gets is searched until the reader's count fits.
     """
 
     name: str
@@ -460,7 +471,7 @@ class ForeignCompressor:
 
     @property
     def version(self) -> str:
-        """Of the file that the callable comes from, for whoever works on it and measures again."""
+        """A digest of the callable's source file, so that a changed callable is measured again."""
         file = getattr(sys.modules.get(self.function.__module__), "__file__", None)
         return sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""
 
@@ -481,7 +492,7 @@ class ForeignCompressor:
 
         output, self.calls = search_budget(compress, text, budget, count)
         if total and not output:
-            # It may be empty for a good reason, or above every budget; what it makes of the least tells which.
+            # The output may be empty on purpose, or exceed every budget; the output at the least budget shows which.
             output = compress(0.0)
         return output
 
@@ -525,7 +536,7 @@ def text_compressors(names: Sequence[str], context: CompressorContext) -> list[T
     Compressors by name, or by import path (`my_package.module:function`).
 
     Raises:
-        `ValueError`: If a name is unknown or an import path leads nowhere.
+        `ValueError`: If a name is unknown, an import fails, or a name comes twice.
     """
     found: list[TextCompressor] = []
     for name in names:

@@ -1,8 +1,8 @@
 """
-Tasks on whole documents, made of the documents themselves: their title, their lead, and the answers written beneath them.
+Tasks on whole documents, taken from the documents themselves: title, lead, and answers to questions at their end.
 
-What a document says of itself in a few words hangs on much of it, where a lookup hangs on one place. Of a target only those
-tokens count that the passage makes cheaper by more than a bit, so that its language does not drown what it says.
+A title or a lead depends on much of a document, while a lookup depends on one place. Only target tokens on which the
+passage saves more than a bit count, so that the content is measured and not the wording.
 """
 
 import re
@@ -22,7 +22,10 @@ _ANSWERS_PER_TEXT = 3
 
 
 def split_title(text: str) -> tuple[str, str]:
-    """A document's title, `""` if it has none, and what follows: a short first line above an empty one that ends no sentence."""
+    """
+    The title of a document (`""` if it has none) and the rest. A title is a short first line that ends no sentence and
+    is followed by an empty line.
+    """
     first, gap, rest = text.strip().partition("\n\n")
     title = first.strip("#=* \t")
     is_title = gap and len(title) <= _LONGEST_TITLE and _TITLE.fullmatch(title) and any(c.isalpha() for c in title)
@@ -30,7 +33,9 @@ def split_title(text: str) -> tuple[str, str]:
 
 
 def split_lead(text: str) -> tuple[str, str]:
-    """The sentences that begin a document below its title, at most 400 characters, and what follows its first paragraph."""
+    """
+    The first sentences of a document after its title, at most 400 characters, and the text after its first paragraph.
+    """
     paragraph, _, rest = split_title(text)[1].partition("\n\n")
     if "\n" in paragraph.strip() or not paragraph.rstrip().endswith((".", "!", "?")):
         return "", text.strip()
@@ -42,7 +47,7 @@ def split_lead(text: str) -> tuple[str, str]:
 def title_items(
     documents: Iterable[tuple[str, str]], reader: Reader, per_kind: int, num_characters: int
 ) -> list[ReadingItem]:
-    """The title after the text below it, of the first `per_kind` documents `(kind, text)` of each kind that have one."""
+    """Predict the title from the text, for the first `per_kind` documents `(kind, text)` of each kind with a title."""
     rows = ((kind, *split_title(text)) for kind, text in documents)
     return only_what_helps(_items(rows, "\n\nTitle of the text above:", per_kind, num_characters), reader)
 
@@ -50,7 +55,7 @@ def title_items(
 def lead_items(
     documents: Iterable[tuple[str, str]], reader: Reader, per_kind: int, num_characters: int
 ) -> list[ReadingItem]:
-    """A document's first sentences, its summary in an article, after what follows its first paragraph."""
+    """Predict a document's first sentences, which summarise an article, from the text after its first paragraph."""
     rows = ((kind, *split_lead(text)) for kind, text in documents)
     return only_what_helps(_items(rows, "\n\nThe text above in short:", per_kind, num_characters), reader)
 
@@ -59,8 +64,9 @@ def answer_items(
     documents: Iterable[tuple[str, str]], reader: Reader, per_kind: int, num_characters: int
 ) -> list[ReadingItem]:
     """
-    Questions and answers that stand beneath a document as `Question: ... Answer: ...` or `Q: ... A: ...`, the question told to
-    those who ask for it. Longer documents than `num_characters` are left out: what answers may stand anywhere in them.
+    Questions and answers at the end of a document, in the form `Question: ... Answer: ...` or `Q: ... A: ...`.
+    Question-aware compressors get the question. Documents longer than `num_characters` are left out, because the
+    answer may be anywhere in them.
     """
     items, texts = [], {}
     for kind, question in questions_beneath(documents, _ANSWERS_PER_TEXT):
@@ -76,7 +82,7 @@ def answer_items(
 def questions_beneath(
     documents: Iterable[tuple[str, str]], per_document: int | None = None
 ) -> Iterator[tuple[str, Question]]:
-    """The questions `(kind, question)` that stand beneath documents `(kind, text)`, the first `per_document` of each."""
+    """The first `per_document` questions `(kind, question)` at the end of each document `(kind, text)`."""
     for kind, text in documents:
         found = list(_QUESTION.finditer(text))
         passage = text[: found[0].start()].strip() if found else ""

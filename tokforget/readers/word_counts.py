@@ -1,4 +1,4 @@
-"""How rare words are in texts that are not measured."""
+"""Rarities of words, counted in texts that are not measured."""
 
 import json
 import math
@@ -10,16 +10,16 @@ from tokforget.files import write_json
 from tokforget.text_units import STOP_WORDS, bare_word
 
 
-# Characters of a piece of text.
+# Characters per piece of text.
 _CHUNK = 1000
 
 
 class WordCounts:
     """
-    In how many pieces of text, of 1,000 characters, each word stands.
+    Number of pieces of text (1,000 characters each) that contain a word.
 
     Args:
-        pieces (`dict[str, int]`): Pieces with the word, for words that two pieces have at least.
+        pieces (`dict[str, int]`): Number of pieces with the word, for words in at least two pieces.
         total (`int`): Number of pieces.
     """
 
@@ -47,7 +47,7 @@ class WordCounts:
         write_json(path, {"total": self.total, "pieces": self.pieces})
 
     def idf(self, word: str) -> float:
-        """Nats; the highest for a word that was seen once or never. Source: Spärck Jones 1972."""
+        """Inverse document frequency in nats; highest for a word seen once or never. Source: Spärck Jones 1972."""
         count = self.pieces.get(bare_word(word), 1)
         return math.log(self.total / count)
 

@@ -1,1 +1,3 @@
-"""The compressor over HTTP: `tokforget serve`. FastAPI and uvicorn, of the extra `serve`, are imported here and nowhere else."""
+"""
+The compressor over HTTP: `tokforget serve`. Only this package imports FastAPI and uvicorn, from the extra `serve`.
+"""

@@ -22,22 +22,22 @@ from tokforget.service.worker import Outcome
 
 _PROTECTED = ("/v1/", "/metrics")
 _DESCRIPTION = (
-    "Shortens prompts to a budget of tokens and keeps what a language model needs of them. Arguments, defaults and errors are those of "
-    "tokforget's Python interface. Nothing that is sent is stored or logged."
+    "Shortens prompts to a budget of tokens and keeps the words that a language model needs. Arguments, defaults and errors are those of "
+    "tokforget's Python interface. Requests are neither stored nor logged."
 )
 
 
 class Service:
     """
-    One service: its routes, its queue and its numbers. `app` is what a server of ASGI runs.
+    The service: routes, queue and metrics. `app` is the ASGI application for a server.
 
     Args:
-        settings ([`Settings`])
+        settings ([`Settings`]): The checked settings.
     """
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        self.held = 0  # bytes of bodies that are read, wait or run
+        self.held = 0  # bytes of bodies that are being read, wait or run
         self.metrics = Metrics(lambda: self.pool.waiting, lambda: self.held)
         self.pool = Pool(settings, self.metrics)
         self.api = FastAPI(title="tokforget", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None,
@@ -54,12 +54,12 @@ class Service:
         self._add_work("/v1/compress", "compress", schemas.CompressBody, schemas.CompressedAnswer | schemas.CompressedAnswers,
                        "Shorten a text, or each of a list.")  # fmt: skip
         self._add_work("/v1/compress_messages", "compress_messages", schemas.MessagesBody, schemas.MessagesAnswer,
-                       "Shorten the results of tools and the older turns of a chat.")  # fmt: skip
+                       "Shorten the tool results and the older turns of a chat.")  # fmt: skip
         self._add_work("/v1/explain", "explain", schemas.ExplainBody, schemas.ExplainedAnswer,
-                       "Shorten a text, and give each piece of it with its score: the heat map.")  # fmt: skip
+                       "Shorten a text, and return each piece with its score (the heat map).")  # fmt: skip
         if self.settings.base_model is not None:
             self._add_work("/v1/restore", "restore", schemas.RestoreBody, schemas.RestoredAnswer,
-                           "Fill the gaps of compressed texts, as a guess.")  # fmt: skip
+                           "Fill the gaps of compressed texts with predictions.")  # fmt: skip
         api = self.api
         page, page_policy = front_page(has_token=self.settings.token is not None)
 
@@ -103,7 +103,7 @@ class Service:
         )(work)  # fmt: skip
 
     async def _no_route(self, request: Request, error: HTTPException) -> Response:
-        """404 and 405 in the words of all other errors."""
+        """Answer 404 and 405 in the form of all other errors."""
         paths = sorted(route.path for route in self.api.routes)
         message = f"There is nothing at this address. There are {', '.join(paths)}."
         headers = dict(error.headers or {})
@@ -140,10 +140,10 @@ class Service:
         return Response(outcome.body, media_type="application/json")
 
     async def _read(self, request: Request, held: "_Held") -> bytes:
-        """The body, if it is one of this kind, not too large, and comes in time."""
+        """Read the body. Raises [`Refused`] if it is not JSON by its type, too large, or too slow."""
         settings, headers = self.settings, request.headers
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # what a form of another site can send without being asked is none
+        if kind != "application/json":  # a form of another site cannot send this type without a preflight
             raise Refused(
                 415, f"The body's kind is {kind[:60]!r}. Send JSON, with the header `Content-Type: application/json`."
             )
@@ -172,7 +172,10 @@ class Service:
                           {"connection": "close"}) from None  # fmt: skip
 
     async def _ask(self, request: Request, kind: str, payload: dict, size: int) -> Outcome:
-        """The answer of a process, unless time runs out or the client goes away first."""
+        """
+        The answer of a worker process. Raises [`Refused`] after the timeout and [`ClientGone`] if the client
+        disconnects.
+        """
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[Outcome] = loop.create_future()
 
@@ -216,11 +219,11 @@ async def _refusal(request: Request, refused: Refused) -> Response:
 
 
 async def _nobody(request: Request, error: ClientGone) -> Response:
-    return Response(status_code=499)  # for the log: nobody reads it
+    return Response(status_code=499)  # only for the log
 
 
 class _Held:
-    """The bytes that one request makes the service hold."""
+    """Counts the bytes that the service holds for one request."""
 
     def __init__(self, service: Service):
         self.service, self.size = service, 0
@@ -249,7 +252,7 @@ def _log_fault(place: str) -> None:
 
 
 def _check(payload: dict, settings: Settings) -> None:
-    """What is no matter of the compressor, and what JSON has no kind for; `ValueError`."""
+    """Check limits of the service, and convert values that JSON cannot express. Raises `ValueError`."""
     texts = payload.get("texts")
     if isinstance(texts, list) and len(texts) > MAX_TEXTS:
         raise ValueError(
@@ -267,13 +270,13 @@ def _check(payload: dict, settings: Settings) -> None:
 
 
 def batch_key(kind: str, payload: dict) -> str | None:
-    """What requests that are compressed in one call have in common; `None` for one that must go alone."""
+    """Requests with the same key are compressed in one call; `None` for a request that must run alone."""
     if kind != "compress" or payload["budget"] == "corpus":
         return None
     protect, question, texts = payload["protect"], payload["question"], payload["texts"]
     if isinstance(protect, list) and any(isinstance(item, tuple) for item in protect):
-        return None  # spans are of one text
+        return None  # spans belong to one text
     if isinstance(question, list) and (not isinstance(texts, list) or len(question) != len(texts)):
-        return None  # an error, and of this request alone
+        return None  # an error that concerns only this request
     rest = {name: value for name, value in payload.items() if name not in ("texts", "question", "details")}
     return json.dumps(rest, sort_keys=True)

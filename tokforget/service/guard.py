@@ -1,8 +1,8 @@
 """
-What stands before every route: who may come in, what is written of it, and what a browser is told.
+The layer around all routes: access control, logging and security headers.
 
-One line is logged for a request: address, method, route, status, milliseconds and bytes. Neither body nor query string, nor a path
-that is none of the routes, nor the text of an error: any of them may hold what was sent.
+A request is logged in one line with address, method, route, status, milliseconds and bytes. Bodies, query strings,
+unknown paths and texts of errors are never logged, because they may contain the user's data.
 """
 
 import asyncio
@@ -20,8 +20,8 @@ from tokforget.service.settings import Settings
 
 
 log = logging.getLogger("tokforget.service")
-# Of a request that is refused, so much is read and thrown away before the answer: whoever still writes when the other side closes
-# loses the answer. 100 MB from this machine take a tenth of a second.
+# Bytes of a refused request that are read and discarded before the answer, because a client that is still writing when
+# the connection closes loses the answer. 100 MB from the same machine take a tenth of a second.
 _DRAIN_BYTES, _DRAIN_SECONDS = 256 * 2**20, 5.0
 _NOTHING = "default-src 'none'; frame-ancestors 'none'"
 _HEADERS = (
@@ -40,9 +40,9 @@ class Refused(Exception):
     A request that is answered with an error.
 
     Args:
-        status (`int`): Of HTTP.
-        message (`str`): One line: what came, what is allowed, what to do.
-        headers (`dict[str, str]`, *optional*): Beside those of every answer.
+        status (`int`): HTTP status.
+        message (`str`): One line: what was sent, what is allowed, what to do.
+        headers (`dict[str, str]`, *optional*): Further headers of the answer.
     """
 
     def __init__(self, status: int, message: str, headers: dict[str, str] | None = None):
@@ -55,18 +55,18 @@ class Refused(Exception):
 
 
 class ClientGone(Exception):
-    """The client has closed the connection: nobody reads an answer."""
+    """The client has closed the connection, so that no answer is needed."""
 
 
 class Guard:
     """
-    An ASGI application around another.
+    ASGI middleware.
 
     Args:
-        app: The application within.
-        settings ([`Settings`]), metrics ([`Metrics`])
-        routes (`Iterable[str]`): Paths that are named in logs and metrics; any other is `other`.
-        protected (`tuple[str, ...]`): Beginnings of paths that need the token.
+        app: The inner application.
+        settings ([`Settings`]), metrics ([`Metrics`]): Those of the service.
+        routes (`Iterable[str]`): Paths that logs and metrics name; all others are `other`.
+        protected (`tuple[str, ...]`): Prefixes of paths that need the token.
     """
 
     def __init__(self, app, settings: Settings, metrics: Metrics, routes: Iterable[str], protected: tuple[str, ...]):
@@ -88,7 +88,7 @@ class Guard:
                 await visit.refuse(refused)
         except ClientGone:
             visit.status = 499
-        except asyncio.CancelledError:  # the time that running requests have when the service stops is over
+        except asyncio.CancelledError:  # the service stops, and the time for running requests is over
             await visit.refuse(
                 Refused(503, "The service is being stopped. Ask again.", {"retry-after": "1", "connection": "close"})
             )
@@ -109,7 +109,7 @@ class Guard:
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         right = hmac.compare_digest(
             _digest(given.strip()), self._token
-        )  # of digests, so that neither length nor time tells
+        )  # compare digests, so that neither length nor time leaks the token
         if (
             scheme.lower() != b"bearer"
             or not right
@@ -138,7 +138,7 @@ _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 class _Visit:
-    """One request: what has been read of it and written to it."""
+    """One request: the bytes read and written."""
 
     def __init__(self, scope, receive, send):
         self.scope, self._receive, self._send = scope, receive, send
@@ -146,7 +146,7 @@ class _Visit:
         self.status = self.bytes_in = self.bytes_out = 0
         headers = dict(scope["headers"])
         self.body_done = not (b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0")
-        self._expects = b"expect" in headers  # whoever waits to be asked for the body has sent none of it
+        self._expects = b"expect" in headers  # a client that waits for 100 Continue has sent no body yet
 
     async def receive(self):
         message = await self._receive()
@@ -180,7 +180,7 @@ class _Visit:
             pass
 
     async def refuse(self, refused: Refused) -> None:
-        if self.status:  # it has begun: what follows cannot be an answer
+        if self.status:  # the answer has begun, so an error can no longer be sent
             return
         headers = {"content-type": "application/json", "content-length": str(len(refused.body))} | refused.headers
         pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]

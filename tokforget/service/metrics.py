@@ -1,4 +1,4 @@
-"""What Prometheus reads. Labels are routes, statuses and versions: nothing that a request says."""
+"""Metrics for Prometheus. Labels are routes, statuses and versions; they contain nothing from requests."""
 
 from collections.abc import Callable
 
@@ -14,15 +14,15 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 
 class Metrics:
     """
-    The numbers of one service.
+    The metrics of one service.
 
     Args:
-        waiting (`Callable`): Requests that wait now.
-        held (`Callable`): Bytes of bodies that are held now.
+        waiting (`Callable`): Returns the number of waiting requests.
+        held (`Callable`): Returns the bytes of bodies that are held.
     """
 
     def __init__(self, waiting: Callable[[], int] = lambda: 0, held: Callable[[], int] = lambda: 0):
-        disable_created_metrics()  # the time of each series' first number, a third of the page
+        disable_created_metrics()  # the creation time of each series would be a third of the page
         self.registry = CollectorRegistry()
         one = {"registry": self.registry}
         Gauge("tokforget_info", "1, and the version as a label.", ["version"], **one).labels(__version__).set(1)

@@ -1,9 +1,9 @@
 """
 The queue of requests, and the processes that work on it.
 
-A thread for each process takes the request that has waited longest, and with it those of the same settings that wait, or come within a
-few milliseconds, as one batch. A process that dies is started again and its requests are tried once more; one that works for nobody
-any more, because all its requests have run out of time or gone away, is ended.
+Every worker process has a thread, which takes the request that has waited longest, and as one batch with it other
+requests with the same settings that wait or arrive within a few milliseconds. A process that dies is started again,
+and its requests are retried once. A process is ended if all its requests have timed out or disconnected.
 """
 
 import logging
@@ -21,35 +21,35 @@ from tokforget.service.worker import Outcome, main
 
 
 log = logging.getLogger("tokforget.service")
-# What one batch holds at most, so that nobody waits long for his neighbours: some 0.2 s of a core.
+# Limits of a batch, so that no request waits long for others: about 0.2 s of a core.
 MAX_BATCH, MAX_BATCH_CHARS = 32, 64_000
-# A request whose process died is tried once more: it may have been another's fault, and may have been its own.
+# A request whose process died is retried once, because another request may have caused it.
 _TRIES = 2
-# Seconds that a batch for which nobody waits may go on; a new process takes half a second.
+# Seconds that a batch without waiting clients may continue; a new process takes half a second to start.
 _ABANDONED = 1.0
 _START_SECONDS = 600.0
 _LOOK_EVERY = 0.1
 
 
 class Busy(Exception):
-    """The queue is full, or the service is being stopped."""
+    """The queue is full, or the service is stopping."""
 
 
 class CannotStart(Exception):
-    """A process could not load the model; the line says why."""
+    """A process could not load the model. The message says why."""
 
 
 class Job:
     """
-    One request on its way.
+    One request in the queue.
 
     Args:
         kind (`str`): Method of [`tokforget.service.worker.Engine`].
         payload (`dict`): Its arguments.
-        key (*optional*): Jobs of the same key may be compressed in one call; `None` for one that goes alone.
+        key (*optional*): Jobs with the same key may be compressed in one call; `None` for one that must run alone.
         chars (`int`): Characters of its texts.
-        deadline (`float`): On the monotonic clock; later nobody waits for it.
-        done (`Callable[[Outcome], None]`): Called once, from a thread.
+        deadline (`float`): Time of the monotonic clock after which no client waits for it.
+        done (`Callable[[Outcome], None]`): Called once with the answer, from a thread.
     """
 
     def __init__(
@@ -74,14 +74,14 @@ class _Process:
     """One process of [`tokforget.service.worker`], and the pipe to it."""
 
     def __init__(self, model: dict, threads: int):
-        context = multiprocessing.get_context("spawn")  # a fork would take over locks that other threads hold
+        context = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
         self.connection, child = context.Pipe()
         self.process = context.Process(target=main, args=(child, model, threads), daemon=True, name="tokforget-worker")
         self.process.start()
         child.close()
 
     def wait_until_ready(self) -> dict:
-        """What it says of its model; [`CannotStart`] if it could not load it."""
+        """Facts about its model. Raises [`CannotStart`] if it could not load it."""
         try:
             if not self.connection.poll(_START_SECONDS):
                 raise CannotStart(f"the model was not loaded within {_START_SECONDS:.0f} seconds.")
@@ -103,9 +103,11 @@ class _Process:
 
 class Pool:
     """
+    The worker processes and their queue.
+
     Args:
-        settings ([`Settings`])
-        metrics ([`Metrics`])
+        settings ([`Settings`]): Those of the service.
+        metrics ([`Metrics`]): Counts batches and restarts.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics):
@@ -115,24 +117,26 @@ class Pool:
         self._changed = threading.Condition()
         self._stopping = False
         self._processes: list[_Process | None] = [None] * settings.workers
-        self._begun: set[_Process] = set()  # those that have not been ended, also one that is still loading the model
+        # All processes that have not been ended, including those still loading the model.
+        self._begun: set[_Process] = set()
         self._threads: list[threading.Thread] = []
         names = ("model", "backend", "device", "base_model", "vocabularies")
         self._model = {name: getattr(settings, name) for name in names}
         self._cores = max(1, (os.cpu_count() or 1) // settings.workers)
 
-    # -- asked by the event loop; nothing here waits for a process ------------------------------------------------------
+    # -- called by the event loop; nothing here waits for a process
+    # -----------------------------------------------------
     @property
     def waiting(self) -> int:
         return len(self._waiting)
 
     @property
     def is_ready(self) -> bool:
-        """Whether a process is there that has loaded the model, and no stop was asked for."""
+        """Whether a process has loaded the model, and the service is not stopping."""
         return not self._stopping and any(process is not None for process in self._processes)
 
     def submit(self, job: Job) -> None:
-        """Put a job at the end of the queue; [`Busy`] if it is full."""
+        """Put a job at the end of the queue. Raises [`Busy`] if it is full."""
         with self._changed:
             if self._stopping or len(self._waiting) >= self.settings.queue:
                 raise Busy
@@ -140,15 +144,16 @@ class Pool:
             self._changed.notify_all()
 
     def abandon(self, job: Job) -> None:
-        """Nobody waits for it any more: its place in the queue is free at once."""
+        """Remove a job whose client is gone; its place in the queue is free at once."""
         with self._changed:
             job.abandoned = True
             if job in self._waiting:
                 self._waiting.remove(job)
 
-    # -- begin and end -------------------------------------------------------------------------------------------------
+    # -- start and stop
+    # ------------------------------------------------------------------------------------------------
     def start(self) -> None:
-        """Start all processes and wait until they have loaded the model; [`CannotStart`] if one cannot."""
+        """Start all processes and wait until they have loaded the model. Raises [`CannotStart`] if one cannot."""
         started = [self._begin() for _ in self._processes]
         try:
             for process in started:
@@ -165,14 +170,14 @@ class Pool:
             thread.start()
 
     def stop(self) -> None:
-        """End all processes; what still waits is not answered."""
+        """End all processes; waiting requests are not answered."""
         with self._changed:
             self._stopping = True
             for job in self._waiting:
                 job.abandoned = True
             self._waiting.clear()
             self._changed.notify_all()
-        # A process ignores the signals that end one, and this one would wait for it for ever: none may be left.
+        # Kill the remaining ones: processes ignore the usual signals, and this process would wait for them for ever.
         for process in list(self._begun):
             process.process.kill()
         for thread in self._threads:
@@ -181,7 +186,7 @@ class Pool:
             self._end(process)
 
     def _begin(self) -> _Process:
-        """A new process; [`Busy`] if the pool is being stopped."""
+        """Start a process. Raises [`Busy`] if the pool is stopping."""
         with self._changed:
             if self._stopping:
                 raise Busy
@@ -202,7 +207,7 @@ class Pool:
             self._run(place, batch)
 
     def _take(self) -> list[Job]:
-        """The next batch; empty when the pool is stopped."""
+        """The next batch; empty if the pool is stopping."""
         with self._changed:
             while not self._waiting and not self._stopping:
                 self._changed.wait()
@@ -224,14 +229,14 @@ class Pool:
             return batch
 
     def _run(self, place: int, batch: list[Job]) -> None:
-        """Have a batch answered by the process of this place, which is started again where it died."""
+        """Answer a batch with the process of this place, which is restarted if it has died."""
         batch = [job for job in batch if job.is_wanted]
         if not batch:
             return
         process = self._processes[place]
         if process is None or not process.process.is_alive():
             process = self._restarted(place)
-            if process is None:  # the pool is stopped
+            if process is None:  # the pool is stopping
                 return
         outcomes = self._ask(process, batch)
         if outcomes is not None:
@@ -254,7 +259,7 @@ class Pool:
                                       b"a shorter text."))  # fmt: skip
 
     def _ask(self, process: _Process, batch: list[Job]) -> list[Outcome] | None:
-        """The answers; `None` if the process died, or is to be ended because nobody waits for it."""
+        """The answers; `None` if the process died, or must be ended because no client waits."""
         began = time.monotonic()
         try:
             seconds = max(job.deadline for job in batch) - began
@@ -269,7 +274,7 @@ class Pool:
             return None
 
     def _restarted(self, place: int) -> _Process | None:
-        """A new process in this place; tried until the pool is stopped, for what is missing may come back."""
+        """Start a new process in this place; retried until the pool stops, because a missing model may come back."""
         if self._processes[place] is not None:
             self._end(self._processes[place])
             self._processes[place] = None

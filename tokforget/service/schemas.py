@@ -1,8 +1,8 @@
 """
-The bodies of requests and answers: what OpenAPI shows of them, and the line that says what is wrong with one.
+The bodies of requests and answers, their OpenAPI descriptions, and the error messages about wrong bodies.
 
-Here the kinds of values are checked, and that no name is unknown. What a value means is checked by the compressor, so that a request
-and a call in Python get the same message.
+This module checks names and types. The compressor checks values, so that a request and a call in Python get the same
+message.
 """
 
 import difflib
@@ -15,31 +15,32 @@ from tokforget.compression.messages import MIN_MESSAGE_TOKENS, MIN_RATE
 from tokforget.compression.protection import PRESET
 
 
-# Each text of a request has a result of its own, some 300 bytes for an empty one.
+# Most texts of a request, because each result takes about 300 bytes even for an empty text.
 MAX_TEXTS = 1024
 
 
 class _FailFast(FailFast):
-    """The first wrong item of a list is enough to refuse it: a body may hold a million of them."""
+    """Stops at the first wrong item of a list, because a body may contain a million of them."""
 
-    __hash__ = object.__hash__  # a part of a union must have one
+    __hash__ = object.__hash__  # members of a union must be hashable
 
 
 _Protect = Annotated[
     str | Annotated[list[str | Annotated[list[int], _FailFast()]], _FailFast()] | None,
     Field(
-        description="What must stay byte for byte: one name or several out of numbers, urls, emails, paths, code_fences, inline_code, "
+        description="Text that must stay byte for byte: one name or several out of numbers, urls, emails, paths, code_fences, inline_code, "
         "identifiers, negations, sentence_ends, line_breaks, roles; 're:<pattern>'; 'first:<n>', 'last:<n>' (tokens); a list "
         "[start, end] of characters of a single text. 'none' switches the preset off."
     ),
 ]
 _RATE = Field(None, description="Fraction of tokens to keep, in (0, 1]; 0.5 if no budget is given.")
-_TARGET = Field(None, description="Tokens to keep, at most.")
+_TARGET = Field(None, description="Most tokens to keep.")
 _QUALITY = Field(
-    None, description="As little as the model's calibration allows for a reader to retain this share, in (0, 1]."
+    None,
+    description="The shortest result for which a reader retains this share, in (0, 1], by the model's calibration.",
 )
-_RISK = Field(None, description="Share of texts that may fall below `quality`, in (0, 1); 0.1 without it.")
-_ON_IMPOSSIBLE = "Where what must stay exceeds the budget: 'raise' (an error), or 'warn' and return the smallest feasible, which says so in `unreached`."
+_RISK = Field(None, description="Share of texts that may fall below `quality`, in (0, 1); 0.1 by default.")
+_ON_IMPOSSIBLE = "If protected text exceeds the budget: 'raise' (an error), or 'warn' and return the smallest feasible result, with the reason in `unreached`."
 
 
 class _Body(BaseModel):
@@ -51,36 +52,38 @@ class _Options(_Body):
 
     rate: float | None = _RATE
     target_tokens: int | None = _TARGET
-    threshold: float | None = Field(None, description="Keep what scores at least this, in (0, 1); no budget then.")
+    threshold: float | None = Field(
+        None, description="Keep all tokens that score at least this, in (0, 1); there is no budget then."
+    )
     quality: float | None = _QUALITY
     risk: float | None = _RISK
     unit: str | None = Field(
-        None, description="'token', 'word' or 'auto' (JSON stays JSON, code and logs go by lines)."
+        None, description="'token', 'word' or 'auto' (JSON stays JSON, code and logs are cut by lines)."
     )
     protect: _Protect = PRESET
-    nested: bool = Field(False, description="A smaller budget keeps a subset of what a larger one keeps.")
-    prefix_stable: bool = Field(False, description="Appending to a text changes nothing in what was decided before.")
+    nested: bool = Field(False, description="A smaller budget keeps a subset of the tokens of a larger one.")
+    prefix_stable: bool = Field(False, description="Appending to a text does not change the earlier result.")
     tags: bool = Field(False, description="Read <keep>, <drop> and <llmlingua> segments.")
     min_tokens: int = Field(0, description="Shorter texts are returned whole.")
     on_impossible: str | None = Field(None, description=_ON_IMPOSSIBLE)
     count_tokens: str | None = Field(
-        None, description="Whose tokens are counted: one of the vocabularies that the service was started with."
+        None, description="Tokenizer that counts: one of those that the service was started with."
     )
-    mark_omissions: bool = Field(False, description="Write into the output which lines are gone, within the budget.")
+    mark_omissions: bool = Field(False, description="Mark missing lines in the output, within the budget.")
 
 
 class CompressBody(_Options):
     """The arguments of `Compressor.compress`."""
 
     texts: str | Annotated[list[str], _FailFast()] = Field(
-        description=f"A text, or a list of at most {MAX_TEXTS:,}; results have the same shape."
+        description=f"A text, or a list of at most {MAX_TEXTS:,}; results have the same form."
     )
     question: str | Annotated[list[str | None], _FailFast()] | None = Field(
-        None, description="What will be asked about the text, or a list of one for each text."
+        None, description="A question about the text, or a list with one for each text."
     )
     budget: str = Field("per_text", description="'per_text', or 'corpus': one budget over all texts of the request.")
     details: bool = Field(
-        False, description="Results with ids, scores and spans, which /v1/restore takes, and what was left out."
+        False, description="Return ids, scores and spans, which /v1/restore needs, and the omissions."
     )
 
 
@@ -88,7 +91,7 @@ class ExplainBody(_Options):
     """The arguments of `Compressor.explain`."""
 
     text: str
-    question: str | None = Field(None, description="What will be asked about the text.")
+    question: str | None = Field(None, description="A question about the text.")
 
 
 class MessagesBody(_Body):
@@ -99,27 +102,29 @@ class MessagesBody(_Body):
     target_tokens: int | None = _TARGET
     quality: float | None = _QUALITY
     risk: float | None = _RISK
-    system: str | list | None = Field(None, description="Anthropic's system prompt: verbatim, and counted.")
+    system: str | list | None = Field(None, description="Anthropic's system prompt; verbatim, and counted.")
     question: bool | str | None = Field(
-        True, description="What the texts will be asked; true takes it from the last user message."
+        True, description="A question about the texts; true takes it from the last user message."
     )
     unit: str = "auto"
     protect: _Protect = PRESET
     roles: Annotated[list[str], _FailFast()] | None = Field(
-        None, description="Whose texts are shortened, out of 'tool', 'assistant' and 'user'."
+        None, description="Roles whose texts are shortened, out of 'tool', 'assistant' and 'user'."
     )
-    stable: bool = Field(False, description="Decide each message alone, so that a provider's prompt cache holds.")
-    min_tokens: int | None = Field(None, description="Messages of fewer tokens together are returned whole.")
-    min_message_tokens: int = Field(MIN_MESSAGE_TOKENS, description="Shorter texts of messages stay whole.")
-    min_rate: float = Field(MIN_RATE, description="No text is asked to become shorter than this, in (0, 1].")
+    stable: bool = Field(
+        False, description="Decide each message alone, so that a provider's prompt cache stays valid."
+    )
+    min_tokens: int | None = Field(None, description="Chats with fewer tokens are returned whole.")
+    min_message_tokens: int = Field(MIN_MESSAGE_TOKENS, description="Texts with fewer tokens stay whole.")
+    min_rate: float = Field(MIN_RATE, description="Lowest rate of a text, in (0, 1].")
     on_impossible: str = Field("raise", description=_ON_IMPOSSIBLE)
     count_tokens: str | None = Field(
         None, description="Whose tokens are counted: one of the vocabularies that the service was started with."
     )
     memory: Annotated[dict[str, int], _FailFast()] | None = Field(
         None,
-        description="What earlier answers returned as `memory`, {} for the first: what was compressed before then stays as it is. The "
-        "service itself remembers nothing.",
+        description="The `memory` of the last answer, {} for the first request: texts that were compressed before then stay unchanged. The "
+        "service itself stores nothing.",
     )
 
 
@@ -127,10 +132,10 @@ class RestoreBody(_Body):
     """The arguments of `Compressor.restore`."""
 
     compressed: dict | list = Field(
-        description="A result of /v1/compress with `details`, or a list of such; of this very model."
+        description="A result of /v1/compress with `details`, or a list of them, from the same model."
     )
     abstain_below: float | None = Field(None, description="Leave a gap where the confidence is below this, in (0, 1].")
-    gap: str = Field("[…]", description="What stands for tokens that are left open.")
+    gap: str = Field("[…]", description="Text shown for a gap.")
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------
@@ -143,10 +148,10 @@ class CompressedAnswer(BaseModel):
     compression_rate: float
     target_tokens: int | None
     shortfall: int
-    returned_whole: str | None = Field(description="Why nothing was tried.")
-    unreached: str | None = Field(description="Why the text is above its budget, if it is.")
+    returned_whole: str | None = Field(description="Why nothing was compressed.")
+    unreached: str | None = Field(description="Why the text exceeds its budget, if it does.")
     predicted_retention: float | None
-    vocabulary: str = Field(description="Whose tokens are counted.")
+    vocabulary: str = Field(description="Name of the vocabulary that counts.")
 
 
 class CompressedAnswers(BaseModel):
@@ -173,14 +178,16 @@ class MessagesAnswer(BaseModel):
     question: str | None
     returned_whole: str | None
     records: list[dict]
-    unreached: str | None = Field(description="Why the messages are above the budget, if they are.")
+    unreached: str | None = Field(description="Why the messages exceed the budget, if they do.")
     memory: dict[str, int] | None = Field(
-        description="To be sent with the next request, where one was sent with this."
+        description="Send it with the next request; only if this request had a `memory`."
     )
 
 
 class RestoredAnswer(BaseModel):
-    """The fields of `RestoredText.to_dict`; a guess, and `label` says so. For a list, a list of them in `results`."""
+    """
+    The fields of `RestoredText.to_dict`. It is a prediction, as `label` says. For a list, `results` is a list of them.
+    """
 
     text: str
     input_ids: list[int]
@@ -193,7 +200,7 @@ class RestoredAnswer(BaseModel):
 
 
 class Fault(BaseModel):
-    """What is said of an error, in one line: what came, what is allowed, what to do."""
+    """The message of an error in one line: what was sent, what is allowed, what to do."""
 
     status: int
     message: str
@@ -203,14 +210,15 @@ class FaultAnswer(BaseModel):
     error: Fault
 
 
-# -- what is wrong -----------------------------------------------------------------------------------------------------
+# -- errors
+# ------------------------------------------------------------------------------------------------------------
 def parse_body(kind: type[_Body], data: bytes, route: str) -> dict:
     """
     The arguments in a request's body.
 
     Raises:
-        `SyntaxError`: If it is no JSON object, in one line.
-        `ValueError`: If its keys or the kinds of its values are wrong, in one line.
+        `SyntaxError`: If it is not a JSON object; the message is one line.
+        `ValueError`: If its keys or the types of its values are wrong; the message is one line.
     """
     try:
         fields = json.loads(
@@ -246,7 +254,7 @@ def parse_body(kind: type[_Body], data: bytes, route: str) -> dict:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict:
-    """An object with a key twice is read in as many ways as there are readers."""
+    """Raise `ValueError` for a duplicate key, because programs read such objects differently."""
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
@@ -283,7 +291,7 @@ def _allowed(schema: dict) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value of JSON, as far as it goes into a line."""
+    """A JSON value, shortened to fit in a line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     kind = {str: "a string", int: "a number", float: "a number", list: "a list", dict: "an object"}[type(value)]

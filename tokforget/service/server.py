@@ -1,4 +1,7 @@
-"""The server: uvicorn with time limits for slow clients, one line of log for each request, and a stop that loses nothing."""
+"""
+The server: uvicorn with time limits for slow clients, one log line per request, and a stop that finishes running
+requests.
+"""
 
 import asyncio
 import logging
@@ -18,12 +21,12 @@ from tokforget.service.settings import Settings, url_host
 
 
 log = logging.getLogger("tokforget.service")
-# Connections at once, each a descriptor and some kilobytes; more are told 503.
+# Most connections at once, each with a file descriptor and some kilobytes; further ones are answered with 503.
 _MAX_CONNECTIONS = 512
 
 
 class _Protocol(H11Protocol):
-    """A connection that is closed when its client sends its headers, or reads its answer, too slowly."""
+    """A connection that is closed if its client sends headers or reads answers too slowly."""
 
     read_timeout = 10.0
 
@@ -41,7 +44,7 @@ class _Protocol(H11Protocol):
         self._watch_headers()
 
     def _watch_headers(self) -> None:
-        """One limit from the first byte of a request, or from the connection, to the end of its headers."""
+        """Limit the time from the connection or from the first byte of a request to the end of its headers."""
         if self.cycle is not None and not self.cycle.response_complete:
             self._reading = _stopped(self._reading)
         elif self._reading is None and not self.transport.is_closing():
@@ -50,7 +53,7 @@ class _Protocol(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.cycle is None or self.cycle.response_complete:
-            self._reading = _stopped(self._reading)  # from here on the limit of an idle connection counts
+            self._reading = _stopped(self._reading)  # now the limit of an idle connection applies
 
     def _too_slow(self) -> None:
         self._reading = None
@@ -71,7 +74,7 @@ class _Protocol(H11Protocol):
         self._reading, self._writing = _stopped(self._reading), _stopped(self._writing)
 
     def send_400_response(self, msg: str) -> None:
-        # As uvicorn's, in the words of all other errors; what h11 says of the request may hold a part of it.
+        # As in uvicorn, but in the form of all other errors. The message of h11 may contain a part of the request.
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             self._say(Refused(400, "This is no request of HTTP that can be read."))
         self.transport.close()
@@ -93,27 +96,28 @@ def _stopped(timer: asyncio.TimerHandle | None) -> None:
 
 
 class _Server(uvicorn.Server):
-    """A server for which to be told to stop, and to stop in order, is no failure."""
+    """A server that exits normally after a stop signal."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         with super().capture_signals():
             yield
-            self._captured_signals.clear()  # it would send them to this process once more
+            self._captured_signals.clear()  # uvicorn would send them to this process again
 
 
 def bind(settings: Settings) -> socket.socket:
     """
-    The socket that it listens on.
+    Bind the socket to listen on.
 
     Raises:
-        `ValueError`: If the address is not one of this machine's, or is taken.
+        `ValueError`: If the address does not belong to this machine or is in use.
     """
     address = f"{url_host(settings.host)}:{settings.port}"
     try:
         found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         listener = socket.create_server(found[0][4][:2], family=found[0][0], backlog=1024)
-        # What it accepts takes this over. Without it an answer's body waits 40 ms for the client's word that its head has come.
+        # Accepted connections inherit it. Without it the body of an answer waits 40 ms until the client acknowledges
+        # the headers.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
     except OSError as error:
@@ -126,15 +130,15 @@ def run(
     settings: Settings, say: Callable[[str], None], listening: Callable[[_Server, Service], None] | None = None
 ) -> None:
     """
-    Serve until a signal says stop: then nothing is accepted any more, what runs is finished, and this returns.
+    Serve until a stop signal. Then no requests are accepted, running requests are finished, and the function returns.
 
     Args:
-        settings ([`Settings`])
-        say (`Callable`): Gets the lines for whoever started it.
-        listening (`Callable`, *optional*): Called when requests are taken, with the server and the service.
+        settings ([`Settings`]): The checked settings.
+        say (`Callable`): Called with lines for the user who started the service.
+        listening (`Callable`, *optional*): Called with the server and the service when requests are accepted.
 
     Raises:
-        `ValueError`: If the address cannot be had, or the model cannot be loaded.
+        `ValueError`: If the address cannot be used, or the model cannot be loaded.
     """
     with bind(settings) as listener, _logging():
         service = Service(settings)
@@ -164,7 +168,10 @@ def run(
 
 @contextmanager
 def _logging() -> Iterator[None]:
-    """Lines of requests and faults to standard error, with the time; none of another library's below an error, and no error's text."""
+    """
+    Log requests and faults to standard error, with the time. Messages of other libraries below errors, and the texts
+    of errors, are not logged.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Line("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
     host = logging.getLogger("uvicorn.error")
@@ -184,5 +191,5 @@ def _logging() -> Iterator[None]:
 
 class _Line(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        record.exc_info = record.exc_text = None  # an error's text may hold what was sent
+        record.exc_info = record.exc_text = None  # the text of an error may contain the user's data
         return super().format(record)

@@ -1,4 +1,4 @@
-"""What a service is told when it starts, checked."""
+"""The checked settings of a service."""
 
 import ipaddress
 import os
@@ -11,32 +11,35 @@ from tokforget.rates import check_number
 TOKEN_VARIABLE = "TOKFORGET_TOKEN"
 _SHORTEST_TOKEN = 16
 _MAKE_ONE = "python -c 'import secrets; print(secrets.token_urlsafe(32))'"
-# A request's own bytes, and what its texts become as Python objects while they wait.
+# Memory of a waiting request, as a multiple of its bytes: the body, and its texts as Python objects.
 _MIB = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """
+    Settings of a service.
+
     Args:
         model (`str`, *optional*), backend (`str`, *optional*), device (`str`, *optional*), base_model (`str`, *optional*): As in
-            `Compressor.from_pretrained`. `/v1/restore` is there if a base model is given.
-        vocabularies (`tuple[str, ...]`): What requests may name as `count_tokens`: a name or a path is read from this machine or the
-            network, which is not for strangers to choose.
-        host (`str`), port (`int`): Where it listens; port 0 takes any that is free.
-        token (`str`, *optional*): What a request to `/v1/...` or `/metrics` must bring.
-        without_token (`bool`): Listen on other addresses than this machine's own, though there is no token.
-        allowed_hosts (`tuple[str, ...]`): Names that the `Host` of a request may have; on a loopback address its own names only.
-        workers (`int`): Processes that compress.
-        queue (`int`): Requests that wait at most; the next is answered 503.
-        max_body_mb (`float`): MiB of a request's body.
-        timeout (`float`): Seconds from a request's last byte to its answer.
-        read_timeout (`float`): Seconds that a client has for its headers, for its body, and for reading an answer.
-        stop_timeout (`float`): Seconds that running requests have when the service is told to stop.
-        batch_ms (`float`): Milliseconds that a request waits for others of the same settings.
+            `Compressor.from_pretrained`. A base model enables `/v1/restore`.
+        vocabularies (`tuple[str, ...]`): Tokenizers that requests may name as `count_tokens`. Other names are refused,
+            because a client must not choose files of this machine or downloads.
+        host (`str`), port (`int`): Address to listen on; port 0 takes any free one.
+        token (`str`, *optional*): Token that requests to `/v1/...` and `/metrics` must send.
+        without_token (`bool`): Allow a service without a token to listen on addresses other than loopback.
+        allowed_hosts (`tuple[str, ...]`): Names that the `Host` of a request may have; on a loopback address only its
+            own names.
+        workers (`int`): Number of processes that compress.
+        queue (`int`): Most waiting requests; the next is answered with 503.
+        max_body_mb (`float`): Most MiB of a request's body.
+        timeout (`float`): Most seconds from a request's last byte to its answer.
+        read_timeout (`float`): Most seconds in which a client sends its headers, sends its body, and reads an answer.
+        stop_timeout (`float`): Seconds for running requests after a stop signal.
+        batch_ms (`float`): Milliseconds that a request waits for others with the same settings.
 
     Raises:
-        `ValueError`, `TypeError`: If a value is none of these.
+        `ValueError`, `TypeError`: If a value is not allowed.
     """
 
     model: str | None = None
@@ -84,12 +87,12 @@ class Settings:
 
     @property
     def max_body(self) -> int:
-        """Bytes of a request's body, at most."""
+        """Most bytes of a request's body."""
         return int(self.max_body_mb * _MIB)
 
     @property
     def max_held(self) -> int:
-        """Bytes of bodies that are held at once, at most: of a full queue of ordinary requests, or a few of the largest."""
+        """Most bytes of bodies in memory: those of a full queue of ordinary requests, or of a few of the largest."""
         return max(64 * _MIB, 4 * self.max_body)
 
     @property
@@ -105,8 +108,8 @@ class Settings:
     @property
     def hosts(self) -> frozenset[str] | None:
         """
-        Names that a request may call this service by; `None` for any. A page of a stranger whose name is made to lead to this
-        machine (DNS rebinding) brings its own name.
+        Host names that requests may use; `None` for any. This prevents DNS rebinding, where a foreign page's host name
+        resolves to this machine: its requests carry the foreign name.
         """
         given = {name.lower() for name in self.allowed_hosts}
         if self.is_loopback:
@@ -115,14 +118,14 @@ class Settings:
 
 
 def url_host(host: str) -> str:
-    """A host as it stands in an address: IPv6 in brackets."""
+    """A host in the form of a URL: IPv6 addresses in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
 def read_token(file: str | None) -> str | None:
     """
-    The token from a file or from the environment, where no list of processes shows it. It is taken out of the environment, so that
-    no process that this one starts has it.
+    The token from a file or from the environment, because lists of processes would show an argument. It is removed
+    from the environment, so that child processes do not inherit it.
 
     Raises:
         `ValueError`: If both are given, or the file holds no token.
@@ -144,7 +147,7 @@ def read_token(file: str | None) -> str | None:
 
 
 def _check_token(token: str) -> None:
-    # What came is not shown: it may be the better part of a secret.
+    # The message does not show the token, because it may be most of a secret.
     if len(token) < _SHORTEST_TOKEN:
         raise ValueError(
             f"A token has at least {_SHORTEST_TOKEN} characters, got {len(token)}. {_MAKE_ONE} makes one."

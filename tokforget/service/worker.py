@@ -1,12 +1,12 @@
 """
-A process that compresses: it gets batches of requests through a pipe and sends back the bodies of the answers.
+A worker process: it receives batches of requests through a pipe, compresses, and returns the bodies of the answers.
 
-A process, because a text may be made so that it takes for ever, a pattern of a user's even with the interpreter locked: a process can
-be ended, a thread cannot. Nothing that a request holds is written anywhere: of an error that should not happen only its kind and its
-place are reported.
+It is a process and not a thread, because a malicious text or pattern may run for ever, even with the interpreter
+locked, and only a process can be ended. Contents of requests are never written: of an unexpected error only its type
+and place are reported.
 """
 
-# What costs time is imported when the process runs: the process that listens imports this, too.
+# Slow imports are in `main`, because the listening process imports this module, too.
 import json
 import os
 import signal
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 
-# Seconds beyond the last moment at which somebody waits for an answer, after which a process that nobody ends ends itself.
+# A process that nobody ends exits this many seconds after the last timeout of its requests.
 _GRACE = 10
 
 
@@ -26,10 +26,10 @@ class Outcome(NamedTuple):
     The answer to a request.
 
     Attributes:
-        status (`int`): Of HTTP.
-        body (`bytes`): JSON; of an error the line that says it, as UTF-8.
-        tokens_in (`int`), tokens_out (`int`): Before and after compressing.
-        fault (`str`): Kind and place of an error that should not happen, for the log.
+        status (`int`): HTTP status.
+        body (`bytes`): JSON; for an error its message in UTF-8.
+        tokens_in (`int`), tokens_out (`int`): Tokens before and after compressing.
+        fault (`str`): Type and place of an unexpected error, for the log.
     """
 
     status: int
@@ -44,17 +44,18 @@ def main(connection: Connection, model: dict[str, Any], threads: int) -> None:
     Serve batches until the other end of the pipe is closed.
 
     Args:
-        connection (`Connection`): First comes `("ready", facts)` or `("failed", line)`; then an answer to each batch.
+        connection (`Connection`): Sends `("ready", facts)` or `("failed", line)` first, then an answer to each batch.
         model (`dict`): `model`, `backend`, `device`, `base_model` and `vocabularies` of [`tokforget.service.settings.Settings`].
-        threads (`int`): Of the libraries that compute.
+        threads (`int`): Number of threads of the numeric libraries.
     """
-    # A terminal and systemd send them to all processes of a service; the one that listens says when this one ends.
+    # Ignore stop signals: terminals and systemd send them to all processes, and the listening process decides when
+    # this one ends.
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ.setdefault(name, str(threads))
-    warnings.simplefilter("ignore")  # results say what warnings say
+    warnings.simplefilter("ignore")  # results contain the same information
     try:
         engine = Engine(**model)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError, AssertionError) as error:
@@ -71,18 +72,21 @@ def main(connection: Connection, model: dict[str, Any], threads: int) -> None:
         _end_after(0)
         try:
             connection.send(answers)
-        except OSError:  # nobody listens any more
+        except OSError:  # the other process is gone
             return
 
 
 def _end_after(seconds: float) -> None:
-    """End this process then, whatever it does; 0 for never. The signal's default needs no interpreter to be free."""
+    """
+    End this process after some seconds, 0 for never. The default action of the signal works even with a locked
+    interpreter.
+    """
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 class Engine:
-    """A compressor and what is asked of it; see `main`."""
+    """A compressor and the requests that it answers; see `main`."""
 
     def __init__(
         self,
@@ -102,7 +106,7 @@ class Engine:
             self.compressor.to(device)
         for name in vocabularies:
             TokenCounter.of(name)
-        # What is loaded when it is first used; the first request does not wait for it.
+        # Load lazily imported parts now, so that the first request does not wait for them.
         self.compressor.explain("Ready to go?", unit="auto").to_html()
         self.compressor.compress_messages([{"role": "tool", "content": "Ready to go. " * 50}], stable=True)
         if base_model is not None:
@@ -110,7 +114,7 @@ class Engine:
 
     @property
     def facts(self) -> dict:
-        """What the process that listens says of the model."""
+        """Facts about the model for the listening process."""
         compressor = self.compressor
         return {
             "vocabulary": compressor.vocabulary,
@@ -127,13 +131,13 @@ class Engine:
 
     def answer(self, kind: str, jobs: list[dict]) -> list[Outcome]:
         """
-        Outcomes of requests of one kind. Several are texts of one setting, which are compressed in one call; where that is an error,
-        each is asked alone, so that the others have their answers.
+        Answer requests of one kind. Several requests have the same settings and are compressed in one call. If that
+        fails, each is answered alone, so that an error affects only its own request.
         """
         if len(jobs) > 1:
             try:
                 return self._compress_together(jobs)
-            except Exception:  # of which request, and why, each says itself
+            except Exception:  # each request is then answered alone, with its own error
                 return [outcome for job in jobs for outcome in self.answer(kind, [job])]
         try:
             return [getattr(self, kind)(jobs[0])]
@@ -145,7 +149,8 @@ class Engine:
         except Exception as error:
             return [_unforeseen(error)]
 
-    # -- what can be asked ---------------------------------------------------------------------------------------------
+    # -- kinds of requests
+    # ---------------------------------------------------------------------------------------------
     def compress(self, job: dict) -> Outcome:
         job = dict(job)
         texts, details = job.pop("texts"), job.pop("details")
@@ -203,7 +208,7 @@ class Engine:
 
 
 def _brief(result) -> dict:
-    """What most want to know of a compressed text."""
+    """The main fields of a compressed text."""
     names = ("text", "original_tokens", "compressed_tokens", "compression_rate", "target_tokens", "shortfall", "returned_whole",
              "unreached", "predicted_retention", "vocabulary")  # fmt: skip
     return {name: getattr(result, name) for name in names}
@@ -224,7 +229,9 @@ def _outcome(fields: dict, results: list) -> Outcome:
 
 
 def to_json(fields: dict) -> bytes:
-    r"""JSON in UTF-8; where a text holds a lone surrogate, which UTF-8 cannot, in ASCII with escapes: it comes back as `\ud800`."""
+    r"""
+    JSON in UTF-8. If a text contains a lone surrogate, which UTF-8 cannot encode, ASCII with escapes such as `\ud800`.
+    """
     try:
         return json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
@@ -232,7 +239,9 @@ def to_json(fields: dict) -> bytes:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether a `raise` of this package says it, or a library; a recursion ends wherever it happens to be."""
+    """
+    Whether a `raise` in this package raised the error, and not a library; a recursion error may be raised anywhere.
+    """
     if isinstance(error, RecursionError):
         return True
     last = traceback.extract_tb(error.__traceback__)[-1]

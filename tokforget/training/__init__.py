@@ -1,1 +1,3 @@
-"""The joint loop of policy and reconstructor, and the reconstructor's own training."""
+"""
+Training: the joint loop of policy and reconstructor, the reconstructor alone, and a policy trained from a reader.
+"""

@@ -1,5 +1,5 @@
 """
-What every trainer here does alike: seeds, averaged figures, evaluation at fixed rates, the record beside the weights.
+The common part of the trainers: seeds, averaged figures, evaluation at fixed rates, the record next to the weights.
 """
 
 import logging
@@ -18,8 +18,8 @@ from transformers.trainer_utils import HubStrategy
 
 from tokforget.data.arguments import MAX_LENGTH, MIN_LENGTH
 from tokforget.data.blocks import as_blocks
-from tokforget.files import write_json
-from tokforget.hub.cards import RESULTS, write_card
+from tokforget.files import RESULTS, write_json
+from tokforget.hub.cards import write_card
 from tokforget.hub.client import HubError, Uploaded, create_repository
 from tokforget.hub.staging import share
 from tokforget.masking import seeded_generator
@@ -40,14 +40,15 @@ logger = logging.getLogger(__name__)
 
 class BaseForgetTrainer(InterruptibleTrainer):
     r"""
-    Host of the trainers that mask texts at a budget and learn from what a reconstructor loses.
+    Base of the trainers that mask texts to a budget and learn from the bits that a reconstructor loses.
 
     Args:
-        model (`nn.Module` or `str`): What is trained; a name is loaded, its weights drawn by the seed of `args`.
+        model (`nn.Module` or `str`): The model to train. A name is loaded; new weights are drawn with the seed of
+            `args`.
         args ([`BaseForgetConfig`]): Arguments of the run.
         train_dataset, eval_dataset (`datasets.Dataset`): Column `input_ids`, blocks of token ids, or `text`; see
             [`as_blocks`].
-        processing_class (`PreTrainedTokenizerBase`): Saved with the model.
+        processing_class (`PreTrainedTokenizerBase`): The tokenizer; it is saved with the model.
         run_record (`dict`, *optional*): Every argument of the run, for `training_config.json`.
 
     Raises:
@@ -55,7 +56,7 @@ class BaseForgetTrainer(InterruptibleTrainer):
         `ValueError`: If the name cannot be loaded, or a data set has no text to learn from.
     """
 
-    loss_is_scaled_for_ga = False  # a mean per micro-batch: the host divides by the accumulation steps
+    loss_is_scaled_for_ga = False  # the loss is a mean per micro-batch; Transformers divides by the accumulation steps
     _card_template = "model.md"
 
     def __init__(
@@ -95,26 +96,29 @@ class BaseForgetTrainer(InterruptibleTrainer):
         show_lines(self)
         self._metrics: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._tokens_seen = 0
-        self._clock: float | None = None  # set by the first step: warm starts and sampling are none of its time
+        self._clock: float | None = None  # set by the first step, so that warm start and sampling are not timed
 
     def _send_telemetry(self) -> None:
-        """The host's base would ping its makers here; tokforget sends nothing on its own."""
+        """TRL's base class would report the use of a trainer here; tokforget sends no telemetry."""
 
     @property
     def _unwrapped(self):
         return self.accelerator.unwrap_model(self.model)
 
-    # -- a model by its name -------------------------------------------------------------------------------------------
+    # -- loading by name
+    # -----------------------------------------------------------------------------------------------
     _model_class: type[torch.nn.Module]
 
     @classmethod
     def _load_named(cls, name: str, tokenizer) -> torch.nn.Module:
-        """A model to train of this name; drawn weights depend on torch's seed."""
+        """Load the model of this name for training; new weights depend on torch's seed."""
         raise NotImplementedError
 
     @classmethod
     def _resolve(cls, model, processing_class, args) -> tuple[torch.nn.Module, PreTrainedTokenizerBase | None]:
-        """Model and tokenizer, loaded where `model` is a name: as the recipes do, so that a run by either is the same."""
+        """
+        Model and tokenizer. A name is loaded as the recipes do it, so that a run from Python equals one from a recipe.
+        """
         if isinstance(model, str | os.PathLike):
             set_seed(args.seed)
             load_whole(args)
@@ -133,7 +137,7 @@ class BaseForgetTrainer(InterruptibleTrainer):
 
     @staticmethod
     def _resolved(model: torch.nn.Module, record: dict) -> dict:
-        """What the arguments alone do not say, for the record of the run: sizes above all."""
+        """Facts for the run's record that the arguments do not contain, such as sizes."""
         raise NotImplementedError
 
     # -- texts and their randomness ------------------------------------------------------------------------------------
@@ -144,8 +148,8 @@ class BaseForgetTrainer(InterruptibleTrainer):
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
         """
-        Whole batches: what an epoch has left over waits for the next shuffle. Else the last batch would be small in one
-        process, and filled up with texts seen before in several.
+        Sample whole batches only; the texts left over in an epoch are skipped. Otherwise the last batch would be small
+        with one process, and filled up with repeated texts with several.
         """
         sampler = super()._get_train_sampler(train_dataset)
         if not isinstance(sampler, RandomSampler):
@@ -156,7 +160,7 @@ class BaseForgetTrainer(InterruptibleTrainer):
         )
 
     def _number(self, num_texts: int) -> range:
-        """As the host's; the first call starts the clock."""
+        """As in the base class; the first call also starts the clock."""
         self._clock = self._clock or time.perf_counter()
         return super()._number(num_texts)
 
@@ -165,7 +169,10 @@ class BaseForgetTrainer(InterruptibleTrainer):
         self.surprisal = unigram_surprisal(texts, vocab_size)  # (V,)
 
     def _surprisal(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Bits of each token, same shape, under the training texts' frequencies: what `frequency` masks are drawn from."""
+        """
+        Bits of each token `(B, T)` under the token frequencies of the training texts; `frequency` masks are drawn from
+        it.
+        """
         self.surprisal = self.surprisal.to(input_ids.device)
         return self.surprisal[input_ids]
 
@@ -174,14 +181,16 @@ class BaseForgetTrainer(InterruptibleTrainer):
 
     # -- logging -------------------------------------------------------------------------------------------------------
     def _note(self, num_tokens: int, values: dict[str, torch.Tensor]) -> None:
-        """Figures of one step, averaged at the next log; `nan` counts for none. `num_tokens` are original tokens."""
+        """
+        Collect figures of one step; the next log averages them without `nan`. `num_tokens` counts original tokens.
+        """
         for name, value in values.items():
             self._metrics[name].append(value.detach().float())
         self._tokens_seen += num_tokens * self.accelerator.num_processes
         self.run_facts.tokens += num_tokens * self.accelerator.num_processes
 
     def _figures(self) -> dict[str, float]:
-        """What is logged beside the loss: means over the steps since the last log and over all processes."""
+        """Figures to log besides the loss: means over the steps since the last log and over all processes."""
         names = sorted(self._metrics)
         means = torch.stack([torch.stack(self._metrics[name]).nanmean() for name in names])
         means = self.accelerator.gather(means[None]).nanmean(0).tolist()
@@ -199,15 +208,17 @@ class BaseForgetTrainer(InterruptibleTrainer):
     # -- evaluation ----------------------------------------------------------------------------------------------------
     def evaluation_loop(self, *args, **kwargs):
         """
-        As the host's, but for one before training. There the host prepares the model for evaluation alone; asked to train it
-        it finds it prepared and averages no gradients: every process would train a model of its own, without a word.
+        As in Transformers, except before training. There, Transformers would prepare the model for evaluation only,
+        and later train it without averaging gradients over the processes, because the model is prepared already: every
+            process would
+        silently train its own model.
         """
         if self.is_in_train or self.accelerator._models:
             with self.whole_weights():
                 return super().evaluation_loop(*args, **kwargs)
         self.model.to(self.args.device)
         with_deepspeed, self.is_deepspeed_enabled = self.is_deepspeed_enabled, False
-        self.accelerator._models.append(self.model)  # to the host: nothing is left to prepare
+        self.accelerator._models.append(self.model)  # tells Transformers that the model is prepared
         try:
             return super().evaluation_loop(*args, **kwargs)
         finally:
@@ -221,7 +232,16 @@ class BaseForgetTrainer(InterruptibleTrainer):
         valid: torch.Tensor,
         keep_mask_at: Callable[[float], torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Bits and restoration of each text at each of `eval_rates`, as a `prediction_step` returns them."""
+        """
+        Bits and restoration of each text at each of `eval_rates`.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(B, T)`), valid (`torch.BoolTensor` of shape `(B, T)`): The texts.
+            keep_mask_at (`Callable`): From a rate to the keep mask `(B, T)`.
+
+        Returns:
+            `tuple`: Loss, measurements `(B, rates, 4)` and labels, as `prediction_step` returns them.
+        """
         with torch.no_grad(), self.compute_loss_context_manager():
             by_rate = [measure(reconstructor, input_ids, valid, keep_mask_at(rate)) for rate in self.args.eval_rates]
         measured = torch.stack(by_rate, 1)  # (B, rates, 4)
@@ -243,11 +263,11 @@ class BaseForgetTrainer(InterruptibleTrainer):
             self._describe(Path(output_dir or self.args.output_dir))
 
     def _describe(self, folder: Path) -> None:
-        """The run's record and card beside the weights."""
-        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; training_config.json says the same
+        """Write the run's record and the card next to the weights."""
+        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; training_config.json holds the same
         facts = self.run_facts(self.args, self.state)
         write_json(folder / RECORD, self.run_record | ({} if facts is None else {"run": facts}))
-        # A checkpoint is written under another name than it will have.
+        # A checkpoint is written under a temporary name.
         write_card(
             folder, self._card_template, str(Path(self.args.output_dir, folder.name) if self._run_dir else folder)
         )
@@ -265,19 +285,19 @@ class BaseForgetTrainer(InterruptibleTrainer):
             write_card(Path(self.args.output_dir), self._card_template)
 
     def end(self) -> None:
-        """As the host's, once every process has come this far: one that leaves while another works would abort."""
+        """As in Transformers, after all processes arrive: a process that ends early would make the others abort."""
         self.accelerator.wait_for_everyone()
         super().end()
 
     # -- the Hub -------------------------------------------------------------------------------------------------------
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Make or open the repository, so that a Hub that refuses is known before training; raises [`HubError`]."""
+        """Create or open the repository before training, so that a refusal is known early. Raises [`HubError`]."""
         if not self.is_world_process_zero():
             return
         name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
         private = self.args.hub_private_repo if private is None else private
         self.hub_model_id = create_repository(name, "model", private, token or self.args.hub_token)
-        self.push_in_progress = None  # asked for by the host; pushes here are through when they return
+        self.push_in_progress = None  # Transformers reads it; pushes here are finished when they return
 
     def push_to_hub(
         self,
@@ -288,10 +308,13 @@ class BaseForgetTrainer(InterruptibleTrainer):
         private: bool | None = None,
     ) -> Uploaded | None:
         """
-        Save the model folder and send it, whole, with its card and records; see [`share`].
+        Save the model folder and send it with its card and records; see [`share`].
+
+        Returns:
+            [`Uploaded`], *optional*: Id, commit and address; `None` in all processes but the first.
 
         Raises:
-            [`HubError`]: If it did not arrive whole.
+            [`HubError`]: If it is not certain that every file arrived.
         """
         if not blocking:
             raise ValueError("`blocking=False` is not supported: a push is reported as done when it has arrived.")
@@ -304,14 +327,14 @@ class BaseForgetTrainer(InterruptibleTrainer):
         return self._share(self.args.output_dir, commit_message, token, revision)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """`hub_strategy: every_save`. A push that fails here is no reason to lose the training."""
+        """Push a checkpoint (`hub_strategy: every_save`). A failed push is logged and does not end the training."""
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         try:
             self._share(checkpoint_folder, f"Training in progress, step {self.state.global_step}")
         except HubError as error:
-            logger.warning("Training goes on without a push of step %d. %s", self.state.global_step, error)
+            logger.warning("Training continues without a push of step %d. %s", self.state.global_step, error)
 
     def _share(
         self, folder: str | Path, message: str | None, token: str | None = None, revision: str | None = None
@@ -326,5 +349,5 @@ class BaseForgetTrainer(InterruptibleTrainer):
 
 
 def count_trainable(module: torch.nn.Module) -> int:
-    """Numbers that training changes."""
+    """Number of trainable parameters."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

@@ -1,12 +1,12 @@
 """
-The checkpoints of a run: which are whole, which is the last, and how one disappears without ever looking whole.
+The checkpoints of a run: which ones are complete, which is the last, and how to delete one safely.
 
     trainer_state.json, the model's own files, optimizer.pt, scheduler.pt, rng_state.pth (one for each process)
 
-Under DeepSpeed `latest` and the folder it names stand in for `optimizer.pt` and `scheduler.pt`; under FSDP `optimizer.bin`
-for `optimizer.pt`, beside all weights once more, or a folder `optimizer_0`. A model folder holds no pickle; a checkpoint
-does, and all but DeepSpeed's are read by torch's `weights_only` loader, which builds tensors and plain containers and calls
-nothing else.
+DeepSpeed writes `latest` and the folder that it names in place of `optimizer.pt` and `scheduler.pt`. FSDP writes
+`optimizer.bin` (and all weights again) or a folder `optimizer_0` in place of `optimizer.pt`. A model folder holds no
+pickle. A checkpoint does; except for DeepSpeed's, these are read by torch's `weights_only` loader, which builds only
+tensors and plain containers.
 """
 
 import logging
@@ -20,6 +20,7 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
+from tokforget.files import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, WEIGHTS
 from tokforget.models.folder_checks import check_safetensors, read_json
 from tokforget.parsing import as_record, refuse, say
 from tokforget.training.config import BaseForgetConfig
@@ -37,7 +38,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def checkpoints(run_dir: str | Path) -> list[Path]:
-    """The folders of a run that are named as checkpoints, by step."""
+    """The checkpoint folders of a run, recognised by name, in the order of their steps."""
     run_dir = Path(run_dir)
     found = [path for path in run_dir.iterdir() if CHECKPOINT.fullmatch(path.name)] if run_dir.is_dir() else []
     return sorted((path for path in found if path.is_dir()), key=step_of)
@@ -45,9 +46,10 @@ def checkpoints(run_dir: str | Path) -> list[Path]:
 
 def check_checkpoint(folder: str | Path) -> None:
     """
-    Raise `ValueError` unless a run can go on from this folder: state, weights, optimizer and random numbers, each whole.
+    Raise `ValueError` unless a run can resume from this folder: state, weights, optimizer and random states must be
+    complete.
 
-    Whether the weights fit the model is found out when they are read.
+    Whether the weights fit the model is checked when they are read.
     """
     folder = Path(folder)
     sharded = (folder / "latest").is_file() or any(path.is_dir() for path in folder.glob("optimizer*"))
@@ -60,7 +62,7 @@ def check_checkpoint(folder: str | Path) -> None:
     missing = [name for name in wanted if not (folder / name).is_file()]
     missing += [] if any(folder.glob("rng_state*.pth")) else ["rng_state.pth"]
     if missing:
-        raise ValueError(f"{folder} is no checkpoint to go on from: it lacks {', '.join(missing)}.")
+        raise ValueError(f"{folder} is no checkpoint to resume from: it lacks {', '.join(missing)}.")
     step = read_json(folder / STATE).get("global_step")
     if not isinstance(step, int) or step < 0:
         raise ValueError(f"{folder / STATE} is broken: `global_step` is {step!r}.")
@@ -71,31 +73,34 @@ def check_checkpoint(folder: str | Path) -> None:
 
 
 def _weights(folder: Path) -> tuple[str, ...]:
-    """The files of weights that a checkpoint must hold: of a policy and its adapter, an adapter alone, a whole model."""
-    if not (folder / "config.json").is_file():
-        return "adapter_config.json", "adapter_model.safetensors"
-    config = read_json(folder / "config.json")
+    """
+    The weight files that a checkpoint must hold: those of a policy with its adapter, of an adapter, or of a whole
+    model.
+    """
+    if not (folder / CONFIG).is_file():
+        return ADAPTER_CONFIG, ADAPTER_WEIGHTS
+    config = read_json(folder / CONFIG)
     if config.get("model_type") == "tokforget" and config.get("has_adapter", True):
-        return "model.safetensors", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"
-    return ("model.safetensors",)
+        return WEIGHTS, f"{ADAPTER}/{ADAPTER_CONFIG}", f"{ADAPTER}/{ADAPTER_WEIGHTS}"
+    return (WEIGHTS,)
 
 
 def _check_torch_file(path: Path) -> None:
-    """`ValueError` unless a file is a zip archive as torch writes it, whose members are no larger than they look."""
+    """Raise `ValueError` unless a file is an intact zip archive as torch writes it, without compressed members."""
     try:
         with zipfile.ZipFile(path) as archive:
             packed = [member.filename for member in archive.infolist() if member.compress_type != zipfile.ZIP_STORED]
             damaged = None if packed else archive.testzip()  # compares checksums
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise ValueError(f"{path} is not a whole torch file: {error}. Go on from an earlier checkpoint.") from error
+        raise ValueError(f"{path} is not a whole torch file: {error}. Resume from an earlier checkpoint.") from error
     if packed:
         raise ValueError(f"{path} was not written by torch: {packed[0]!r} is compressed.")
     if damaged:
-        raise ValueError(f"{path} is damaged in {damaged!r}. Go on from an earlier checkpoint.")
+        raise ValueError(f"{path} is damaged in {damaged!r}. Resume from an earlier checkpoint.")
 
 
 def last_checkpoint(run_dir: str | Path) -> Path | None:
-    """The last checkpoint of a run that is whole; `None` if there is none. Others are named in the log."""
+    """The last complete checkpoint of a run; `None` if there is none. Incomplete ones are logged."""
     for folder in reversed(checkpoints(run_dir)):
         try:
             check_checkpoint(folder)
@@ -108,11 +113,12 @@ def last_checkpoint(run_dir: str | Path) -> Path | None:
 
 def is_finished(run_dir: str | Path, wanted: dict) -> bool:
     """
-    Whether the run in this folder came to its end, its closing evaluation included.
+    Whether the run in this folder has finished, including its final evaluation.
 
     Args:
-        wanted (`dict`): Length of the run that is asked for, `max_steps` and `num_train_epochs`; one of another length
-            has not finished.
+        run_dir (`str` or `Path`): Folder of the run.
+        wanted (`dict`): The requested length, `max_steps` and `num_train_epochs`. A run of another length has not
+            finished.
     """
     state, record = Path(run_dir, STATE), Path(run_dir, RECORD)
     if not (state.is_file() and record.is_file()):
@@ -126,7 +132,10 @@ def is_finished(run_dir: str | Path, wanted: dict) -> bool:
 
 
 def remove(checkpoint: Path) -> None:
-    """Delete a checkpoint: one rename, after which it is none, then its files."""
+    """
+    Delete a checkpoint. It is first renamed, so that an interrupted deletion leaves nothing that looks like a
+    checkpoint.
+    """
     hidden = checkpoint.with_name(_REMOVED + checkpoint.name)
     shutil.rmtree(hidden, ignore_errors=True)
     os.replace(checkpoint, hidden)
@@ -134,19 +143,22 @@ def remove(checkpoint: Path) -> None:
 
 
 def put_in_place(staged: Path, checkpoint: Path) -> None:
-    """A finished checkpoint under its own name; one of the same name makes way."""
+    """Rename a finished checkpoint to its final name, after removing one that has this name."""
     if checkpoint.exists():
         remove(checkpoint)
     os.replace(staged, checkpoint)
 
 
 def rotate(run_dir: Path, limit: int | None, best: str | None) -> None:
-    """Delete the oldest checkpoints down to `limit`, but never the newest or the best one; and what a kill left over."""
+    """
+    Delete the oldest checkpoints until `limit` are left, but never the newest or the best; and the rests of killed
+    saves.
+    """
     for left_over in run_dir.glob(f"{_REMOVED}*"):
         shutil.rmtree(left_over)
     if not limit or limit < 0:
         return
-    # By age, not by step: going on from an early checkpoint leaves later ones of the abandoned run behind.
+    # By age, not by step: a run that resumed from an early checkpoint has newer checkpoints with lower steps.
     by_age = sorted(checkpoints(run_dir), key=lambda path: (path.stat().st_mtime_ns, step_of(path)))
     spared = {path.resolve() for path in (by_age[-1], *([Path(best)] if best else []))}
     spare = max(limit, len(spared))
@@ -154,18 +166,21 @@ def rotate(run_dir: Path, limit: int | None, best: str | None) -> None:
         remove(checkpoint)
 
 
-# Keys that a model folder may answer otherwise than the arguments: compared when it is loaded.
+# Keys whose value a model folder may override; they are compared when the model is loaded.
 _TOLD_BY_FOLDERS = ("lora_rank", "lora_alpha", "lora_target_modules", "layout", "base_model_name_or_path")
 
 
 def checkpoint_to_resume(args: BaseForgetConfig, asked: dict | None = None) -> str | None:
     """
-    The checkpoint to go on from, `None` to start; said in one line, and refused if it is asked for and not there, not whole
-    or of another run, and if a new run would mix with what its folder holds. Ends the process with 0 if `auto_resume` finds
-    that the run has finished.
+    The checkpoint to resume from, or `None` to start at step 0. Prints one line about it. Ends the process with exit
+    code 0 if `auto_resume` finds that the run has finished.
+
+    It refuses, with one line and exit code 2, a requested checkpoint that is missing, incomplete or of another run,
+    and a new run in a folder that holds another run.
 
     Args:
-        asked (`dict`, *optional*): Every argument of the run, as its record will have them; those of `args` by default.
+        args ([`BaseForgetConfig`]): Training arguments.
+        asked (`dict`, *optional*): Every argument of the run, in the form of its record; those of `args` by default.
     """
     try:
         return _checkpoint_to_resume(args, (asked or as_record(args)) | {"texts_per_step": texts_per_step(args)})
@@ -182,17 +197,17 @@ def _checkpoint_to_resume(args: BaseForgetConfig, asked: dict) -> str | None:
             refuse_other_run(run_dir if Path(run_dir, RECORD).is_file() else found, asked, unknown)
         if is_finished(run_dir, {"max_steps": args.max_steps, "num_train_epochs": args.num_train_epochs}):
             say(
-                f"{run_dir}: this run has finished, nothing is trained. Ask for more steps to go on, or take another folder."
+                f"{run_dir}: this run has finished, nothing is trained. Ask for more steps to continue it, or take another folder."
             )
             sys.exit(0)
         if not found:
-            refuse_held(run_dir)  # a model of which nobody knows how it came about
-        say(f"Going on from {found}." if found else f"{run_dir} holds no whole checkpoint: starting at step 0.")
+            refuse_held(run_dir)  # for instance a model without a record
+        say(f"Resuming from {found}." if found else f"{run_dir} holds no whole checkpoint: starting at step 0.")
         return str(found) if found else None
     if wanted == "last":
         found = last_checkpoint(run_dir) or refuse(f"`resume_from_checkpoint last`: {run_dir!r} holds no checkpoint.")
         refuse_other_run(found, asked, unknown)
-        say(f"Going on from {found}.")
+        say(f"Resuming from {found}.")
         return str(found)
     if wanted:
         if not Path(wanted).is_dir():
@@ -210,7 +225,7 @@ def _checkpoint_to_resume(args: BaseForgetConfig, asked: dict) -> str | None:
 
 
 def _refuse_own_source(asked: dict, run_dir: str) -> None:
-    """What is deleted first cannot be learnt from."""
+    """Refuse a run that would first delete its own input (`overwrite_output_dir`)."""
     home = Path(run_dir).resolve()
     for key, value in asked.items():
         if key != "output_dir" and isinstance(value, str) and value and Path(value).exists():

@@ -1,4 +1,6 @@
-"""What a recipe measures when its training is through: a policy beside the baselines, a reconstructor before and after."""
+"""
+The measurements of a recipe after its training: a policy against the baselines, a reconstructor before and after.
+"""
 
 from pathlib import Path
 
@@ -7,20 +9,20 @@ from torch.utils.data import DataLoader
 from tokforget.evaluation.baselines import CLOSING_BASELINES, ScorerContext, baselines
 from tokforget.evaluation.comparison import compare
 from tokforget.evaluation.scorers import Policy
-from tokforget.files import write_json
-from tokforget.hub.cards import RESULTS
+from tokforget.files import RESULTS, write_json
 from tokforget.training.base_trainer import BaseForgetTrainer
 from tokforget.training.forget_trainer import ForgetTrainer
 
 
 def compare_with_baselines(trainer: ForgetTrainer, training_texts, test, facts: dict) -> list[dict]:
     """
-    The policy and every baseline on the test blocks, shared out over the processes.
+    Compare the policy and the baselines on the test blocks; the processes divide the batches among them.
 
     Args:
-        training_texts (`list[list[int]]`): What the baselines count.
-        test (`datasets.Dataset`): Column `input_ids`.
-        facts (`dict`): What `eval_results.json` says beside the rows.
+        trainer ([`ForgetTrainer`]): The trained model and its arguments.
+        training_texts (`list[list[int]]`): Token ids from which the baselines take their counts.
+        test (`datasets.Dataset`): Test blocks, column `input_ids`.
+        facts (`dict`): Further entries of `eval_results.json`.
 
     Returns:
         `list[dict]`: Rows of scorers and rates, also in `eval_results.json` and on the card.
@@ -37,7 +39,7 @@ def compare_with_baselines(trainer: ForgetTrainer, training_texts, test, facts: 
 
 
 def measure_stage(trainer: BaseForgetTrainer, texts, stage: str) -> list[dict]:
-    """One row per rate on held-out texts, of the weights as they are; `stage` is `"before"` or `"after"` training."""
+    """Measure the current weights on held-out texts: one row per rate. `stage` is `"before"` or `"after"` training."""
     metrics = trainer.predict(texts, metric_key_prefix="at").metrics
     names = ("bits_lost", "exact_restored", "compression_rate")
     return [
@@ -47,7 +49,7 @@ def measure_stage(trainer: BaseForgetTrainer, texts, stage: str) -> list[dict]:
 
 
 def print_stages(rows: list[dict], console) -> None:
-    """The rows of [`measure_stage`] as a table, rates side by side."""
+    """Print the rows of [`measure_stage`] as a table with one column per rate."""
     from rich.table import Table
 
     table = Table(
@@ -65,7 +67,7 @@ def print_stages(rows: list[dict], console) -> None:
 
 
 def write_results(trainer: BaseForgetTrainer, results: dict) -> None:
-    """`eval_results.json` of the run's folder, and the card that shows it."""
+    """Write `eval_results.json` in the run's folder, and the card with these results."""
     if trainer.is_world_process_zero():
         write_json(Path(trainer.args.output_dir, RESULTS), results | {"seed": trainer.args.seed})
         trainer.create_model_card()

@@ -1,7 +1,7 @@
 """
 Arguments of a run: fields, help, checks. The defaults are the recipe that was measured best (LOG.md, the leaderboard).
 
-No `from __future__ import annotations` here: the host's parser reads the annotations as types.
+No `from __future__ import annotations` here: Transformers' parser reads the annotations as types.
 """
 
 import math
@@ -28,7 +28,10 @@ _SAMPLED_TEXTS = 4000
 
 @dataclass
 class BaseForgetConfig(_BaseConfig):
-    """What the training arguments of every [`BaseForgetTrainer`] share: the host's `TrainingArguments`, and the fields below."""
+    """
+    Arguments of every [`BaseForgetTrainer`]: Transformers' `TrainingArguments` with other defaults, and the fields
+    below.
+    """
 
     # Host defaults that differ here
     bf16: bool | None = field(
@@ -57,14 +60,14 @@ class BaseForgetConfig(_BaseConfig):
     auto_resume: bool = field(
         default=False,
         metadata={
-            "help": "Go on from the last whole checkpoint of `output_dir` if there is one, else start: the same command "
-            "serves for both. A run that has finished is not trained again."
+            "help": "Resume from the last complete checkpoint of `output_dir` if there is one, else start, so that the same "
+            "command starts and resumes a run. A finished run is not trained again."
         },
     )
 
     overwrite_output_dir: bool = field(
         default=False,
-        metadata={"help": "Start anew in a folder that holds a run: what that run left there is deleted first."},
+        metadata={"help": "Start anew in a folder that holds a run; the files of that run are deleted first."},
     )
 
     # Rates and evaluation
@@ -79,13 +82,14 @@ class BaseForgetConfig(_BaseConfig):
 
     def __post_init__(self):
         if self.bf16 is None:
-            # DeepSpeed and FSDP would store weights in bfloat16, which is another thing than autocast: only when asked for.
+            # Not by default under DeepSpeed and FSDP: they store the weights in bfloat16, which is not the same as
+            # autocast.
             sharded = any(parse_flag_from_env(name) for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"))
             self.bf16 = not self.fp16 and not self.use_cpu and not sharded and _gpu_has_bf16()
         if self.data_seed is None:
-            self.data_seed = self.seed  # else the order of the texts would hang on the state of torch's generator
+            self.data_seed = self.seed  # else the order of the texts would depend on the state of torch's generator
         if self.use_cpu or not _has_gpu():
-            self.dataloader_pin_memory = False  # there is nothing to pin it for, and torch would say so
+            self.dataloader_pin_memory = False  # useless without a GPU, and torch would warn
         if self.metric_for_best_model is not None and self.greater_is_better is None:
             self.greater_is_better = (
                 "bits" not in self.metric_for_best_model and "loss" not in self.metric_for_best_model
@@ -103,7 +107,7 @@ class BaseForgetConfig(_BaseConfig):
             check_rate(rate, "eval_rates")
         if self.overwrite_output_dir and (self.auto_resume or self.resume_from_checkpoint):
             raise ValueError(
-                "`overwrite_output_dir` starts anew, `auto_resume` and `resume_from_checkpoint` go on: leave one of them out."
+                "`overwrite_output_dir` starts anew, `auto_resume` and `resume_from_checkpoint` resume: leave one of them out."
             )
         if self.early_stopping_patience is not None and not self.load_best_model_at_end:
             raise ValueError(
@@ -134,7 +138,7 @@ class BaseForgetConfig(_BaseConfig):
                 raise ValueError(f"`{name}` must be finite and not negative, got {getattr(self, name)}.")
 
     def _check_best_model(self) -> None:
-        """The host looks for the metric at the first evaluation, which may be hours away."""
+        """Check the metric's name now: Transformers looks it up only at the first evaluation."""
         rates = [
             f"{name}_{rate:g}"
             for name in ("bits_lost", "exact_restored", "compression_rate")
@@ -150,8 +154,8 @@ class BaseForgetConfig(_BaseConfig):
 
 def _check_deepspeed(config: dict | str | None) -> None:
     """
-    Check that what `deepspeed` asks for is there. The host remembers a configuration before it finds out, and stumbles
-    over it at every model that this process loads from then on.
+    Check that DeepSpeed and its configuration exist. Transformers would store a wrong configuration before noticing,
+    and then fail at every model that this process loads.
     """
     if not config:
         return
@@ -165,10 +169,10 @@ def _check_deepspeed(config: dict | str | None) -> None:
 class ForgetConfig(BaseForgetConfig):
     """Training arguments of [`ForgetTrainer`]: those of [`BaseForgetConfig`], and the fields below."""
 
-    # In `output_dir`: the policy as the joint loop found it, and what it had learnt from.
+    # Folders in `output_dir`: the policy after the warm start, and the data of the warm start.
     warm_start_dir: ClassVar[str] = "warm_start"
     warm_start_data_dir: ClassVar[str] = "warm_start_data"
-    # What a run does of which the length is not given.
+    # Length of a run if none is given.
     default_max_steps: ClassVar[int] = 240
     default_warm_start_steps: ClassVar[int] = 1000
 
@@ -184,14 +188,14 @@ class ForgetConfig(BaseForgetConfig):
     policy_learning_rate: float = field(
         default=5e-5,
         metadata={
-            "help": "Of the policy, per step of its own schedule. Without a warm start 3e-3, which would destroy one (LOG.md)."
+            "help": "Peak learning rate of the policy. Use 3e-3 without a warm start; that rate destroys a warm start (LOG.md)."
         },
     )
     reconstructor_learning_rate: float = field(
         default=5e-5,
         metadata={
-            "help": "Of the adapter. A reconstructor that learns fast moves the rewards towards itself; an untrained adapter "
-            "takes 2e-3 on small models, 2e-4 to 1e-3 on GPT-2."
+            "help": "Peak learning rate of the adapter. A reconstructor that learns fast changes the rewards. An untrained "
+            "adapter takes 2e-3 on small models, 2e-4 to 1e-3 on GPT-2."
         },
     )
 
@@ -199,9 +203,9 @@ class ForgetConfig(BaseForgetConfig):
     sampled_texts: int | None = field(
         default=None,
         metadata={
-            "help": "Texts that the base model writes before training, to learn from beside the training texts; a small corpus "
-            "is learnt by heart otherwise (LOG.md). They stay in `output_dir`, for a run that is resumed. 4000 by default, "
-            "0 with `warm_start_data_path`, which brings its own."
+            "help": "Texts sampled from the base model before training, in addition to the training texts; without them the "
+            "policy memorises a small corpus (LOG.md). They are kept in `output_dir` for resuming. 4000 by default, 0 with "
+            "`warm_start_data_path`, which contains sampled texts."
         },
     )
 
@@ -209,32 +213,32 @@ class ForgetConfig(BaseForgetConfig):
     warm_start_steps: int | None = field(
         default=None,
         metadata={
-            "help": "Steps of fitting the policy's ranking to the target's bits before the joint loop; 0 for none. 1000 by "
-            "default, and 0 for a policy that has been trained before, whose ranking it would replace."
+            "help": "Steps that fit the policy's ranking to the target's bits before the joint loop; 0 for none. By default "
+            "1000, and 0 for a trained policy, because the warm start would replace its ranking."
         },
     )
     warm_start_target: str = field(
         default="leave_one_out",
         metadata={
-            "help": "Whose bits the ranking is fitted to: `leave_one_out` (two passes of the reconstructor per text, both sides "
-            "given) or `self_information` (one of the base model, the left side given)."
+            "help": "Bits to which the ranking is fitted: `leave_one_out` (two passes of the reconstructor per text, which sees "
+            "both sides) or `self_information` (one pass of the base model, which sees the left side)."
         },
     )
     warm_start_texts: int | None = field(
-        default=None, metadata={"help": "Training texts to fit on, the first of them; all by default."}
+        default=None, metadata={"help": "Number of training texts to fit on, from the first; all by default."}
     )
     warm_start_data_path: str | None = field(
         default=None,
         metadata={
-            "help": "Folder `warm_start_data/` of another run on the same texts: its sampled texts and its target's bits are "
-            "taken, instead of drawing and asking again. Runs that differ in their seed can share one."
+            "help": "Folder `warm_start_data/` of another run on the same texts. Its sampled texts and target bits are used "
+            "instead of new ones. Runs with different seeds can share one."
         },
     )
     warm_start_logit_scale: float = field(
         default=24.0,
         metadata={
-            "help": "Keep logits per unit of the logarithm of a token's bits when the fit is through: the higher, the closer to the best "
-            "are the first masks of the joint loop. At 3 its gradient sharpens the masks and loses their order (LOG.md)."
+            "help": "Factor of the fitted log bits in the keep logits: the higher, the harder the first masks of the joint loop. At 3 "
+            "the policy gradient sharpens the masks and loses the order of the tokens (LOG.md)."
         },
     )
 
@@ -254,7 +258,7 @@ class ForgetConfig(BaseForgetConfig):
     credit_decay: float = field(
         default=0.3,
         metadata={
-            "help": "Fraction of a neighbour's reward credited to a token, per token of distance; 1 is the whole text."
+            "help": "Fraction of a neighbour's reward credited to a token, per token of distance; 1 credits the whole text."
         },
     )
 
@@ -264,13 +268,14 @@ class ForgetConfig(BaseForgetConfig):
         default=1 / 16,
         metadata={
             "help": "Fraction of the texts whose masks train the reconstructor, in (0, 1]; at least one text of each batch. The "
-            "others are scored only, without a backward pass through the language model: more texts in the same time."
+            "others are only scored, without a backward pass through the language model, which saves time."
         },
     )
     random_mask_fraction: float = field(
         default=0.2,
         metadata={
-            "help": "Fraction of random keep masks in the reconstructor's batch, in [0, 1): keeps it from colluding."
+            "help": "Fraction of random keep masks in the reconstructor's batch, in [0, 1). They prevent policy and reconstructor "
+            "from agreeing on a code."
         },
     )
 
@@ -280,7 +285,7 @@ class ForgetConfig(BaseForgetConfig):
                 f"`learning_rate` ({self.learning_rate}) is ambiguous here: set `policy_learning_rate` and "
                 "`reconstructor_learning_rate`."
             )
-        WeightedRewards(self.reward_funcs, self.reward_weights)  # a reward that does not exist is an error now
+        WeightedRewards(self.reward_funcs, self.reward_weights)  # raise the error for an unknown reward now
         if self.num_train_epochs is None:
             self.num_train_epochs = BaseForgetConfig.num_train_epochs
             self.max_steps = self.max_steps if self.max_steps > 0 else self.default_max_steps
@@ -347,14 +352,15 @@ class ReconstructorConfig(BaseForgetConfig):
     learning_rate: float = field(
         default=1e-3,
         metadata={
-            "help": "Peak. An adapter takes 2e-3 on small models and 2e-4 to 1e-3 on GPT-2; all weights a tenth."
+            "help": "Peak learning rate. An adapter takes 2e-3 on small models and 2e-4 to 1e-3 on GPT-2; training all weights "
+            "takes a tenth of that."
         },
     )
     mask_kinds: list[str] = field(
         default_factory=lambda: list(MASK_KINDS),
         metadata={
             "help": "Kinds of keep masks, mixed in every batch: `random` tokens, contiguous random `span`s, `frequency` "
-            "(rare tokens kept, by noisy unigram surprisal)."
+            "(the tokens of highest noisy unigram surprisal are kept)."
         },
     )
     mask_weights: list[float] | None = field(

@@ -1,16 +1,18 @@
 r"""
-The typed episode batch; from rewards to returns to advantages.
+The episode batch, and the way from rewards over returns to advantages.
 
-One text under one keep mask is an episode, decided in `S` windows. Rewards come per token `(N, T)` or per decision
-`(N, S)`, in bits, higher is better. With `d(t, u)` the distance of two tokens and `s(t)` the window of a token,
+An episode is one text under one keep mask, decided in `S` windows. Rewards are given per token `(N, T)` or per
+decision `(N, S)`, in bits, higher is better. With `d(t, u)` the distance of two tokens and `s(t)` the window of a
+token,
 
     token return      C_t = sum_u decay ** d(t, u) r_u
     advantage         A_t = (C_t + R_s(t)) - mean of the same over the other masks of the text
 
-The reward `R_s` of a decision counts for the tokens of its own window.
+The reward `R_s` of a decision is credited to the tokens of its own window.
 
-A kept token tells the reconstructor something about its neighbours on *both* sides, earlier windows included, hence the
-two-sided kernel. `decay = 1` gives every token the whole text's reward: unbiased, and drowned in noise on long texts.
+The kernel is two-sided because a kept token helps the reconstructor to predict its neighbours on *both* sides, those
+in earlier windows included. `decay = 1` gives every token the reward of the whole text: unbiased, but very noisy on
+long texts.
 """
 
 from dataclasses import dataclass
@@ -21,18 +23,20 @@ import torch
 @dataclass
 class EpisodeBatch:
     """
-    Episodes, those of one text side by side: `N = texts * num_masks`.
+    A batch of `N = texts * num_masks` episodes; those of one text are consecutive.
 
     Args:
         input_ids (`torch.LongTensor` of shape `(N, T)`), valid (`torch.BoolTensor` of shape `(N, T)`): The texts.
         rate (`torch.FloatTensor` of shape `(N,)`): Requested rate.
-        keep_mask (`torch.BoolTensor` of shape `(N, T)`): What was kept.
-        keep_probability (`torch.FloatTensor` of shape `(N, T)`): Of the policy, detached.
+        keep_mask (`torch.BoolTensor` of shape `(N, T)`): True for a kept token.
+        keep_probability (`torch.FloatTensor` of shape `(N, T)`): The policy's probability of keeping each token,
+            detached.
         token_nll (`torch.FloatTensor` of shape `(N, T)`): Bits, detached; 0 for kept tokens and padding.
-        token_correct (`torch.BoolTensor` of shape `(N, T)`): Dropped tokens that were the model's first choice.
+        token_correct (`torch.BoolTensor` of shape `(N, T)`): True for a dropped token that the reconstructor ranks
+            first.
         window (`int`): Tokens per decision.
         num_masks (`int`): Episodes per text.
-        keep_price (`float`, *optional*): Bits per kept token; `None` has each reward estimate the marginal price.
+        keep_price (`float`, *optional*): Bits per kept token; with `None` each reward estimates the marginal price.
     """
 
     input_ids: torch.Tensor
@@ -48,12 +52,12 @@ class EpisodeBatch:
 
     @property
     def num_decisions(self) -> int:
-        """`S`: decisions of the longest text."""
+        """`S`, the number of decisions of the longest text."""
         return -(-self.input_ids.shape[1] // self.window)
 
     @property
     def decisions_per_episode(self) -> torch.Tensor:
-        """Decisions that each text really has, `(N,)`."""
+        """Number of decisions of each text, `(N,)`."""
         return -(-self.valid.sum(1) // self.window)
 
     @property
@@ -64,10 +68,10 @@ class EpisodeBatch:
         r"""
         Lagrange price of a kept token, `(N,)`, in the unit of `distortion` `(N, T)`.
 
-        The budget is met by the policy's own bias, so the multiplier need not be searched for: it is the mean distortion
-        of the tokens at the margin, `sum p (1 - p) distortion / sum p (1 - p)` over the tokens dropped from a text under
-        any of its masks. With the count fixed in expectation a constant price does not move the exact gradient; it takes
-        the noise of the count out of it.
+        The policy's own bias meets the budget, so the multiplier does not need a search. It is the mean distortion of
+        the tokens at the margin, `sum p (1 - p) distortion / sum p (1 - p)` over the tokens dropped from a text under
+        any of its masks. The expected count is fixed, so a constant price does not change the exact gradient; it
+        removes the noise of the count from the estimate.
         """
         if self.keep_price is not None:
             return distortion.new_full((len(distortion),), self.keep_price)
@@ -86,7 +90,10 @@ class EpisodeBatch:
 
 
 def token_returns(rewards: torch.Tensor, decay: float) -> torch.Tensor:
-    """Token returns `C` `(N, T)` of token rewards `(N, T)`, same unit: the sum above, as one product with the `(T, T)` weights."""
+    """
+    Token returns `C` `(N, T)` of token rewards `(N, T)`, in the same unit: one product with the `(T, T)` weights
+    above.
+    """
     position = torch.arange(rewards.shape[1], device=rewards.device)
     distance = (position[:, None] - position[None, :]).abs()
     weight = torch.as_tensor(decay, dtype=rewards.dtype) ** distance  # (T, T), symmetric; 0 ** 0 is 1
@@ -95,22 +102,23 @@ def token_returns(rewards: torch.Tensor, decay: float) -> torch.Tensor:
 
 def leave_one_out_advantages(returns: torch.Tensor, num_masks: int) -> torch.Tensor:
     r"""
-    Advantage of each keep mask over the mean return of the other masks drawn for the same text, place by place.
+    Advantage of each keep mask over the mean return of the other masks of the same text, at each position.
 
     Args:
         returns (`torch.FloatTensor` of shape `(num_texts * num_masks, places)`):
-            Returns in bits, higher is better; a text's masks stand side by side. `nan` anywhere in a row marks an
+            Returns in bits, higher is better; the masks of a text are consecutive rows. A `nan` in a row marks an
             episode that could not be scored.
         num_masks (`int`): Masks per text.
 
     Returns:
-        `torch.FloatTensor` of the same shape and unit, detached: sums to zero over a text's scored masks; zero for an
-        episode that could not be scored or has no scored other to be compared with.
+        `torch.FloatTensor` of the same shape and unit, detached: sums to zero over the scored masks of a text; zero
+        for an episode that could not be scored, or that is the only scored one of its text.
 
     Raises:
-        `ValueError`: If `num_masks` is below 2, for one mask has no others to be compared with.
+        `ValueError`: If `num_masks` is below 2, because a mask is compared with the others.
 
-    Source: Ahmadian et al. 2024, arXiv 2402.14740 (RLOO). Differs: one baseline per place; unscored episodes leave it.
+    Source: Ahmadian et al. 2024, arXiv 2402.14740 (RLOO). Differs: one baseline per position, without unscored
+    episodes.
 
     >>> leave_one_out_advantages(torch.tensor([[1.0], [0.0], [0.0]]), num_masks=3).squeeze(1)
     tensor([ 1.0000, -0.5000, -0.5000])

@@ -1,5 +1,5 @@
 """
-How a run ends before its last step: asked to by a signal, with a checkpoint; or over numbers that are not finite, without.
+Ends of a run before its last step: a signal ends it with a checkpoint, a number that is not finite without one.
 """
 
 import os
@@ -15,7 +15,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class RunInterrupted(SystemExit):
-    """A signal ended the run after a whole step; the exit code is 128 plus the signal's number, as a shell has it."""
+    """A signal ended the run after a complete step. The exit code is 128 plus the signal's number, as in a shell."""
 
     def __init__(self, number: int, message: str):
         super().__init__(128 + number)
@@ -23,35 +23,35 @@ class RunInterrupted(SystemExit):
 
 
 class NotFiniteError(FloatingPointError):
-    """A loss, a gradient or a weight is nan or infinite: nothing that follows would be worth a step."""
+    """A loss, a gradient or a weight is nan or infinite, so that further steps would be useless."""
 
 
 class SaveError(OSError):
-    """A checkpoint could not be written; those before it are as they were."""
+    """A checkpoint could not be written. Earlier checkpoints are unchanged."""
 
 
 class PreparationError(ValueError):
-    """The texts that a run was to learn from cannot be had: sampled ones, or those of another run."""
+    """Training texts are missing: sampled texts, or the texts of another run."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that was to be gone on from is not whole, or is one of another run."""
+    """The checkpoint to resume from is incomplete, or belongs to another run."""
 
 
 class OtherRunError(CheckpointError):
-    """A folder holds a run that was told otherwise, or that a new one would mix with; nothing in it was touched."""
+    """The folder holds a run with other arguments, or a run that a new one would mix with. Its files are unchanged."""
 
 
 @contextmanager
 def faults_in_one_line() -> Iterator[None]:
     """
-    For a recipe: what ends a run is said in one line, by the first process, and the exit code is 1; 2 for what the run could
-    not begin with.
+    For a recipe: the first process prints an error that ends the run in one line. The exit code is 1, or 2 if the run
+    could not start.
     """
     try:
         yield
     except (CheckpointError, NotFiniteError, PreparationError, SaveError) as error:
-        # A save may fail in one process alone.
+        # A save may fail in only one of the processes.
         if isinstance(error, SaveError) or os.environ.get("RANK", "0") == "0":
             sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}\n")
         raise SystemExit(2 if isinstance(error, PreparationError | OtherRunError) else 1) from error
@@ -59,10 +59,11 @@ def faults_in_one_line() -> Iterator[None]:
 
 class SignalWatch:
     """
-    While it is entered, the first SIGTERM or SIGINT (Ctrl-C) is noted in `received`; the second ends the process at once.
+    Context manager. The first SIGTERM or SIGINT (Ctrl-C) is recorded in `received`; the second ends the process at
+    once.
 
     Args:
-        announces (`bool`): Whether this process says on standard error that a signal has come.
+        announces (`bool`): Whether this process reports a signal on standard error.
     """
 
     def __init__(self, announces: bool):
@@ -72,7 +73,7 @@ class SignalWatch:
 
     def __enter__(self) -> "SignalWatch":
         self.received, self._process, self._before = 0, os.getpid(), {}
-        if threading.current_thread() is threading.main_thread():  # Python lets no other thread have handlers
+        if threading.current_thread() is threading.main_thread():  # only the main thread may set handlers
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
@@ -82,14 +83,14 @@ class SignalWatch:
 
     def _note(self, number: int, _frame) -> None:
         if os.getpid() != self._process:
-            return  # a worker of the data loader: whoever forked it will end it
+            return  # a worker of the data loader; its parent ends it
         if self.received:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.received = number
         if self.announces:
             name = signal.Signals(number).name
-            # Not `print`: a handler may run in the middle of one.
+            # Not `print`: the handler may interrupt one.
             os.write(
                 2, f"\n{name}: finishing this step and saving a checkpoint; a second signal ends at once.\n".encode()
             )

@@ -1,23 +1,23 @@
 """
-The joint loop: collect episodes, ask the modules for rewards and advantages, sum the loss. Holds order, not arithmetic.
+The joint loop: collect episodes, compute rewards and advantages, sum the loss. The arithmetic is in other modules.
 
 Logged, averaged over the steps since the last log and over all processes:
 
-    policy_loss             minus mean of advantage * log-probability per token; its gradient is the policy gradient
+    policy_loss             negative mean of advantage * log-probability per token; its gradient is the policy gradient
     reconstruction_loss     bits per dropped token, over the policy's masks and the random ones
     reward                  weighted sum of all rewards, per original token
     rewards/<name>          one reward, unweighted, per original token (bits for `information_theoretic`)
     bits_lost               bits lost per original token under the sampled masks
-    exact_restored          share of dropped tokens restored exactly, free-running, on a few texts of the last batch, of each process
-    rate, rate_target       kept / original of the sampled masks, and the budget in whole tokens that was asked for
+    exact_restored          share of dropped tokens restored exactly, free-running, on a few texts of each process's last batch
+    rate, rate_target       kept / original of the sampled masks, and the same of the requested budget in whole tokens
     keep_price              bits charged per kept token
-    entropy                 of the policy per token, nats; log 2 = 0.693 is a coin
-    frac_undecided          share of tokens whose keep probability lies between 0.05 and 0.95; where it is high, the gradient is
-                            first of all about sharper masks, not about better ones
+    entropy                 entropy of the policy per token, nats; log 2 = 0.693 is a fair coin
+    frac_undecided          share of tokens whose keep probability lies between 0.05 and 0.95; if it is high, the gradient
+                            mainly makes masks sharper, not better
     advantage_std           standard deviation of the advantages over tokens, bits
-    frac_advantage_zero     share of tokens whose advantage is zero: nothing is learnt from them
-    frac_unscored           share of episodes with a `nan` reward, left out of the policy's loss
-    decisions_per_episode   windows decided one after the other
+    frac_advantage_zero     share of tokens whose advantage is zero, so that they do not train the policy
+    frac_unscored           share of episodes with a `nan` reward, which the policy's loss leaves out
+    decisions_per_episode   windows per text, decided one after another
     policy_learning_rate, reconstructor_learning_rate
     tokens_per_second       original tokens seen, masks not counted
 """
@@ -63,22 +63,24 @@ class ForgetTrainer(BaseForgetTrainer):
     r"""
     Trains policy and reconstructor in one loop.
 
-    `train()` does all of the method: it has the base model write `sampled_texts`, fits the policy's count tables, starts the
-    policy from a ranking, and then runs the joint loop.
+    `train()` runs the whole method: it samples `sampled_texts` from the base model, fits the policy's count tables,
+    fits the policy to a ranking (the warm start), and then runs the joint loop.
 
     Args:
-        model ([`ForgetModel`] or `str`): With its reconstructor. The name of a causal language model or reconstructor (an id on
-            the Hub, a folder, or `"embedded"`) gets a fresh policy of the default shape; that of a trained model is gone on
-            from.
+        model ([`ForgetModel`] or `str`): A model with its reconstructor. The name of a causal language model or
+        reconstructor
+            (an id on the Hub, a folder, or `"embedded"`) gets a new policy of the default shape; the name of a trained
+            model continues its training.
         args ([`ForgetConfig`]): Arguments of the run.
         train_dataset, eval_dataset (`datasets.Dataset`): Column `input_ids`, blocks of token ids, or `text`; see
             [`as_blocks`].
-        processing_class (`PreTrainedTokenizerBase`): Saved with the model; of a name by default its own.
+        processing_class (`PreTrainedTokenizerBase`): The tokenizer, saved with the model; if `model` is a name, its
+            own by default.
         run_record (`dict`, *optional*): Every argument of the run, for `training_config.json`.
 
     Source: REINFORCE with a leave-one-out baseline, Ahmadian et al. 2024, arXiv 2402.14740. Differs: one advantage per
-    token, from the rewards around it (`credit_decay`), instead of one per sequence; no KL term, no clipping, since every
-    batch is used once.
+    token, from the rewards around it (`credit_decay`), instead of one per sequence; no KL term and no clipping,
+    because every batch is used once.
     """
 
     _tag_names = ["tokforget", "trl", "prompt-compression"]
@@ -124,10 +126,11 @@ class ForgetTrainer(BaseForgetTrainer):
     # -- before the joint loop -----------------------------------------------------------------------------------------
     def _prepare(self, resumed: bool) -> None:
         """
-        Texts to learn from, count tables over them, and the warm start; alike in every process, since all of it depends on
-        texts and seed alone. A resumed run takes its texts from its folder, and its policy from the checkpoint.
+        Prepare the training texts, their count tables, and the warm start. All processes get the same result, because
+        it depends only on the texts and the seed. A resumed run reads its texts from its folder and its policy from
+        the checkpoint.
         """
-        if self._is_prepared:  # `train` again goes on with what it has
+        if self._is_prepared:  # a second `train` uses the same texts
             return
         args, model = self.args, self._unwrapped
         model.to(args.device)
@@ -150,7 +153,7 @@ class ForgetTrainer(BaseForgetTrainer):
         self._is_prepared = True
 
     def _texts_to_learn_from(self, own: "Dataset", resumed: bool) -> tuple["Dataset", Sequence[list[float]] | None]:
-        """The training blocks with the sampled ones behind them, and the target's bits where another run has asked for them."""
+        """The training blocks followed by the sampled ones, and the target's bits if another run has computed them."""
         args = self.args
         if args.warm_start_data_path is not None:
             stored = load_warm_start_data(args.warm_start_data_path, own["input_ids"])
@@ -164,7 +167,7 @@ class ForgetTrainer(BaseForgetTrainer):
             ), None
 
     def _start_from_ranking(self, texts: Sequence[list[int]], bits: Sequence[list[float]] | None) -> None:
-        """The warm start; what it learnt from and the policy that it leaves stay in the run's folder."""
+        """Run the warm start; its data and its policy are saved in the run's folder."""
         args, model = self.args, self._unwrapped
         folder, saves = Path(args.output_dir), self.is_world_process_zero()
         texts = [torch.as_tensor(text) for text in texts[: args.warm_start_texts]]
@@ -185,7 +188,7 @@ class ForgetTrainer(BaseForgetTrainer):
             args.seed,
             args.warm_start_logit_scale,
         )
-        if saves:  # what the policy gradient starts from, to be compared with what it makes of it
+        if saves:  # the policy before the policy gradient, for comparison
             shutil.rmtree(folder / args.warm_start_dir, ignore_errors=True)
             model.save_pretrained(folder / args.warm_start_dir)
             if self.processing_class is not None:
@@ -198,13 +201,14 @@ class ForgetTrainer(BaseForgetTrainer):
 
     def _frozen_weights(self) -> torch.autocast:
         """
-        The run's precision, for the work of frozen weights before its steps. Not for training: weights are cast once in a
-        context, and steps taken inside it would not be seen.
+        The run's precision, for forward passes of frozen weights before the first step. Not for training: autocast
+        casts the weights once per context, so that the context would not see later updates.
         """
         return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16)
 
     def _record_sampled(self, number: int) -> None:
-        # Only a recipe records its data; from Python the arguments alone say how many texts were asked for.
+        # Only a recipe records its data; a run from Python has only the arguments to say how many texts were
+        # requested.
         data = self.run_record.get("data")
         if data and number:
             self.run_record["data"] = data | {"blocks": data["blocks"] | {"sampled": number}}
@@ -238,7 +242,8 @@ class ForgetTrainer(BaseForgetTrainer):
         returns = token_returns(rewards.per_token, self.args.credit_decay) + episodes.per_token(rewards.per_decision)
         advantages = leave_one_out_advantages(returns, self.args.num_masks)  # (N, T)
         policy_loss = -per_text_mean(advantages * outputs.log_probs, episodes.valid).mean()
-        # Differences of infinities are nan, which would pass for "cannot be scored": an infinite reward has to end the run.
+        # An infinite reward must end the run: differences of infinities are nan, which would read as "cannot be
+        # scored".
         policy_loss = torch.where(rewards.any_infinite, torch.inf, policy_loss)
         entropy = per_text_mean(outputs.entropy, episodes.valid).mean()
         reconstruction_loss = outputs.bits_per_dropped.sum() / (
@@ -253,17 +258,20 @@ class ForgetTrainer(BaseForgetTrainer):
 
     @property
     def _random_masks(self) -> float:
-        """Random keep masks per text that trains the reconstructor; of a fraction, every so manieth has one."""
+        """
+        Random keep masks for each text that trains the reconstructor. If this is not a whole number, only some texts
+        get the additional mask.
+        """
         return self.args.num_masks * self.args.random_mask_fraction / (1 - self.args.random_mask_fraction)
 
     def _draw(
         self, inputs: dict[str, torch.Tensor], numbers: range, generators: list[torch.Generator]
     ) -> dict[str, torch.Tensor]:
-        """A rate for each text, and the random keep masks of the reconstructor's share of the batch."""
+        """Draw a rate for each text, and random keep masks for the texts that train the reconstructor."""
         input_ids, valid = inputs["input_ids"], inputs["attention_mask"].bool()
         low, high, device = self.args.min_rate, self.args.max_rate, input_ids.device
         rate = draw_rates(len(numbers), low, high, generators).to(device)
-        # Texts that train the reconstructor are counted, and so are random masks: the n-th has those from floor(n * share) on.
+        # Both the texts that train the reconstructor and their random masks are numbered over the run; see `_range`.
         counted = [_range(n, self.args.reconstructor_text_fraction) for n in numbers]
         masks = [_range(own.start, self._random_masks) if own else range(0) for own in counted]
         rows = [row for row, own in enumerate(masks) for _ in own]
@@ -348,7 +356,7 @@ class ForgetTrainer(BaseForgetTrainer):
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Bits and restoration of each text at each of `eval_rates`, at exactly the budget; see [`measure`]."""
+        """Bits and restoration of each text at each of `eval_rates`, exactly at the budget; see [`measure`]."""
         inputs = self._prepare_inputs(inputs)
         input_ids, valid = inputs["input_ids"], inputs["attention_mask"].bool()
         model = self._unwrapped
@@ -360,6 +368,9 @@ class ForgetTrainer(BaseForgetTrainer):
 
 
 def _range(number: int, share: float) -> range:
-    """What the `number`-th of a sequence has of `share` each, counted over the sequence."""
-    # 0.2 * 5 is 1.0, but 0.1 * 3 is 0.30000000000000004, and a sum that is whole on paper has to be whole here.
+    """
+    Numbers of the items that belong to the `number`-th element of a sequence with `share` items per element: from
+    floor(number * share) to floor((number + 1) * share).
+    """
+    # The rounding removes floating-point errors: 0.1 * 3 is 0.30000000000000004.
     return range(math.floor(number * share + 1e-9), math.floor((number + 1) * share + 1e-9))

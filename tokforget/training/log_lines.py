@@ -1,4 +1,7 @@
-"""What a run shows while it trains: a line for each log, of what tells whether it learns. The whole log is in `trainer_state.json`."""
+"""
+The lines that a run prints while it trains: the figures that show whether it learns. `trainer_state.json` has all
+figures.
+"""
 
 from collections.abc import Mapping
 
@@ -6,8 +9,8 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 
-# In this order; names as in the log, and how they are written. `loss` is that of the policy gradient where there is one, whose
-# size says nothing: it is left out there.
+# Logged figures and their formats, in the order of printing. `loss` is left out of runs with a policy gradient,
+# because the size of that loss has no meaning.
 _FIGURES = {
     "bits_lost": "bits_lost {:.3f}", "exact_restored": "exact {:.1%}", "rate": "rate {:.3f}", "reward": "reward {:.3f}",
     "entropy": "entropy {:.3f}", "loss": "loss {:.3f}", "tokens_per_second": "{:,.0f} tokens/s",
@@ -15,7 +18,7 @@ _FIGURES = {
 
 
 def log_line(logs: Mapping[str, float], step: int, steps: int) -> str | None:
-    """One line of a log, of a step or of an evaluation; `None` of what is neither, as the sums at the end."""
+    """The line for a log of a step or of an evaluation; `None` for other logs, such as the totals at the end."""
     head = f"step {step}/{steps}"
     if "eval_bits_lost" in logs:
         rates = [name.rpartition("_")[2] for name in logs if name.startswith("eval_bits_lost_")]
@@ -34,7 +37,7 @@ def log_line(logs: Mapping[str, float], step: int, steps: int) -> str | None:
 
 
 class LogLines(TrainerCallback):
-    """Prints [`log_line`] of each log, in the first process."""
+    """Prints the [`log_line`] of each log in the first process."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         line = log_line(logs or {}, state.global_step, state.max_steps)
@@ -43,14 +46,14 @@ class LogLines(TrainerCallback):
 
 
 class _BarAlone(ProgressCallback):
-    """The host's bar without its dictionaries."""
+    """Transformers' progress bar without the printed dictionaries."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         pass
 
 
 def show_lines(trainer: Trainer) -> None:
-    """Let a trainer show lines in place of the host's dictionaries of twenty keys."""
+    """Make a trainer print [`log_line`]s instead of Transformers' dictionaries."""
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(_BarAlone)
     trainer.remove_callback(PrinterCallback)

@@ -1,15 +1,15 @@
 """
-A step of the natural policy gradient over the last layer of a reader's policy.
+One step of the natural policy gradient over the last layer of a reader's policy.
 
-Near a policy that is any good its masks differ little in what they are worth, and much in what happens to be asked: of the
-differences that a reader sees, less than a hundredth comes back when something else is asked of the same text (LOG.md). A gradient
-through all weights moves in thousands of directions of which a few carry anything. Here the advantages of many masks of one
-policy are regressed on what the last layer sees of the words they keep. That is the natural gradient of its weights (Kakade 2002,
-"A Natural Policy Gradient"; Peters and Schaal 2008, "Natural Actor-Critic", the episodic form), with a ridge. Differs: the number
-of tokens kept is a price, taken out first, and texts that were left out say how strong the ridge has to be.
+The masks of a good policy differ little in their true value, and much by the targets that happen to be drawn: less
+than a hundredth of a difference between two masks is seen again with other targets in the same text (LOG.md). A
+gradient through all weights moves in thousands of directions, of which few carry signal. Here the advantages of many
+masks of one policy are regressed on the last layer's inputs, summed over the words that a mask keeps. This regression
+gives the natural gradient of that layer's weights (Kakade 2002, "A Natural Policy Gradient"; Peters and Schaal 2008,
+"Natural Actor-Critic", the episodic form). Differs: a ridge penalty, whose strength is chosen on left-out texts; the
+effect of the number of kept tokens is removed first, as a price.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from tokforget.files import replacing
 from tokforget.masking import keep_count, seeded_generator
 from tokforget.models.policy import KeepMaskPolicy
 from tokforget.models.unit_decisions import decide_units, pool_units, unit_sizes
@@ -34,14 +35,15 @@ _TEXTS_AT_ONCE = 8
 @dataclass
 class Moments:
     """
-    Sums of products over masks, by whether the text came with a question and by fold of the texts.
+    Sums of products over masks, separately for texts with and without a question and for each fold of the texts.
 
     Args:
-        products (`np.ndarray` of shape `(2, 5, P + 2, P + 2)`): Of tokens kept, the last layer's inputs summed over what is kept, and
-            the advantage, each centred over the masks of its text.
+        products (`np.ndarray` of shape `(2, 5, P + 2, P + 2)`): Products of: the number of kept tokens, the last
+            layer's inputs summed over the kept words, and the advantage; each centred over the masks of a text.
         spread (`np.ndarray` of shape `(P, P)`): Covariance of the last layer's inputs over the words of a text, summed.
-        masks (`np.ndarray` of shape `(2,)`): Masks that were read, `texts` (`int`): texts.
-        identity (`str`): Of policy, texts and settings: sums of one run are not gone on with in another.
+        masks (`np.ndarray` of shape `(2,)`), texts (`int`): Number of masks and texts so far.
+        identity (`str`): Identifies policy, texts and settings, so that the sums of one run are not continued by
+            another.
     """
 
     products: np.ndarray
@@ -58,32 +60,36 @@ class Moments:
 
     @classmethod
     def load(cls, path: Path, width: int, identity: str) -> "Moments":
-        """Those of a file, empty if there is none; `ValueError` if they are of another policy, other texts or settings."""
+        """
+        Load a file; empty sums if there is none.
+
+        Raises:
+            `ValueError`: If the sums belong to another policy, other texts or other settings.
+        """
         if not path.is_file():
             return cls.empty(width, identity)
         with np.load(path) as stored:
             if str(stored["identity"]) != identity:
                 raise ValueError(
-                    f"{path} holds sums of another policy, other texts or other settings. Go on with those, take another folder, or "
+                    f"{path} holds sums of another policy, other texts or other settings. Continue with those, take another folder, or "
                     "delete the file to begin anew."
                 )
             return cls(stored["products"], stored["spread"], stored["masks"], int(stored["texts"]), identity)
 
     def save(self, path: Path) -> None:
-        """The file appears whole or not at all."""
-        partial = path.with_name(f".{path.name}.partial")
-        with partial.open("wb") as file:
+        """Write the file atomically."""
+        with replacing(path) as partial, partial.open("wb") as file:
             np.savez(file, **vars(self))
-        os.replace(partial, path)
 
     def add(self, of_masks: np.ndarray, inputs: np.ndarray, asked: bool) -> None:
         """
-        The next text.
+        Add one text.
 
         Args:
-            of_masks (`np.ndarray` of shape `(M, P + 2)`): Tokens kept, inputs kept, reward of each mask.
-            inputs (`np.ndarray` of shape `(U, P)`): Of all units, of mean 0.
-            asked (`bool`): Whether the policy was told a question.
+            of_masks (`np.ndarray` of shape `(M, P + 2)`): For each mask the number of kept tokens, the inputs summed
+                over the kept units, and the reward.
+            inputs (`np.ndarray` of shape `(U, P)`): The last layer's inputs for all units, with mean 0.
+            asked (`bool`): Whether the policy was given a question.
         """
         centred = of_masks - of_masks.mean(0)
         self.products[int(asked), self.texts % _FOLDS] += centred.T @ centred
@@ -93,8 +99,9 @@ class Moments:
 
     def balanced(self) -> np.ndarray:
         """
-        Products `(5, P + 1, P + 1)` of both kinds of texts together, what the number of kept tokens explains taken out. A single
-        question makes rewards vary far more than many lookups do: the rewards of either kind are divided by their own spread.
+        Products `(5, P + 1, P + 1)` of texts with and without a question together, without the effect of the number of
+        kept tokens. Rewards of both kinds are divided by their own spread, because the reward of a single question
+        varies much more than that of many lookups.
         """
         total = np.zeros((_FOLDS, *(size - 1 for size in self.products.shape[2:])))
         for kind, masks in zip(self.products, self.masks):
@@ -109,8 +116,10 @@ class Moments:
 
 def direction(moments: Moments) -> tuple[np.ndarray, dict[str, float]]:
     """
-    Weights `(P,)` of the last layer's inputs, and how far they foretell the advantages of texts that were
-    left out: `correlation`, with the `ridge` that foretells best.
+    Direction of the step: weights `(P,)` of the last layer's inputs.
+
+    Also returns their `correlation` with the advantages of left-out texts, at the `ridge` with the highest
+    correlation.
     """
     products = moments.balanced()
     found = [(_held_out(products, ridge), ridge) for ridge in _RIDGES]
@@ -119,7 +128,10 @@ def direction(moments: Moments) -> tuple[np.ndarray, dict[str, float]]:
 
 
 def _without_price(fold: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Products with what the number of kept tokens explains of all of them taken out: `(P + 1, P + 1)`."""
+    """
+    Products `(P + 1, P + 1)` of one fold after the number of kept tokens is regressed out, with the slopes of all
+    folds.
+    """
     if whole[0, 0] <= 0:
         return fold[1:, 1:]
     slope = whole[0, 1:] / whole[0, 0]
@@ -135,7 +147,7 @@ def _solve(products: np.ndarray, ridge: float) -> np.ndarray:
 
 
 def _held_out(products: np.ndarray, ridge: float) -> float:
-    """Correlation of foretold and seen advantages, each fold foretold by the others."""
+    """Correlation of predicted and observed advantages; each fold is predicted from the others (cross-validation)."""
     covariance = foretold = 0.0
     for fold in products:
         weights = _solve(products.sum(0) - fold, ridge)
@@ -146,8 +158,8 @@ def _held_out(products: np.ndarray, ridge: float) -> float:
 
 def take_step(policy: KeepMaskPolicy, moments: Moments, size: float) -> dict[str, float]:
     """
-    Move the last layer along [`direction`], so that the scores of a text's words change by `size` of their own spread; not at all
-    where left-out texts do not confirm the direction.
+    Move the last layer along [`direction`], so that the scores of a text's words change by `size` times their own
+    spread. No step is taken if left-out texts do not confirm the direction.
 
     Returns:
         `dict`: `texts`, `correlation`, `ridge`, and `step`, the factor of the direction.
@@ -181,12 +193,20 @@ def gather(
     seed: int,
 ) -> Moments:
     """
-    Read masks of a policy, and sum what [`direction`] asks for; goes on with what `path` holds, and writes it as it goes.
+    Draw masks of a policy, have the reader score them, and collect the [`Moments`] for [`direction`]. Resumes from the
+    file `path`, and writes it regularly.
 
     Args:
-        rewards (`Callable`): Of texts and their masks over units `(B * num_masks, U)`, those of one text side by side, the rewards
-            `(B * num_masks,)` in bits.
+        policy ([`KeepMaskPolicy`]): The policy.
+        texts (`Sequence[ReaderText]`): The texts.
+        rewards (`Callable`): From texts and their masks over units `(B * num_masks, U)`, consecutive for each text, to
+            rewards `(B * num_masks,)` in bits.
+        path (`Path`): File of the sums.
+        num_masks (`int`): Masks per text.
         rates (`tuple[float, float]`): Lowest and highest rate of the masks.
+        sharpness (`float`): Factor of the logits while masks are drawn.
+        sentence_noise (`float`): Spread in logits of the random shift that the words of a sentence share.
+        seed (`int`): Seed of the masks.
     """
     policy.eval()
     device = policy.inputs.weight.device
@@ -218,7 +238,8 @@ def gather(
             for n, text in enumerate(chunk):
                 here = slice(n * num_masks, (n + 1) * num_masks)
                 units = pooled[n, : len(text.pieces)].double().cpu().numpy()
-                # What all words of a text share ranks nothing; it would only tell in which texts a token is worth more.
+                # Centre the inputs: a component common to all words of a text ranks nothing; it would only tell texts
+                # apart.
                 units = units - units.mean(0)
                 kept = keep[here, : len(text.pieces)].double().cpu().numpy()
                 tokens = kept @ sizes[n, : len(text.pieces)].double().cpu().numpy()

@@ -11,11 +11,11 @@ MASK_KINDS = ("random", "span", "frequency")
 
 
 # Mean length of the segments that a span mask keeps or drops as a whole: the span length of T5's corruption (Raffel et al.
-# 2020, arXiv 1910.10683). Differs: neighbouring segments may fall together, so that spans grow as the rate falls.
+# 2020, arXiv 1910.10683). Differs: neighbouring segments may both be dropped, so that spans are longer at lower rates.
 _SEGMENT_TOKENS = 3
 
 
-# Bits of noise on a token's surprisal: masks between plain random and plain frequency.
+# Noise on a token's surprisal in bits; it gives masks between random and purely by frequency.
 _NOISY_FREQUENCY_BITS = 3.0
 
 
@@ -28,10 +28,10 @@ def draw_kinds(
     num_texts: int, kinds: Sequence[str], weights: Sequence[float], generator: torch.Generator | None = None
 ) -> list[str]:
     """
-    A kind of mask for each text, in the shares of `weights`.
+    Draw a kind of mask for each text, with probabilities proportional to `weights`.
 
-    Every kind comes up its share of `num_texts`, rounded up or down, and exactly so on average (systematic sampling, Madow
-    and Madow 1944): a small batch has no kind in excess by chance.
+    The number of texts of each kind is its share of `num_texts`, rounded up or down, and exact on average (systematic
+    sampling, Madow and Madow 1944), so that no kind is over-represented in a small batch by chance.
     """
     edges = torch.tensor(weights, dtype=torch.float64).cumsum(0)
     places = (torch.arange(num_texts) + torch.rand((), dtype=torch.float64, generator=generator)) / num_texts
@@ -70,15 +70,16 @@ def draw_scores(
     if some := rows["span"]:
         starts = noise_of(some, torch.rand) < 1 / _SEGMENT_TOKENS
         starts[:, 0] = False
-        # One score per segment: it is kept or dropped as a whole, but for the one that the budget cuts.
+        # One score per segment, so that segments are kept or dropped as a whole, except for the one that the budget
+        # cuts.
         scores[some] = scores[some].gather(1, starts.long().cumsum(1))
     return scores  # (B, T)
 
 
 def unigram_surprisal(texts: Iterable[list[int]], vocab_size: int) -> torch.Tensor:
     """
-    Surprisal in bits `(vocab_size,)` of each token id under the texts' frequencies, one count added to each. It does not
-    depend on a policy's count tables: with and without them a reconstructor trains on masks of the same kinds.
+    Surprisal in bits `(vocab_size,)` of each token id under its frequency in the texts, with add-one smoothing. It
+    does not use a policy's count tables, so that a reconstructor trains on the same masks with and without them.
     """
     counts = torch.ones(vocab_size)
     for text in texts:

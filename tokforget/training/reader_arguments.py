@@ -1,7 +1,7 @@
 """
-What a reader's policy is trained on, and its shape.
+Arguments of the training of a reader's policy: texts, shape of the policy, and steps.
 
-No `from __future__ import annotations` here: the host's parser reads the annotations as types.
+No `from __future__ import annotations` here: Transformers' parser reads the annotations as types.
 """
 
 import math
@@ -17,91 +17,91 @@ class ReaderPolicyArguments:
 
     reader_name_or_path: str = field(
         metadata={
-            "help": "Causal language model that reads: a folder, an id on the Hub, or `embedded`. The policy takes its tokenizer."
+            "help": "The reader, a causal language model: a folder, an id on the Hub, or `embedded`. The policy uses its tokenizer."
         }
     )
     corpus: str = field(
         metadata={
-            "help": "Folder of .jsonl(.gz) files with `text` and `source`; the kind is the field `kind`, else the file's name. A tenth of "
-            "the sources each is left for validation and test."
+            "help": "Folder of .jsonl(.gz) files with `text` and `source`; the kind is the field `kind`, else the file's name. Validation "
+            "and test get a tenth of the sources each."
         }
     )
     questions: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Files of questions over contexts to learn from as well, in the forms that `reader_benchmark.py` reads; those whose "
-            "answer stands in the context."
+            "help": "Files of further training questions with contexts, in the formats of `reader_benchmark.py`. Only questions whose "
+            "answer is in the context are used."
         },
     )
     corpus_questions: int = field(
         default=0,
         metadata={
-            "help": "Most questions that are taken from beneath the corpus's own documents: lines `Q: ...`, `A: ...`, as above."
+            "help": "Most questions taken from the end of the corpus's own documents, from lines `Q: ...` and `A: ...`."
         },
     )
     kinds: list[str] = field(default_factory=list, metadata={"help": "Kinds of the corpus; all by default."})
-    texts_per_kind: int = field(default=600, metadata={"help": "Stretches of text per kind."})
+    texts_per_kind: int = field(default=600, metadata={"help": "Passages per kind."})
     text_characters: list[int] = field(
-        default_factory=lambda: [600, 900, 1300], metadata={"help": "Lengths of the stretches, in turn."}
+        default_factory=lambda: [600, 900, 1300], metadata={"help": "Lengths of the passages, used in turn."}
     )
-    count_texts: int = field(default=400, metadata={"help": "Training texts per kind whose words are counted."})
-    warm_start_texts: int = field(
-        default=4000, metadata={"help": "Texts that the ranking to start from is fitted on."}
-    )
-    warm_start_steps: int = field(default=1500, metadata={"help": "Steps of that fit."})
+    count_texts: int = field(default=400, metadata={"help": "Training texts per kind for the word counts."})
+    warm_start_texts: int = field(default=4000, metadata={"help": "Texts on which the warm start fits the ranking."})
+    warm_start_steps: int = field(default=1500, metadata={"help": "Steps of the warm start."})
     target_texts: int = field(
         default=0,
         metadata={
-            "help": "Texts of each kind in which the reader chooses what counts in a word's target, by kind and rate; 0 takes the same "
-            "weights for all. On the texts of the packaged model the policy gained nothing by it (LOG.md)."
+            "help": "Texts of each kind on which the weights of the warm-start targets are chosen with the reader, by kind and rate; 0 uses "
+            "the same weights for all. On the texts of the packaged model this choice did not help (LOG.md)."
         },
     )
     target_weights: str | None = field(
         default=None,
         metadata={
-            "help": "target_weights.json of an earlier run, to take its choice instead: choosing reads for a quarter of an hour."
+            "help": "target_weights.json of an earlier run, to reuse its choice, which takes a quarter of an hour."
         },
     )
     natural_texts: int = field(
         default=1500,
         metadata={
-            "help": "Texts of a step of the natural gradient over the policy's last layer, after the warm start; 0 leaves it out."
+            "help": "Texts for a natural-gradient step on the policy's last layer, after the warm start; 0 skips this step."
         },
     )
-    natural_masks: int = field(default=5, metadata={"help": "Masks read of each of them."})
+    natural_masks: int = field(default=5, metadata={"help": "Masks of each of these texts."})
     natural_step: float = field(
-        default=0.1, metadata={"help": "How far that step goes: a share of the spread of a text's own scores."}
+        default=0.1, metadata={"help": "Size of that step, as a fraction of the spread of a text's scores."}
     )
     policy_name_or_path: str | None = field(
-        default=None, metadata={"help": "Trained policy to go on from, in place of a warm start."}
+        default=None, metadata={"help": "Trained policy to start from, instead of a warm start."}
     )
     policy_hidden_size: int = field(default=96, metadata={"help": "Width of the policy."})
     ngram_buckets: int = field(
         default=0, metadata={"help": "Size of count tables of token pairs that the policy may look up; 0 for none."}
     )
-    batch_tokens: int = field(default=4096, metadata={"help": "Most tokens of one forward of the reader."})
+    batch_tokens: int = field(default=4096, metadata={"help": "Most tokens of a forward pass of the reader."})
     reconstructor_path: str | None = field(
         default=None,
         metadata={
-            "help": "Reconstructor that learns beside the policy to restore what it drops: a causal language model over the reader's "
-            "tokenizer gets a fresh adapter, a folder of recipes/train_reconstructor.py goes on. Without one the model only compresses."
+            "help": "Reconstructor that is trained with the policy. A causal language model with the reader's tokenizer gets a new "
+            "adapter; a folder of recipes/train_reconstructor.py is trained further. Without one the model only compresses."
         },
     )
     max_length: int | None = field(
         default=None,
         metadata={
-            "help": "With a reconstructor, texts of more tokens are left out, by default of more than 512 or its context: scripts that its tokenizer cuts small have several tokens a "
-            "character, and one such text sets the width, and the memory, of a whole batch. `restore` reads no more at once."
+            "help": "With a reconstructor, longer texts (in tokens) are left out; by default those over 512 or its context. In some scripts a "
+            "character takes several tokens, and one such text would determine the memory of a whole batch. `restore` has the same limit."
         },
     )
-    layout: str = field(default="prefix", metadata={"help": "Of a fresh reconstructor: `prefix` or `infill`."})
-    lora_rank: int = field(default=4, metadata={"help": "Rank of a fresh adapter."})
-    lora_alpha: int = field(default=16, metadata={"help": "Its scale; alpha / rank multiplies its output."})
+    layout: str = field(default="prefix", metadata={"help": "Layout of a new reconstructor: `prefix` or `infill`."})
+    lora_rank: int = field(default=4, metadata={"help": "Rank of a new adapter."})
+    lora_alpha: int = field(
+        default=16, metadata={"help": "Scale of a new adapter; alpha / rank multiplies its output."}
+    )
     lora_target_modules: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Layers that a fresh adapter changes, by the last parts of their names, as `q_proj v_proj`; every linear layer but "
-            "the output head by default."
+            "help": "Layers that a new adapter changes, by the last part of their names, such as `q_proj v_proj`; by default every "
+            "linear layer except the output head."
         },
     )
 
@@ -123,10 +123,10 @@ class ReaderPolicyArguments:
 class ReaderPolicyConfig(BaseForgetConfig):
     """Training arguments of [`ReaderPolicyTrainer`]: those of [`BaseForgetConfig`], and the fields below."""
 
-    learning_rate: float = field(default=3e-4, metadata={"help": "Of the policy, per step of its own schedule."})
+    learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate of the policy."})
     num_masks: int = field(default=4, metadata={"help": "Keep masks drawn per text and step, at least 2."})
     question_share: float = field(default=0.5, metadata={"help": "Share of the texts with a question."})
-    lookups_per_text: int = field(default=6, metadata={"help": "Spans asked for where there is no question."})
+    lookups_per_text: int = field(default=6, metadata={"help": "Lookups (target spans) of a text without a question."})
     sentence_noise: float = field(
         default=4.0,
         metadata={
@@ -137,41 +137,43 @@ class ReaderPolicyConfig(BaseForgetConfig):
         default=0.3,
         metadata={"help": "Share of a target's reward that goes to words outside the answer's sentence, in [0, 1]."},
     )
-    most_bits: float = field(default=8.0, metadata={"help": "A target's advantage is cut at so many bits."})
+    most_bits: float = field(default=8.0, metadata={"help": "Limit of a target's advantage in bits."})
     sharpness: float = field(
         default=3.0,
         metadata={
-            "help": "What logits are multiplied by while masks are drawn: where masks are soft, nearly all that the policy gradient can "
-            "gain is sharper ones, and it pays for them with the order of the words (LOG.md)."
+            "help": "Factor of the logits while masks are drawn. With soft masks the policy gradient gains mostly by sharpening them, at "
+            "the cost of the order of the words (LOG.md)."
         },
     )
     trained_part: str = field(
         default="head",
         metadata={
-            "help": "What the policy gradient changes: the `head`, which ranks words by features and by what the trunk found, or `all`. "
-            "A thousand texts do not carry a gradient for all (LOG.md)."
+            "help": "Weights that the policy gradient changes: those of the `head`, which ranks words by their features and the trunk's "
+            "outputs, or `all`. A thousand texts are too few to train all (LOG.md)."
         },
     )
     entropy_coef: float = field(default=0.0, metadata={"help": "Weight of the policy's entropy."})
     reader_weight: float = field(
         default=1.0,
         metadata={
-            "help": "Weight of the reader's reward, bits of what it is asked. 0 reads nothing and takes no natural step: with `learning_rate` 0, too, the "
-            "reconstructor alone learns, from the masks of a policy that stays as it is."
+            "help": "Weight of the reader's reward, the negative bits of its targets. At 0 the reader is not used and no natural-gradient step is "
+            "taken; if `learning_rate` is 0 too, only the reconstructor learns, from the masks of a fixed policy."
         },
     )
     reconstructor_weight: float = field(
         default=0.0,
         metadata={
-            "help": "Weight of the reconstructor's reward: bits that it lacks of the dropped tokens, per hundred tokens of the text. 0 "
-            "leaves its scores out, and it reads only the texts that it learns from."
+            "help": "Weight of the reconstructor's reward: the negative bits of the dropped tokens, per hundred tokens of the text. At 0 the "
+            "reconstructor reads only the texts that train it."
         },
     )
-    reconstructor_learning_rate: float = field(default=3e-4, metadata={"help": "Of the reconstructor's adapter."})
+    reconstructor_learning_rate: float = field(
+        default=3e-4, metadata={"help": "Peak learning rate of the reconstructor's adapter."}
+    )
     reconstructor_text_fraction: float = field(
         default=0.5,
         metadata={
-            "help": "Share of the texts of which one mask trains the reconstructor, in (0, 1]; one text at least."
+            "help": "Fraction of the texts that train the reconstructor, with one mask each, in (0, 1]; at least one text."
         },
     )
 

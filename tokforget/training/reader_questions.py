@@ -1,8 +1,9 @@
 """
-Real questions to learn from: files of questions over contexts, and those that stand beneath documents of a corpus.
+Real training questions, from files of questions with contexts, and from the ends of documents of a corpus.
 
-A question made of the words around its answer shares them; a person's need not. Only questions are taken whose answer stands in
-the context, once, because the policy is taught, and credited, where it stands.
+A generated question consists of words around its answer, but a person's question may use other words. Only questions
+whose answer occurs exactly once in the context are used, because the warm start and the reward need the answer's
+place.
 """
 
 import random
@@ -21,10 +22,12 @@ def read_questions(
     files: Sequence[str], documents: Iterable[tuple[str, str]], from_documents: int, seed: int
 ) -> list[Question]:
     """
-    Those of `files`, and `from_documents` at most of those that stand beneath `documents` `(kind, text)`, in a random order.
+    The questions of `files`, and at most `from_documents` of those at the end of `documents` `(kind, text)`, in random
+    order.
 
     Raises:
-        `FileNotFoundError`, `ValueError`: As [`load_questions`]; if no answer of a file stands once in its context.
+        `FileNotFoundError`, `ValueError`: As [`load_questions`]; also if no answer of a file occurs exactly once in
+            its context.
     """
     found = []
     for file in files:
@@ -44,7 +47,7 @@ def read_questions(
 
 
 def question_text(texts: ReaderTexts, question: Question, num_characters: int, seed: int | str) -> ReaderText:
-    """A question's context, at most `num_characters` of it around the answer, as [`ReaderTexts`] encodes it."""
+    """A question with at most `num_characters` of its context around the answer, encoded by [`ReaderTexts`]."""
     start, answer = _place(question)
     context = question.context
     first, last = _stretch(context, start, start + len(answer), num_characters, random.Random(f"{seed} {question}"))
@@ -55,8 +58,8 @@ def question_text(texts: ReaderTexts, question: Question, num_characters: int, s
 
 def _place(question: Question) -> tuple[int, str] | None:
     """
-    Where the first accepted answer that stands in the context as whole words starts, and the answer. Once alone: of an answer
-    that stands in several places nobody knows which of them was meant.
+    Start and text of the first accepted answer that occurs in the context exactly once, as whole words. With several
+    occurrences it is unknown which one was meant.
     """
     for answer in (answer.strip() for answer in question.answers if not question.options):
         places = [one.start() for one in re.finditer(rf"(?<!\w){re.escape(answer)}(?!\w)", question.context) if answer]
@@ -66,7 +69,9 @@ def _place(question: Question) -> tuple[int, str] | None:
 
 
 def _stretch(text: str, start: int, end: int, num_characters: int, generator: random.Random) -> tuple[int, int]:
-    """About `num_characters` of a text that hold the characters from `start` to `end`, cut between words."""
+    """
+    Span of about `num_characters` of a text that includes the characters from `start` to `end`, cut between words.
+    """
     if len(text) <= num_characters:
         return 0, len(text)
     spare = max(num_characters - (end - start), 0)

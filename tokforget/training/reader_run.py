@@ -1,4 +1,6 @@
-"""A whole training of a reader's policy: texts, tables, warm start, policy gradient; resumable at any moment."""
+"""
+The whole training of a reader's policy: texts, count tables, warm start, policy gradient. It can resume at any point.
+"""
 
 from collections import Counter
 from functools import partial
@@ -8,6 +10,7 @@ import numpy as np
 import torch
 from transformers import set_seed
 
+from tokforget.files import CONFIG
 from tokforget.models.forget_model import ForgetModel, ForgetModelConfig
 from tokforget.models.loading import lasting_name
 from tokforget.models.reconstructor import Reconstructor
@@ -41,8 +44,8 @@ def fresh_policy(
     reconstructor: Reconstructor | None = None,
 ) -> ForgetModel:
     """
-    A policy over words for the tokenizer and the frozen embeddings of a reader, and a reconstructor, if there is one; the policy
-    has learnt nothing yet.
+    A new, untrained policy over words that uses the tokenizer and the frozen embeddings of a reader; with a
+    reconstructor, if one is given.
     """
     embeddings, tokenizer = reader.model.get_input_embeddings(), reader.tokenizer
     rows, width = embeddings.weight.shape
@@ -95,7 +98,7 @@ def _max_length(run: ReaderPolicyArguments, reconstructor: Reconstructor) -> int
 
 
 def _restorable(passages, reader: Reader, max_length: int) -> list[tuple[str, str]]:
-    """Passages that a reconstructor reads at once; told how many are left out."""
+    """Passages of at most `max_length` tokens. Prints how many are left out; raises `ValueError` if none remains."""
     lengths = reader.counts([text for _, text in passages])
     fitting = [passage for passage, length in zip(passages, lengths) if length <= max_length]
     if not fitting:
@@ -112,12 +115,15 @@ def _restorable(passages, reader: Reader, max_length: int) -> list[tuple[str, st
 def train_reader_policy(
     run: ReaderPolicyArguments, args: ReaderPolicyConfig, checkpoint: str | None = None
 ) -> ReaderPolicyTrainer:
-    """The trainer of a finished run; its folder holds the model, its checkpoints, and the policy of the warm start."""
+    """
+    Run a training and return its trainer. The run's folder then holds the model, its checkpoints, and the policy of
+    the warm start.
+    """
     set_seed(args.seed)
     device = "cuda" if torch.cuda.is_available() and not args.use_cpu else "cpu"
     reader = Reader.from_pretrained(run.reader_name_or_path, device, batch_tokens=run.batch_tokens)
     folder, record = Path(args.output_dir), as_record(run, args)
-    if args.process_index == 0:  # before anything is taken up that another run may have left there
+    if args.process_index == 0:  # before any file of another run could be used
         take_folder(folder, record, args.overwrite_output_dir, resumed=checkpoint is not None)
     counts = _word_counts(run, folder)
     passages = draw_stretches(
@@ -129,9 +135,7 @@ def train_reader_policy(
         passages = _restorable(passages, reader, record["max_length"])
     name = lasting_name(run.reader_name_or_path)
     model = fresh_policy(reader, run.policy_hidden_size, run.ngram_buckets, name, reconstructor)
-    started = run.policy_name_or_path or (
-        folder / WARM_START if (folder / WARM_START / "config.json").is_file() else None
-    )
+    started = run.policy_name_or_path or (folder / WARM_START if (folder / WARM_START / CONFIG).is_file() else None)
     if started is not None:
         model.load_policy(started)
     else:
@@ -157,7 +161,7 @@ def train_reader_policy(
     trainer = ReaderPolicyTrainer(model, args, asked, reader, processing_class=reader.tokenizer, run_record=record)
     if (
         run.natural_texts and args.reader_weight
-    ):  # of a run that goes on, too: it is on file, and the checkpoint replaces what it moves
+    ):  # a resumed run repeats it from the file; the checkpoint then replaces the weights
         _natural_step(trainer, asked, run, folder)
     trainer.has_folder = True
     if args.max_steps:
@@ -182,7 +186,7 @@ def _warm_start(
         weights = read_weights(run.target_weights)
     else:
         weights = _target_weights(reader, texts, passages, bits, run.target_texts, folder / TARGET_WEIGHTS)
-    # Each text twice: what is asked of it, and whether a question is known, is another time another.
+    # Each text twice: its targets and whether there is a question are drawn anew each time.
     made = [texts(kind, text, f"warm start {turn}") for turn in range(2) for kind, text in passages]
     made = [text for text in made if text is not None] + questions
     targets = [
@@ -198,7 +202,7 @@ def _warm_start(
 def _target_weights(
     reader: Reader, texts: ReaderTexts, passages, bits: dict[str, np.ndarray], per_kind: int, path: Path
 ) -> dict[str, list[TargetWeights]]:
-    """Of each kind, from its first texts."""
+    """Weights of the warm-start targets for each kind, chosen on its first `per_kind` texts."""
     asked: dict[str, list] = {}
     for kind, text in passages:
         made = texts.without_question(kind, text, "weights") if len(asked.setdefault(kind, [])) < per_kind else None
@@ -217,13 +221,13 @@ def _natural_step(trainer: ReaderPolicyTrainer, asked: PassageTexts, run: Reader
     )  # fmt: skip
     facts = take_step(policy, moments, run.natural_step)
     trainer.run_record["natural_gradient"] = facts
-    said = "a step was taken" if facts["step"] else "no step was taken, since texts left out do not confirm it"
-    print(f"Natural gradient of {len(texts)} texts, {run.natural_masks} masks each: correlation with the advantages of texts left out "
+    said = "a step was taken" if facts["step"] else "no step was taken, because left-out texts do not confirm it"
+    print(f"Natural gradient of {len(texts)} texts, {run.natural_masks} masks each: correlation with the advantages of left-out texts "
           f"{facts['correlation']:.3f}; {said}.")  # fmt: skip
 
 
 def _self_information(reader: Reader, texts: list[str], path: Path) -> list[np.ndarray]:
-    """Bits of every token of each text; kept in the run's folder, since they take minutes."""
+    """Bits of every token of each text; stored in the run's folder because they take minutes to compute."""
     lengths = np.array(reader.counts(texts))
     if path.is_file():
         with np.load(path) as stored:
@@ -235,7 +239,7 @@ def _self_information(reader: Reader, texts: list[str], path: Path) -> list[np.n
 
 
 def _word_counts(run: ReaderPolicyArguments, folder: Path) -> WordCounts:
-    """Of training sources only, the first of each kind; kept in the run's folder."""
+    """Word counts of the first training texts of each kind; stored in the run's folder."""
     path = folder / "word_counts.json"
     if not path.is_file():
         seen: Counter = Counter()

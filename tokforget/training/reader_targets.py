@@ -1,11 +1,11 @@
 """
-What a policy is taught before it decides by itself: a score for every word, from cheap facts and one pass of the reader.
+Targets of the warm start: a score for every word, from cheap features and one pass of the reader.
 
-Without a question a word's target is its form and its rarity, the bits it carries, and the same of its sentence: sentences that
-carry much, kept nearly whole, serve a reader better than the best words of all of them (LOG.md). How much each of these counts
-differs between kinds of text and between rates; the reader itself chooses, by lookups in training texts ([`choose_weights`]).
-With a question, the sentence that holds the answer and the answer itself stand above the rest, so that the fit learns how likely a
-sentence is to hold it.
+Without a question a word's target is a weighted sum of its form, its rarity, its bits, and the mean bits of its
+sentence: informative sentences, kept nearly whole, help a reader more than the best words of all sentences (LOG.md).
+The best weights depend on the kind of text and on the rate; the reader can choose them, by lookups in training texts
+([`choose_weights`]). With a question, the answer and the sentence that contains it get higher scores than the rest, so
+that the fit learns how likely a sentence is to contain the answer.
 """
 
 import json
@@ -24,22 +24,22 @@ from tokforget.readers.language_model import Reader
 from tokforget.training.reader_texts import ReaderText
 
 
-# The rates at which weights are chosen; between two of them targets are mixed.
+# The rates at which weights are chosen; for a rate between two of them, their targets are interpolated.
 RATES = (0.3, 0.5, 0.7)
-# Of the question, those of certainty.
+# Weights of a text with a question, where the answer's place is known.
 _HOME, _ANSWER, _PUNCTUATION = 6.0, 2.0, 0.2
 
 
 @dataclass(frozen=True)
 class TargetWeights:
     """
-    What counts in a word's target beside its form and rarity.
+    Weights of a word's target, besides its form and rarity.
 
     Args:
-        bits (`float`): Of its self-information, standardised over the text.
-        sentence (`float`): Of the mean of its sentence.
-        neighbours (`float`): Of the words around it.
-        place (`float`): How much less the last word of a text counts than the first.
+        bits (`float`): Weight of the word's self-information, standardised over the text.
+        sentence (`float`): Weight of the mean self-information of its sentence.
+        neighbours (`float`): Weight of the mean self-information of the words around it.
+        place (`float`): How much lower the target of the last word of a text is than that of the first.
     """
 
     bits: float = 0.5
@@ -48,7 +48,7 @@ class TargetWeights:
     place: float = 1.5
 
 
-# The first is the best over all kinds by hand (LOG.md); the others stand around it.
+# The first is the best for all kinds together, tuned by hand (LOG.md); the others vary one weight.
 CANDIDATES = (
     TargetWeights(),
     TargetWeights(bits=2.0),
@@ -66,12 +66,13 @@ def target_scores(
     text: ReaderText, bits: np.ndarray, weights: Sequence[TargetWeights] = (TargetWeights(),)
 ) -> np.ndarray:
     """
-    The targets of every unit `(R, U)`, each of mean 0; higher is kept first.
+    Targets of every unit for each of `weights`, `(R, U)`, each row with mean 0; the highest are kept.
 
     Args:
+        text (`ReaderText`): The text.
         bits (`np.ndarray` of shape `(T,)`): Self-information of each token.
-        weights (`Sequence[TargetWeights]`, R of them): Whatever they are, the targets spread as those of `TargetWeights()` do,
-            so that a question is worth the same beside them.
+        weights (`Sequence[TargetWeights]` of length R): For all weights the targets are scaled to the spread of
+            `TargetWeights()`, so that a question counts equally against them.
     """
     usual = _score(text, bits, TargetWeights()).std()
     rows = []
@@ -110,7 +111,7 @@ def _score(text: ReaderText, bits: np.ndarray, weights: TargetWeights) -> np.nda
 
 
 def at_rate(targets: np.ndarray, rate: float) -> np.ndarray:
-    """Of targets `(R, U)` at [`RATES`] those at another rate `(U,)`: the two beside it, mixed."""
+    """Targets `(U,)` at a rate, interpolated from the targets `(R, U)` at [`RATES`]."""
     place = np.interp(rate, RATES, np.arange(len(RATES)))
     low = min(int(place), len(RATES) - 2)
     return targets[low] + (place - low) * (targets[low + 1] - targets[low])
@@ -123,16 +124,18 @@ def choose_weights(
     reader: Reader, texts: Sequence[ReaderText], bits: Sequence[np.ndarray], path: Path
 ) -> dict[str, list[TargetWeights]]:
     """
-    The weights of every kind, one for each of [`RATES`].
+    Choose the weights for every kind, one for each of [`RATES`].
 
-    Each of [`CANDIDATES`] ranks the words of the texts, and the reader is asked what they hold. What a kind gains over the
-    first candidate is half its own gain and half that of all kinds, because a few texts say little about a kind.
+    Each of [`CANDIDATES`] ranks the words of the texts, and the reader's retention is measured. The gain of a
+    candidate over the first one is the mean of its gain on the kind and its gain on all kinds, because a few texts say
+    little about a kind.
 
     Args:
-        texts (`Sequence[ReaderText]`): Of training sources, without a question, some of each kind.
-        bits (`Sequence[np.ndarray]`): Self-information of their tokens.
-        path (`Path`): Where retention of every candidate at every rate is kept, kind by kind: a run that was stopped goes on
-            with the next kind. Measured anew if texts or candidates are others.
+        reader ([`Reader`]): The reader.
+        texts (`Sequence[ReaderText]`): Texts of training sources, without a question, some of each kind.
+        bits (`Sequence[np.ndarray]`): Self-information of their tokens, `(T,)` each.
+        path (`Path`): File for the retention of every candidate at every rate, kind by kind; a stopped run resumes
+            with the next kind. It is measured again if texts or candidates differ.
     """
     kinds = sorted({text.kind for text in texts})
     facts = {
@@ -154,10 +157,10 @@ def choose_weights(
 
 def read_weights(path: str | Path) -> dict[str, list[TargetWeights]]:
     """
-    What [`choose_weights`] chose in an earlier run.
+    The weights that [`choose_weights`] chose in an earlier run.
 
     Raises:
-        `ValueError`: If the file is none of its own, or is of other rates.
+        `ValueError`: If the file cannot be read, or has other rates than [`RATES`].
     """
     try:
         stored = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -180,7 +183,7 @@ def _best(stored: dict) -> dict[str, list[TargetWeights]]:
 
 
 def _retention(reader: Reader, texts: Sequence[ReaderText], bits: Sequence[np.ndarray]) -> np.ndarray:
-    """What each candidate keeps at each rate `(C, R)`."""
+    """Retention of each candidate at each rate, `(C, R)`."""
     pairs = [[(one.suffix, one.target) for one in text.asked] for text in texts]
 
     def read(outputs: Sequence[str]) -> np.ndarray:
@@ -193,10 +196,10 @@ def _retention(reader: Reader, texts: Sequence[ReaderText], bits: Sequence[np.nd
         for r, rate in enumerate(RATES):
             outputs = [_shortened(text, row[c], rate) for text, row in zip(texts, scores)]
             found[c, r] = retention(read(outputs), full, none)
-    return np.nan_to_num(found)  # texts that tell nothing choose nothing
+    return np.nan_to_num(found)  # texts that do not help the reader have no influence
 
 
 def _shortened(text: ReaderText, scores: np.ndarray, rate: float) -> str:
-    """The units of the highest scores that fit in the budget, as one string."""
+    """The text with only the highest-scored units that fit the budget, as one string."""
     ranked = Ranked([text.text], [text.pieces], -scores)
     return join(text.text, text.pieces, ranked.fill(max(1, int(rate * len(text.input_ids)))))

@@ -1,8 +1,9 @@
 """
-Texts to learn from as a reader sees them: units, features, and what the reader is asked.
+Training texts of a reader's policy: units, features, and the targets of the reader.
 
-Half of the texts come with a question, made of the words around a span ([`tokforget.readers.cloze`]) or cut out of the text, and
-the reader is asked for that span alone; of the others it is asked for several, and the policy does not know which.
+By default half of the texts get a question. It consists of words around a span ([`tokforget.readers.cloze`]) or is cut
+from the text, and that span is the only target. The other texts have several target spans, which the policy does not
+know.
 """
 
 import random
@@ -22,16 +23,20 @@ from tokforget.readers.word_counts import WordCounts
 from tokforget.text_units import split_sentences
 
 
-# Of the texts with a question: those whose question is made of scattered words; the others are told the words before the span.
+# Among the texts with a question, the fraction whose question consists of scattered words; the other questions are the
+# words before the span.
 _CLOZE_SHARE = 0.75
 
 
 @dataclass(frozen=True)
 class Asked:
     """
+    A target of the reader.
+
     Args:
-        suffix (`str`), target (`str`): What follows the text in the prompt, and what the reader then has to say.
-        start (`int`), end (`int`): Where in the text the answer stands, in characters.
+        suffix (`str`), target (`str`): What follows the text in the prompt, and the answer that the reader should
+            give.
+        start (`int`), end (`int`): The answer's characters in the text.
     """
 
     suffix: str
@@ -43,14 +48,14 @@ class Asked:
 @dataclass
 class ReaderText:
     """
-    One episode's text.
+    The text of an episode.
 
     Args:
         kind (`str`), text (`str`): The text and its kind.
-        question (`str`, *optional*): What the policy is told.
-        asked (`list[Asked]`): What the reader is asked.
-        input_ids (`np.ndarray` of shape `(T,)`), features (`np.ndarray` of shape `(T, F)`): Of the policy.
-        pieces (`Pieces`): Units; see [`tokforget.compression.pieces`].
+        question (`str`, *optional*): The question that the policy gets.
+        asked (`list[Asked]`): The targets of the reader.
+        input_ids (`np.ndarray` of shape `(T,)`), features (`np.ndarray` of shape `(T, F)`): Inputs of the policy.
+        pieces (`Pieces`): The units; see [`tokforget.compression.pieces`].
         sentences (`np.ndarray` of shape `(U,)`): The sentence of each unit.
     """
 
@@ -71,14 +76,14 @@ class ReaderText:
 
 class ReaderTexts:
     """
-    Makes [`ReaderText`]s of passages.
+    Makes [`ReaderText`]s from passages.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): Of the policy; a fast one.
-        rarity ([`Rarity`]): Of the policy's word table.
-        counts ([`WordCounts`]): Says which spans are worth asking for.
-        lookups_per_text (`int`): Spans asked for where there is no question.
-        question_share (`float`): Share of the texts with a question.
+        tokenizer (`PreTrainedTokenizerBase`): The policy's tokenizer; a fast one.
+        rarity ([`Rarity`]): Rarities from the policy's word table.
+        counts ([`WordCounts`]): Word counts that decide which spans are rare enough to be targets.
+        lookups_per_text (`int`): Target spans of a text without a question.
+        question_share (`float`): Fraction of the texts with a question.
     """
 
     def __init__(
@@ -93,11 +98,11 @@ class ReaderTexts:
         self.lookups_per_text, self.question_share = lookups_per_text, question_share
 
     def can_ask(self, text: str) -> bool:
-        """Whether a text has a span that carries information."""
+        """Whether a text has a span that can be a target."""
         return bool(find_lookups(text, self.counts, 1, random.Random(0)))
 
     def without_question(self, kind: str, text: str, seed: int | str) -> ReaderText | None:
-        """The same without a question, whatever `question_share` is."""
+        """As `__call__`, but always without a question."""
         lookups = self._lookups(text, random.Random(f"reader text {seed} {text}"))
         return self.encoded(kind, text, None, [_asked(one) for one in lookups]) if lookups else None
 
@@ -105,7 +110,10 @@ class ReaderTexts:
         return find_lookups(text, self.counts, self.lookups_per_text, generator)
 
     def __call__(self, kind: str, text: str, seed: int | str) -> ReaderText | None:
-        """`None` for a text that nothing can be asked of. What is drawn depends on seed and text alone."""
+        """
+        Make the [`ReaderText`] of a passage; `None` if it has no span that can be a target. Random choices depend only
+        on `seed` and the text.
+        """
         generator = random.Random(f"reader text {seed} {text}")
         lookups = self._lookups(text, generator)
         if not lookups:
@@ -117,12 +125,12 @@ class ReaderTexts:
                 cloze_question(text, lookup, self.counts, generator) if generator.random() < _CLOZE_SHARE else None
             )
             question = question or lookup.cue
-            # The reader is asked in the words of the text, which it answers far better than scattered ones (LOG.md).
+            # The reader's prompt quotes the text: it answers such prompts much better than scattered words (LOG.md).
             asked = [_asked(lookup)]
         return self.encoded(kind, text, question, asked)
 
     def encoded(self, kind: str, text: str, question: str | None, asked: list[Asked]) -> ReaderText:
-        """Tokens, units and features of a text."""
+        """Encode a text: tokens, units and features."""
         options = {"add_special_tokens": False, "split_special_tokens": True, "return_offsets_mapping": True}
         encoded = self.tokenizer(text, **options, verbose=False)
         offsets = np.array(encoded["offset_mapping"], np.int64).reshape(-1, 2)
@@ -142,6 +150,8 @@ def _asked(lookup) -> Asked:
 
 def collate(texts: Sequence[ReaderText]) -> dict:
     """
+    Pad texts to a batch.
+
     Returns:
         `dict`: `input_ids` and `attention_mask` `(B, T)`, `features` `(B, T, F)`, `unit_ids` `(B, T)`, -1 on padding, `groups`
         `(B, U)`, and the `texts` themselves.
@@ -168,8 +178,8 @@ def draw_stretches(
     documents: Iterable[tuple[str, str]], per_kind: int, lengths: Sequence[int], seed: int
 ) -> list[tuple[str, str]]:
     """
-    `per_kind` stretches `(kind, text)` of each kind in a random order, of as many documents as there are: a kind with few gives
-    several of each. Their lengths in characters are those of `lengths`, one after another.
+    Draw `per_kind` passages `(kind, text)` of each kind, in random order, from as many documents as possible: if a
+    kind has few documents, each gives several. The lengths in characters are those of `lengths`, used in turn.
     """
     by_kind: dict[str, list[str]] = {}
     for kind, text in documents:

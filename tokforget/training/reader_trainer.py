@@ -1,20 +1,21 @@
 """
-Policy gradient on what an untouched reader loses: masks over words, at the budget, read as the strings that are shipped.
+Policy gradient on the bits that a frozen reader loses: masks over words, at the budget, decoded to output strings.
 
-The reader is never trained and never told where words are missing; no gradient goes through it. Logged, averaged:
+The reader's weights are fixed, no gradient goes through it, and its prompt does not show where words are missing.
+Logged, averaged:
 
     policy_loss         its gradient is the policy gradient
-    bits                of a target after the compressed text, mean
-    bits_full           of the same after the whole text
-    rate, rate_target   tokens kept / original, of the output string tokenised again, and what was asked for
-    entropy             of the policy per unit, nats
+    bits                mean bits of a target after the compressed text
+    bits_full           the same after the whole text
+    rate, rate_target   tokens of the re-encoded output string / original tokens, and the requested rate
+    entropy             entropy of the policy per unit, nats
     advantage_std       standard deviation of a target's advantage, bits
-    answer_kept         share of the targets whose answer stands whole in the compressed text
+    answer_kept         share of the targets whose answer is completely in the compressed text
 
-With a reconstructor, which learns in the same loop from the masks of a share of the texts:
+With a reconstructor, which learns in the same loop from masks of a fraction of the texts:
 
-    reconstruction_loss bits per dropped token, mean over those texts: what the adapter minimises
-    bits_lost           bits that the reconstructor lacks of dropped tokens, per token of the text
+    reconstruction_loss bits per dropped token, mean over those texts; the adapter minimises it
+    bits_lost           the reconstructor's bits of dropped tokens, per token of the text
 """
 
 from collections.abc import Sequence
@@ -45,7 +46,7 @@ from tokforget.training.run_folder import RECORD, texts_per_step
 
 
 class PassageTexts(Dataset):
-    """Of passages `(kind, text)` those that [`ReaderTexts`] can ask something of, and `questions` that are made already."""
+    """Training set: the passages `(kind, text)` in which [`ReaderTexts`] finds targets, and ready-made `questions`."""
 
     def __init__(
         self, passages: Sequence[tuple[str, str]], texts: ReaderTexts, seed: int, questions: Sequence[ReaderText] = ()
@@ -63,7 +64,7 @@ class PassageTexts(Dataset):
 
 
 def rendered(text: ReaderText, keep: np.ndarray) -> str:
-    """The output string of a mask over units, as [`Compressor`] joins it."""
+    """The output string of a mask `(U,)` over units, joined as [`Compressor`] does."""
     return join(text.text, text.pieces, keep)
 
 
@@ -72,15 +73,15 @@ class ReaderPolicyTrainer(InterruptibleTrainer):
     Trains a policy over words from a reader's bits.
 
     Args:
-        model ([`ForgetModel`]): Its policy has `unit="word"` and `word_features`. A reconstructor, if it has one, is trained, too.
-        args ([`ReaderPolicyConfig`]): Arguments of the run.
-        train_dataset (`Dataset`): Of [`ReaderText`]s; see [`PassageTexts`].
-        reader ([`Reader`]): Untouched.
-        processing_class (`PreTrainedTokenizerBase`): Of the policy; saved with it.
+        model ([`ForgetModel`]): Its policy must have `unit="word"` and `word_features`. Its reconstructor, if any, is
+        trained too. args ([`ReaderPolicyConfig`]): Arguments of the run.
+        train_dataset (`Dataset`): [`ReaderText`]s; see [`PassageTexts`].
+        reader ([`Reader`]): The reader; it is not trained.
+        processing_class (`PreTrainedTokenizerBase`): The policy's tokenizer; it is saved with the model.
         run_record (`dict`, *optional*): Every argument of the run, for `training_config.json`.
 
-    Source: REINFORCE with a leave-one-out baseline, Ahmadian et al. 2024, arXiv 2402.14740. Differs: an advantage per target,
-    credited in full to the words of its sentence and in part to the others.
+    Source: REINFORCE with a leave-one-out baseline, Ahmadian et al. 2024, arXiv 2402.14740. Differs: one advantage per
+    target; the words of the answer's sentence get all of it, other words a part.
     """
 
     _tag_names = ["tokforget", "prompt-compression"]
@@ -162,8 +163,8 @@ class ReaderPolicyTrainer(InterruptibleTrainer):
 
     def _reconstruct(self, reconstructor, batch: dict, actions: torch.Tensor, valid: torch.Tensor):
         """
-        The loss of the texts that train the reconstructor, of each its first mask, and bits lost per token of every mask
-        `(N,)`; nan for masks that were not scored.
+        The loss of the texts that train the reconstructor (with the first mask of each), and the bits lost per token
+        under every mask `(N,)`, nan for masks that were not scored.
         """
         args, num_texts = self.args, len(valid)
         learning = max(1, round(args.reconstructor_text_fraction * num_texts))
@@ -200,13 +201,13 @@ class ReaderPolicyTrainer(InterruptibleTrainer):
         return self.optimizer
 
     def _generators(self, num_texts: int) -> list[torch.Generator]:
-        """A text's random numbers hang on the seed and on its number in the run alone."""
+        """One generator per text, which depends only on the seed and on the text's number in the run."""
         return [seeded_generator(self.args.seed, number, 1) for number in self._number(num_texts)]
 
     def _credit(
         self, texts: list[ReaderText], keep: np.ndarray, num_units: int
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        """Advantage of every unit of every mask `(N, U)`, bits, and figures."""
+        """Advantage of every unit under every mask `(N, U)` in bits, and figures for the log."""
         args, num_masks = self.args, self.args.num_masks
         outputs = [
             rendered(text, keep[row * num_masks + n, : len(text.pieces)])
@@ -241,7 +242,9 @@ class ReaderPolicyTrainer(InterruptibleTrainer):
         return credit, figures
 
     def rewards(self, texts: list[ReaderText], keep: np.ndarray, num_masks: int) -> np.ndarray:
-        """Less the reader's bits of what is asked of a text, mean, after each of its masks `(B * num_masks,)`."""
+        """
+        Reward of each mask `(B * num_masks,)`: the negative mean of the reader's bits over the targets of the text.
+        """
         outputs = [
             rendered(text, keep[row * num_masks + n, : len(text.pieces)])
             for row, text in enumerate(texts)
@@ -250,7 +253,7 @@ class ReaderPolicyTrainer(InterruptibleTrainer):
         pairs = [[(one.suffix, one.target) for one in text.asked] for text in texts for _ in range(num_masks)]
         nothing = self.reader.span_bits([("", pairs[row * num_masks]) for row in range(len(texts))])
         bits = self.reader.span_bits(list(zip(outputs, pairs)))
-        # What misleads by more than some bits is no worse than what misleads by as many: one target must not outweigh a text.
+        # Advantages are clipped, so that one very bad target does not outweigh the rest of the text.
         worst = [of_text + self.args.most_bits for of_text in nothing for _ in range(num_masks)]
         return -np.array([np.minimum(*pair).mean() for pair in zip(bits, worst)])
 
@@ -271,7 +274,7 @@ class ReaderPolicyTrainer(InterruptibleTrainer):
         (folder / "training_args.bin").unlink(missing_ok=True)
         trained = sum(p.numel() for p in self.accelerator.unwrap_model(self.model).policy.parameters())
         write_json(folder / RECORD, self.run_record | {"trainable_parameters": {"policy": trained}})
-        # A checkpoint is written under another name than it will have.
+        # A checkpoint is written under a temporary name.
         write_card(
             folder, "reader_policy.md", str(Path(self.args.output_dir, folder.name) if self._run_dir else folder)
         )
@@ -284,7 +287,7 @@ class ReaderPolicyTrainer(InterruptibleTrainer):
 
 
 def _near(pieces: Pieces, sentences: np.ndarray, asked: Sequence) -> np.ndarray:
-    """For each target whether a unit stands in a sentence that holds a part of its answer `(K, U)`."""
+    """For each target and unit whether the unit is in a sentence that contains a part of the answer, `(K, U)`."""
     first, last = pieces.chars[:-1], pieces.chars[1:]
     rows = []
     for one in asked:

@@ -1,4 +1,6 @@
-"""A ranking of words to start from: what cheap scores and one pass of the reader know, taught to the policy in advance."""
+"""
+The warm start of a reader's policy: it is fitted to a ranking of words from cheap scores and one pass of the reader.
+"""
 
 from collections.abc import Sequence
 
@@ -28,12 +30,17 @@ def fit_ranking(
     logit_scale: float = 2.5,
 ) -> list[float]:
     """
-    Fit the policy's plan over units to targets, by squares, the rate drawn at random.
+    Fit the policy's scores of units to targets by least squares, at random rates.
 
     Args:
-        targets (`Sequence[np.ndarray]`): Of every text `(R, U)`; see [`tokforget.training.reader_targets`].
-        logit_scale (`float`): What the plan is multiplied by when the fit is through, so that scores spread as those of other
-            policies do.
+        model ([`ForgetModel`]): Its policy is trained.
+        texts (`Sequence[ReaderText]`): Training texts.
+        targets (`Sequence[np.ndarray]`): Targets `(R, U)` of every text; see [`tokforget.training.reader_targets`].
+        steps (`int`): Steps of the fit.
+        min_rate, max_rate (`float`): Range of the random rates.
+        seed (`int`): Seed of texts and rates.
+        logit_scale (`float`): Factor of the scores after the fit, so that they have the spread of other policies'
+            scores.
 
     Returns:
         `list[float]`: Mean squared difference of each step.
@@ -61,7 +68,7 @@ def fit_ranking(
         for row, n in enumerate(picked):
             of_text = at_rate(targets[n], float(rate[row]))
             target[row, : len(of_text)] = torch.from_numpy(of_text).to(target)
-        # A shift common to a text's words ranks nothing.
+        # Centre the scores: a shift common to all words of a text does not change the ranking.
         units = units - (units * there).sum(1, keepdim=True) / there.sum(1, keepdim=True).clamp(min=1)
         loss = ((units - target).square() * there).sum() / there.sum()
         optimizer.zero_grad()

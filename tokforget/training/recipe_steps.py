@@ -1,4 +1,4 @@
-"""What both training recipes do around their trainer: begin, end in one line where a run cannot go on, and finish."""
+"""The steps that the training recipes share: begin, report errors in one line, finish."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -18,14 +18,16 @@ if TYPE_CHECKING:
 
 def begin(dataclass_types: Sequence[type], argv: Sequence[str] | None, description: str | None) -> tuple[Any, ...]:
     """
-    Arguments, checked against launcher, output folder and checkpoints, before anything is loaded; then the seed is set.
+    Parse the arguments, check launcher, output folder and checkpoints before anything is loaded, and set the seed.
 
     Args:
-        dataclass_types (`list[type]`): Of the arguments, the training arguments last.
+        dataclass_types (`list[type]`): Dataclasses of the arguments, with the training arguments last.
+        argv (`list[str]`, *optional*): Command line; that of the process by default.
+        description (`str`, *optional*): Head of the help.
 
     Returns:
-        `tuple`: One instance of each dataclass, the checkpoint to resume from or `None`, and a `rich` console that prints in
-        the first process alone.
+        `tuple`: One instance of each dataclass, the checkpoint to resume from or `None`, and a `rich` console that
+        prints only in the first process.
     """
     check_launcher()
     groups = parse_arguments(dataclass_types, argv, description)
@@ -36,7 +38,7 @@ def begin(dataclass_types: Sequence[type], argv: Sequence[str] | None, descripti
     checkpoint = checkpoint_to_resume(args, as_record(*groups))
     say_device(args)
 
-    from rich.console import Console  # what is imported from here on takes seconds, and a wrong key none of them
+    from rich.console import Console  # slow imports come after the keys are checked
     from transformers import set_seed
 
     from tokforget.models.sharded_weights import load_whole
@@ -50,7 +52,7 @@ def begin(dataclass_types: Sequence[type], argv: Sequence[str] | None, descripti
 
 @contextmanager
 def refusals_in_one_line() -> Iterator[None]:
-    """For what a user asked for and cannot have, the Hub's refusals included: one line, exit code 2."""
+    """Turn errors in a user's request, including refusals of the Hub, into one line and exit code 2."""
     from tokforget.hub.client import HubError
 
     try:
@@ -60,7 +62,10 @@ def refusals_in_one_line() -> Iterator[None]:
 
 
 def finish(trainer: "BaseForgetTrainer", console: "Console") -> None:
-    """Say that the run has finished and where its model is, and send its folder with `push_to_hub`; recipes/push_to_hub.py makes up for a push that fails."""
+    """
+    Print where the finished model is and, with `push_to_hub`, send its folder. If the push fails,
+    recipes/push_to_hub.py can repeat it.
+    """
     trainer.save_state()
     console.print(f"Finished. The model: {trainer.args.output_dir}", soft_wrap=True, highlight=False)
     if trainer.args.push_to_hub:

@@ -1,18 +1,19 @@
 """
-The reconstructor alone: restore what random masks drop, at random rates. The optional step before the joint loop.
+Training of the reconstructor alone: it restores tokens that random masks drop, at random rates. An optional step
+before the joint loop.
 
 Logged, averaged over the steps since the last log and over all processes:
 
-    loss                        bits per dropped token, mean over texts: what is minimised
-    bits_per_dropped/<kind>     the same over the texts under one kind of mask
+    loss                        bits per dropped token, mean over texts; this is minimised
+    bits_per_dropped/<kind>     the same over the texts with one kind of mask
     bits_lost                   bits lost per original token
     rate                        kept / original
-    learning_rate, grad_norm    of the host
+    learning_rate, grad_norm    as in Transformers
     tokens_per_second           original tokens seen
 
-At each evaluation, on the validation texts under the same masks every time (half random, half noisy frequency):
+At each evaluation, on the validation texts, always with the same masks (half random, half noisy frequency):
 
-    eval_bits_lost              bits lost per original token, mean over `eval_rates`; what the best model is chosen by
+    eval_bits_lost              bits lost per original token, mean over `eval_rates`; selects the best model
     eval_bits_lost_<rate>       the same at one rate
     eval_exact_restored_<rate>  share of dropped tokens restored exactly, free-running
     eval_compression_rate_<rate>    kept / original, in whole tokens
@@ -38,15 +39,17 @@ _EVAL_KINDS = ("random", "frequency")
 
 class ReconstructorTrainer(BaseForgetTrainer):
     r"""
-    Trains a reconstructor, an adapter or every weight, on masks that no policy chose.
+    Trains a reconstructor on random masks, either an adapter or all weights.
 
     Args:
-        model ([`Reconstructor`] or `str`): What requires a gradient is trained; see [`load_trainable`], which takes the
-            names. A name gets a fresh adapter in the layout `prefix`, or goes on from the folder's adapter in its own.
+        model ([`Reconstructor`] or `str`): Weights that require a gradient are trained. [`load_trainable`] loads a
+        name: a
+            language model gets a new adapter in the layout `prefix`; a folder with an adapter continues its training.
         args ([`ReconstructorConfig`]): Arguments of the run.
         train_dataset, eval_dataset (`datasets.Dataset`): Column `input_ids`, blocks of token ids, or `text`; see
             [`as_blocks`].
-        processing_class (`PreTrainedTokenizerBase`): Saved with the model; of a name by default its own.
+        processing_class (`PreTrainedTokenizerBase`): The tokenizer, saved with the model; if `model` is a name, its
+            own by default.
         run_record (`dict`, *optional*): Every argument of the run, for `training_config.json`.
     """
 
@@ -80,7 +83,7 @@ class ReconstructorTrainer(BaseForgetTrainer):
 
     @staticmethod
     def _resolved(model: Reconstructor, record: dict) -> dict:
-        """Also the layout, the base model of an adapter folder, and that adapter's own shape."""
+        """Also the layout, the base model of an adapter folder, and the shape of that adapter."""
         facts = {"trainable_parameters": count_trainable(model), "layout": model.layout}
         adapter = getattr(model.model, "peft_config", {}).get("default")
         if adapter is None:
@@ -110,7 +113,7 @@ class ReconstructorTrainer(BaseForgetTrainer):
         return (loss, {"token_nll": token_nll}) if return_outputs else loss
 
     def _kinds(self, numbers: range) -> list[str]:
-        """Kinds of mask for the texts of these numbers, in their shares over the batch of all processes."""
+        """Kinds of mask for the texts of these numbers; their shares hold over the batch of all processes."""
         args, size = self.args, self._texts_per_step
         kinds = draw_kinds(
             size, args.mask_kinds, args.mask_weights, seeded_generator(args.seed, numbers[0] // size, 1)
@@ -127,7 +130,9 @@ class ReconstructorTrainer(BaseForgetTrainer):
         return super().get_test_dataloader(self._with_scores(test_dataset))
 
     def _with_scores(self, texts) -> list[dict]:
-        """The texts with the scores of their masks, which hang on a text's place alone: not on run, batch or process."""
+        """
+        The texts with the scores of their masks. Scores depend only on a text's index, not on run, batch or process.
+        """
         rows = []
         for place, text in enumerate(texts):
             ids = torch.as_tensor(text["input_ids"])[None]
@@ -137,7 +142,10 @@ class ReconstructorTrainer(BaseForgetTrainer):
         return rows
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Bits and restoration of each text at each of `eval_rates`, a smaller budget keeping part of a larger one."""
+        """
+        Bits and restoration of each text at each of `eval_rates`; the tokens of a smaller budget are in every larger
+        one.
+        """
         inputs = self._prepare_inputs(inputs)
         input_ids, valid, scores = inputs["input_ids"], inputs["attention_mask"].bool(), inputs["scores"]
 
@@ -165,7 +173,7 @@ class ReconstructorTrainer(BaseForgetTrainer):
 
 
 class _ScoredBlockCollator(BlockCollator):
-    """Pads blocks and, where an evaluation gave them, the scores of their masks: `scores` `(B, T)`."""
+    """Pads blocks and, in an evaluation, the scores of their masks: `scores` `(B, T)`."""
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         batch = super().__call__(rows)

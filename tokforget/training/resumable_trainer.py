@@ -1,6 +1,6 @@
 """
-A trainer that may be interrupted at any moment: checkpoints that are whole or absent, signals that end a step and save it,
-and no step more after a number that is not finite.
+A trainer that can be interrupted at any moment. Checkpoints are complete or absent, a signal ends the run after the
+current step with a checkpoint, and a number that is not finite ends it without one.
 """
 
 import math
@@ -25,10 +25,15 @@ from tokforget.training.run_folder import STATE, refuse_held, refuse_other_run, 
 
 
 class InterruptibleTrainer(_BaseTrainer):
-    """What a [`BaseForgetTrainer`] does about faults. Batches may hold `text_index`, places in the training set, to be named."""
+    """
+    Handles the faults of a run for the trainers. Batches may hold `text_index` `(B,)`, indices in the training set, so
+    that errors can name the texts.
+    """
 
     def whole_weights(self, changed: bool = False) -> AbstractContextManager[None]:
-        """For what uses the model outside a training step, in all processes; see [`tokforget.models.sharded_weights`]."""
+        """
+        Gather the weights for a use of the model outside a training step; see [`tokforget.models.sharded_weights`].
+        """
         return whole_weights(self.model_wrapped, changed)
 
     # -- numbers of texts ----------------------------------------------------------------------------------------------
@@ -36,9 +41,10 @@ class InterruptibleTrainer(_BaseTrainer):
 
     def _number(self, num_texts: int) -> range:
         """
-        Numbers of this micro-batch's texts: they count the texts of the run, in the order in which one process with the
-        whole batch would see them. A text's random numbers hang on the seed and on its number alone, hence neither on
-        how a batch is spread over processes and micro-batches nor on where a run was interrupted.
+        Numbers of this micro-batch's texts. They count the texts of the run, in the order in which one process with
+        the whole batch would see them. A text's random numbers depend only on the seed and on its number. Therefore
+        they do not depend on how a batch is divided into processes and micro-batches, or on where a run was
+        interrupted.
         """
         args, step = self.args, self.state.global_step
         self._drawing_step, self._micro_batch = step, self._micro_batch + 1 if step == self._drawing_step else 0
@@ -49,21 +55,22 @@ class InterruptibleTrainer(_BaseTrainer):
     # -- ending early --------------------------------------------------------------------------------------------------
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """
-        As the host's `train`. SIGTERM or Ctrl-C ends it after the running step with a checkpoint.
+        As Transformers' `train`. SIGTERM or Ctrl-C ends it after the current step with a checkpoint.
 
         Args:
-            resume_from_checkpoint (`str` or `bool`, *optional*): A checkpoint to go on from; True for the last whole one.
+            resume_from_checkpoint (`str` or `bool`, *optional*): The checkpoint to resume from; True for the last
+                complete one.
 
         Raises:
-            `CheckpointError`: If the checkpoint is not there or not whole, or is one of another run.
-            `RunInterrupted`: A `SystemExit`, after a checkpoint.
+            `CheckpointError`: If the checkpoint is missing, incomplete, or belongs to another run.
+            `RunInterrupted`: A `SystemExit`, after a signal and a checkpoint.
             `NotFiniteError`: If a loss, a gradient or a weight is nan or infinite; no checkpoint holds such a number.
             `SaveError`: If a checkpoint could not be written.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
-                raise CheckpointError(f"{self.args.output_dir!r} holds no whole checkpoint to go on from.")
+                raise CheckpointError(f"{self.args.output_dir!r} holds no whole checkpoint to resume from.")
         if resume_from_checkpoint:
             self._check_checkpoint(resume_from_checkpoint)
             resume_from_checkpoint = str(resume_from_checkpoint)
@@ -73,14 +80,14 @@ class InterruptibleTrainer(_BaseTrainer):
         with SignalWatch(announces=self.is_world_process_zero()) as self._signals:
             output = super().train(resume_from_checkpoint or None, *args, **kwargs)
         if self._signals.received:
-            self._interrupt(self._signals.received)  # it came after the last step
+            self._interrupt(self._signals.received)  # the signal came after the last step
         return output
 
     run_record: dict = {}
-    has_folder = False  # as soon as it trains for the first time
+    has_folder = False  # set by the first `train`
 
     def _take_folder(self, resumed: bool) -> None:
-        """`output_dir` is this run's from now on; see [`take_folder`]. `train` again goes on in it."""
+        """Take `output_dir` for this run; see [`take_folder`]. A second `train` keeps it."""
         args, resumed = self.args, resumed or self.has_folder
         if not resumed and not args.overwrite_output_dir:
             refuse_held(args.output_dir)  # in every process, before one of them changes anything
@@ -91,14 +98,16 @@ class InterruptibleTrainer(_BaseTrainer):
         self.has_folder = True
 
     def _prepare(self, resumed: bool) -> None:
-        """What a run does before its first step, for subclasses. A resumed one has the weights of it in its checkpoint."""
+        """
+        Work before the first step, for subclasses. A resumed run loads its weights from the checkpoint afterwards.
+        """
 
     def _check_checkpoint(self, folder: str | Path) -> None:
         try:
             check_checkpoint(folder)
             TrainerState.load_from_json(str(Path(folder, STATE)))
         except (TypeError, ValueError) as error:
-            raise CheckpointError(f"{folder} is no checkpoint to go on from: {error}") from error
+            raise CheckpointError(f"{folder} is no checkpoint to resume from: {error}") from error
         unknown = ["warm_start_steps"] if self.run_record.get("warm_start_steps") is None else []
         refuse_other_run(folder, self.run_record, unknown)
 
@@ -109,14 +118,14 @@ class InterruptibleTrainer(_BaseTrainer):
 
     def _run_epoch(self, *args, **kwargs) -> None:
         if self.state.global_step >= self.state.max_steps:
-            # Resumed from the checkpoint of the last step, after which the host would take one more.
+            # Resumed from the checkpoint of the last step: Transformers would take one more step.
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
 
     def _maybe_log_save_evaluate(self, tr_loss, grad_norm, *args, **kwargs) -> None:
-        """What the host does after a step; all processes agree before it whether it was the last."""
-        # An infinite gradient in half precision is one that the loss scaler leaves out, and then scales down.
+        """As in Transformers, after a step. First all processes agree whether the run ends here."""
+        # In half precision an infinite gradient is no error: the loss scaler skips the step and lowers the scale.
         scaled = self.accelerator.mixed_precision == "fp16"
         grad_norm_is_finite = grad_norm is None or scaled or math.isfinite(grad_norm)
         losses = [loss for loss, _ in self._step_losses]
@@ -134,7 +143,7 @@ class InterruptibleTrainer(_BaseTrainer):
             self._interrupt(int(signal_number))
 
     def _largest(self, *values: float) -> list[float]:
-        """The largest of each value over all processes: what one of them has seen, all of them know."""
+        """The maximum of each value over all processes."""
         mine = torch.tensor([values], device=self.args.device)
         return self.accelerator.gather(mine).amax(0).tolist()
 
@@ -148,13 +157,13 @@ class InterruptibleTrainer(_BaseTrainer):
     @staticmethod
     def _how_to_go_on(checkpoint: Path | None) -> str:
         if checkpoint is None:
-            return "There is no checkpoint to go on from."
-        return (
-            f"The last checkpoint is {checkpoint}. Go on with `--resume_from_checkpoint last` or `--auto_resume true`."
-        )
+            return "There is no checkpoint to resume from."
+        return f"The last checkpoint is {checkpoint}. Resume with `--resume_from_checkpoint last` or `--auto_resume true`."
 
     def _what_is_not_finite(self, losses_are_finite: bool) -> str:
-        """Which texts were in the step, or where a loss tells, in its micro-batch; of all processes."""
+        """
+        The error message with the texts of the step, or of the micro-batch whose loss is not finite, of all processes.
+        """
         what, texts = ("gradient", []) if losses_are_finite else ("loss", [])
         for loss, index in self._step_losses:
             if index is not None and (losses_are_finite or not torch.isfinite(loss)):
@@ -175,7 +184,7 @@ class InterruptibleTrainer(_BaseTrainer):
         with self.whole_weights():
             self._check_finite()
             with nullcontext() if self._run_dir is not None else self._writing(output_dir or self.args.output_dir):
-                if divided:  # as the host does, but for the weights that are read while the folder is written
+                if divided:  # as Transformers does, but the weights are gathered while the folder is written
                     self._save(output_dir, gathered)
                 else:
                     super().save_model(output_dir, _internal_call=True)
@@ -198,7 +207,7 @@ class InterruptibleTrainer(_BaseTrainer):
 
     @contextmanager
     def _writing(self, target: str | Path) -> Iterator[None]:
-        """What the file system refuses as a [`SaveError`]."""
+        """Turn errors of the file system into a [`SaveError`]."""
         try:
             yield
         except (OSError, SafetensorError) as error:
@@ -207,7 +216,7 @@ class InterruptibleTrainer(_BaseTrainer):
             ) from error
 
     def _save_checkpoint(self, model, trial) -> None:
-        """Save under another name and rename when complete: a killed run leaves no checkpoint that looks whole."""
+        """Save under a temporary name and rename at the end, so that a killed run leaves no incomplete checkpoint."""
         run_dir = Path(self.args.output_dir)
         staging, name = run_dir / STAGING, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         best_before, self._run_dir = self.state.best_model_checkpoint, staging
@@ -228,7 +237,7 @@ class InterruptibleTrainer(_BaseTrainer):
         finally:
             self._run_dir = None
             if self.args.should_save:
-                shutil.rmtree(staging, ignore_errors=True)  # on a full disk, room for the next try
+                shutil.rmtree(staging, ignore_errors=True)  # makes room on a full disk
         self.accelerator.wait_for_everyone()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -244,7 +253,8 @@ class InterruptibleTrainer(_BaseTrainer):
     def _get_output_dir(self, trial) -> str:
         return str(self._run_dir) if self._run_dir is not None else super()._get_output_dir(trial)
 
-    # -- going on ------------------------------------------------------------------------------------------------------
+    # -- resuming
+    # ------------------------------------------------------------------------------------------------------
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with self._reading(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
@@ -256,7 +266,9 @@ class InterruptibleTrainer(_BaseTrainer):
     @staticmethod
     @contextmanager
     def _reading(checkpoint: str | None) -> Iterator[None]:
-        """What does not fit, and what torch's restricted loader finds in a file that no trainer wrote."""
+        """
+        Turn errors while reading into a [`CheckpointError`]: weights that do not fit, or a file that no trainer wrote.
+        """
         try:
             yield
         except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, ValueError) as error:
@@ -266,7 +278,7 @@ class InterruptibleTrainer(_BaseTrainer):
 
 
 class NumberedTexts(torch.utils.data.Dataset):
-    """The training texts, each with its place `text_index`, so that a batch can be named."""
+    """The training texts, each with its index `text_index`, so that errors can name the texts of a batch."""
 
     def __init__(self, texts):
         self.texts = texts
@@ -280,7 +292,9 @@ class NumberedTexts(torch.utils.data.Dataset):
 
 @contextmanager
 def _archiving() -> Iterator[None]:
-    """`torch.save` reports what the file system refuses as a `RuntimeError` ("iostream error")."""
+    """
+    Raise `OSError` for an error of the file system, which `torch.save` reports as a `RuntimeError` ("iostream error").
+    """
     try:
         yield
     except RuntimeError as error:

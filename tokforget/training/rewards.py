@@ -1,9 +1,9 @@
 """
 Reward functions and their weighted sum.
 
-A reward is a plain callable `(EpisodeBatch) -> tensor`, higher is better, costs carry their minus sign here. It returns
-bits per token `(N, T)`, credited by the two-sided kernel, or bits per decision `(N, S)`, credited to all tokens of a
-window; `nan` means "cannot be scored". An exception propagates: it never becomes a reward of zero.
+A reward is a callable `(EpisodeBatch) -> tensor`. Higher is better, so costs are negative. It returns bits per token
+`(N, T)`, credited by the two-sided kernel, or bits per decision `(N, S)`, credited to all tokens of a window. `nan`
+means "cannot be scored". Exceptions propagate; they never become a reward of zero.
 """
 
 import importlib
@@ -20,19 +20,19 @@ RewardFunction = Callable[[EpisodeBatch], torch.Tensor]
 
 def information_theoretic(episodes: EpisodeBatch) -> torch.Tensor:
     """
-    Rate-distortion: minus the bits lost with a dropped token, minus the price of a kept one; `(N, T)` bits.
+    Rate-distortion: the negative bits of a dropped token, the negative price of a kept one; `(N, T)` bits.
 
-    Requires: nothing beside the episodes. Relates to: `simple`, with surprise in place of right or wrong.
+    Requires: only the episodes. Relates to: `simple`, with bits instead of right or wrong.
     """
     return _distortion_and_price(episodes, episodes.token_nll)
 
 
 def simple(episodes: EpisodeBatch) -> torch.Tensor:
     """
-    Exact tokens: minus one for a dropped token that the reconstructor does not put first, minus the price of a kept one;
-    `(N, T)` tokens. At a given count this is the share of dropped tokens restored exactly, up to a constant.
+    Exact tokens: -1 for a dropped token that the reconstructor does not rank first, the negative price of a kept one;
+    `(N, T)` tokens. For a fixed count this is the share of dropped tokens restored exactly, up to a constant.
 
-    Requires: nothing beside the episodes. In the prefix layout "first" is judged with the true tokens to the left, for
+    Requires: only the episodes. In the prefix layout the rank is taken with the true tokens to the left, because
     free-running restoration at every step would cost more than the training itself.
     """
     return _distortion_and_price(episodes, (episodes.dropped & ~episodes.token_correct).float())
@@ -40,13 +40,14 @@ def simple(episodes: EpisodeBatch) -> torch.Tensor:
 
 def exact_runs(episodes: EpisodeBatch) -> torch.Tensor:
     """
-    Exact tokens as restoring really meets them: minus one for a dropped token that the reconstructor does not put first,
-    *or* that comes behind such a one in the same gap, minus the price of a kept one; `(N, T)` tokens.
+    Exact tokens under free-running restoration: -1 for a dropped token that the reconstructor does not rank first *or*
+    that follows such a token in the same gap, the negative price of a kept one; `(N, T)` tokens.
 
-    Restoring goes on from its own guesses, so a wrong one spoils what follows until the next kept token. What a kept token
-    is worth to the gap behind it stands in no score of single tokens, hence in no ranking to start from: it is learnt here.
+    Restoration continues from its own predictions, so a wrong one spoils the following tokens until the next kept
+    token. Scores of single tokens, and therefore the warm start, do not contain the value of a kept token for the gap
+    after it; the policy learns it from this reward.
 
-    Requires: nothing beside the episodes. Relates to: `simple`, which judges every token as if all before it were right.
+    Requires: only the episodes. Relates to: `simple`, which judges every token as if all tokens before it were right.
     """
     wrong = (episodes.dropped & ~episodes.token_correct).long().cumsum(1)
     before_gap = (wrong * episodes.keep_mask).cummax(1).values  # (N, T)
@@ -65,11 +66,11 @@ REWARDS: dict[str, RewardFunction] = {
 
 def load_reward(name: str | RewardFunction) -> tuple[str, RewardFunction]:
     """
-    Name and function of a reward: one of `REWARDS`, an import path `package.module:function`, or the callable itself. A
-    class is called without arguments, and the object it makes is the reward.
+    Name and function of a reward, given as one of `REWARDS`, an import path `package.module:function`, or a callable.
+    A class is instantiated without arguments; the instance is the reward.
 
     Raises:
-        `ValueError`: If the name is not registered and is no import path that leads to a callable.
+        `ValueError`: If the name is not registered, and is not the import path of a callable.
     """
     if callable(name):
         return getattr(name, "__name__", type(name).__name__), name
@@ -97,7 +98,7 @@ class Rewards:
     Args:
         per_token (`torch.FloatTensor` of shape `(N, T)`): Sum of the rewards given per token.
         per_decision (`torch.FloatTensor` of shape `(N, S)`): Sum of the rewards given per decision only.
-        by_name (`dict[str, torch.FloatTensor]`): Unweighted total of each reward per episode, `(N,)`; `nan` kept.
+        by_name (`dict[str, torch.FloatTensor]`): Unweighted total of each reward per episode, `(N,)`, including `nan`.
     """
 
     per_token: torch.Tensor
@@ -106,7 +107,7 @@ class Rewards:
 
     @property
     def any_infinite(self) -> torch.Tensor:
-        """Whether a reward is infinite, a scalar."""
+        """Whether any reward is infinite; a scalar."""
         return torch.isinf(self.per_token).any() | torch.isinf(self.per_decision).any()
 
 

@@ -1,5 +1,5 @@
 """
-What a training ran on and how long it took, for the record beside its arguments.
+Hardware and time of a training, for its record.
 """
 
 import platform
@@ -18,11 +18,11 @@ _LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", 
 
 class RunFacts(TrainerCallback):
     """
-    Keeps the time of one training, and the tokens it saw; drops the measurements of the weights that it replaces.
+    Measures the time and the tokens of a training. At the start it deletes measurements of earlier weights.
 
     Args:
-        processes (`int`): That train together.
-        results (`str`): File of `output_dir` with measurements of the weights saved there.
+        processes (`int`): Number of processes of the run.
+        results (`str`): Name of the file in `output_dir` with measurements of the weights saved there.
     """
 
     def __init__(self, processes: int, results: str):
@@ -39,7 +39,7 @@ class RunFacts(TrainerCallback):
             Path(args.output_dir, self.results).unlink(missing_ok=True)
 
     def __call__(self, args, state) -> dict | None:
-        """The record so far; `None` before training. Time and tokens are those of this run, not of one it resumed."""
+        """The record so far; `None` before training. Time and tokens do not include the run before a resume."""
         if self._began is None:
             return None
         seconds = time.perf_counter() - self._began if self._seconds is None else self._seconds
@@ -60,7 +60,7 @@ class RunFacts(TrainerCallback):
 
 
 def _device(device: torch.device) -> str:
-    """`NVIDIA ...`, or `CPU (AMD ...)` where the system tells."""
+    """Name of the device: `NVIDIA ...`, or `CPU (AMD ...)` if the system names it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":

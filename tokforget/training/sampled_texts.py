@@ -1,9 +1,9 @@
 """
-More text to learn from, drawn from the language model itself.
+More training texts, sampled from the base model.
 
-A policy of a million parameters learns the few hundred thousand tokens of a small corpus by heart: what its rewards say of
-texts it has seen often says little about new ones. The base model can be asked for as many texts as wanted. Each one takes
-the first tokens of a training block and goes on from there, hence stays in the corpus's own manner.
+A policy of a million parameters memorises a small corpus of a few hundred thousand tokens: its rewards on texts that
+it has seen often say little about new texts. The base model can write any number of texts. Each begins with the first
+tokens of a training block, which the model continues, and therefore resembles the corpus.
 """
 
 import os
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 SAMPLED = "sampled_texts"
-# Tokens of a training block that a sampled text begins with: enough for its manner, too few for its content.
+# Tokens of a training block at the beginning of a sampled text: enough for its style, too few for its content.
 _PROMPT_TOKENS = 8
 
 
@@ -33,8 +33,8 @@ def with_sampled_texts(
     reconstructor: Reconstructor, blocks: "Dataset", number: int, run_dir: str | Path, seed: int, resumed: bool
 ) -> "Dataset":
     """
-    The training blocks, column `input_ids`, and behind them `number` that the base model wrote; see [`sample_blocks`] and
-    [`draw_once`]. Every process has to call.
+    The training blocks, column `input_ids`, followed by `number` blocks sampled from the base model; see
+    [`sample_blocks`] and [`draw_once`]. Every process must call it.
     """
     from datasets import Features, concatenate_datasets
 
@@ -45,11 +45,11 @@ def with_sampled_texts(
 
 def draw_once(run_dir: str | Path, draw: Callable[[], list[list[int]]], resumed: bool) -> "Dataset":
     """
-    The sampled blocks of a run, column `input_ids`: drawn by its first process and kept in its folder, so that all processes
-    have the same and a resumed run has them again. Every process has to call.
+    The sampled blocks of a run, column `input_ids`. The first process draws them and saves them in the run's folder,
+    from which all processes and a resumed run read them. Every process must call it.
 
     Raises:
-        `FileNotFoundError`: If a resumed run's folder has none.
+        `FileNotFoundError`: If a run resumes and its folder has no sampled blocks.
     """
     from datasets import Dataset, load_from_disk
 
@@ -63,7 +63,7 @@ def draw_once(run_dir: str | Path, draw: Callable[[], list[list[int]]], resumed:
             os.replace(partial, folder)
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"{folder} is missing: the run that is to go on had sampled texts there. Put them back, or start anew."
+            f"{folder} is missing: the run to resume had sampled texts there. Put them back, or start anew."
         )
     return load_from_disk(str(folder), keep_in_memory=True)
 
@@ -78,17 +78,21 @@ def sample_blocks(
     batch_size: int = 128,
 ) -> list[list[int]]:
     """
-    Blocks that begin as training blocks do, and go on as the base model would, adapter off, at temperature 1.
+    Sample blocks that begin like training blocks. The base model continues them, with the adapter off, at temperature
+    1.
 
     Args:
-        reconstructor ([`Reconstructor`]): Whose base model is asked.
-        blocks (`list[list[int]]`): Training blocks; those longer than `prompt_tokens` are continued, in a random order, again
-            from the first if there are too few.
+        reconstructor ([`Reconstructor`]): Its base model is sampled from.
+        blocks (`list[list[int]]`): Training blocks; those longer than `prompt_tokens` are continued, in random order,
+            repeatedly if there are too few.
         num_blocks (`int`): Blocks to draw.
-        prompt_tokens (`int`): Tokens taken over from the training block.
+        seed (`int`): Seed of the order and of the samples.
+        prompt_tokens (`int`): Tokens copied from the training block.
+        batch_size (`int`): Blocks per batch.
 
     Returns:
-        `list[list[int]]`: As long as the blocks they begin like. The marker token, which stands for no text, is never drawn.
+        `list[list[int]]`: Each is as long as the block that it begins with. The marker token, which is no text, is
+            never drawn.
 
     Raises:
         `ValueError`: If no block is longer than `prompt_tokens`.
@@ -124,7 +128,7 @@ def sample_blocks(
 def _continue(
     reconstructor: Reconstructor, prompts: torch.Tensor, lengths: torch.Tensor, generator: torch.Generator
 ) -> list[list[int]]:
-    """Prompts `(B, P)` continued to `lengths` `(B,)`, which fall, tokens in all."""
+    """Continue prompts `(B, P)` to total lengths `(B,)`, which must be sorted in descending order."""
     model = reconstructor.base_model
     ids = prompts.to(model.device)
     column, cache = ids, None
@@ -141,11 +145,11 @@ def _continue(
 
 
 def _draw(logits: torch.Tensor, never: int, generator: torch.Generator) -> torch.Tensor:
-    """One token of each row `(B, V)`, by its place in the cumulated probabilities: `(B, 1)`."""
+    """Draw one token for each row `(B, V)`, by inverting the cumulative probabilities; `(B, 1)`."""
     logits[:, never] = -torch.inf
     mass = logits.sub_(logits.amax(1, keepdim=True)).exp_().cumsum_(1)
     total = mass[:, -1:].contiguous()
     place = torch.rand(len(mass), 1, generator=generator).to(mass) * total
-    # Below the total even when the product was rounded up to it: what lies there has no mass.
+    # Stay below the total even if the product was rounded up to it, because the tokens there have no probability.
     place = torch.minimum(place, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(mass, place, right=True)

@@ -1,9 +1,9 @@
 """
-A ranking to start from: the policy learns, token by token, what the reconstructor's model cannot predict.
+The warm start: the policy learns which tokens the reconstructor's model cannot predict.
 
-One regression over the training texts before the joint loop. Its target, the bits of each token, costs one or two
-language-model passes per text, once; the policy gradient then starts from a ranking instead of a coin, and learns what bits
-alone do not say: which tokens tell about their neighbours, and at which rate.
+It is a regression over the training texts before the joint loop. The target, the bits of each token, costs one or two
+passes of the language model per text, once. The policy gradient then starts from a ranking instead of random
+decisions, and learns what bits alone do not contain: which tokens help to predict their neighbours, and at which rate.
 """
 
 import shutil
@@ -22,30 +22,34 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-# A token of 20 bits is kept at any rate that one of 14 is kept at: what is beyond would rule the fit.
+# Limit of the target: a token of 20 bits is kept wherever one of 14 bits is, but would dominate the fit.
 _MOST_BITS = 14.0
-# Above the logarithm of any bits: one bad step must not overflow.
+# Larger than the logarithm of any target, so that one bad step does not overflow.
 _MOST_LOG_BITS = 6.0
 _TARGET_BATCH = 32
-# Of the fit; no run has needed others.
+# Settings of the fit; no run has needed others.
 _LEARNING_RATE, _BATCH_SIZE = 3e-3, 32
-# With every second token missing the ranking is that of leaving out every eighth, at a quarter of the passes (LOG.md).
+# Leaving out every second token gives the same ranking as every eighth, with a quarter of the passes (LOG.md).
 _APART = 2
 
 
 @torch.no_grad()
 def target_bits(model: ForgetModel, texts: list[torch.Tensor], target: str) -> list[torch.Tensor]:
     """
-    Bits of every token of each text, `(T,)` each, in the order given.
+    Bits of every token of each text.
 
     Args:
-        texts (`list[torch.LongTensor]`): Token ids.
-        target (`str`): `"self_information"`: surprisal under the base model, what stands to the left given; one pass per
-            text. `"leave_one_out"`: bits the reconstructor loses when every second token is missing, what stands on both
-            sides given; two passes per text.
+        model ([`ForgetModel`]): A model with its reconstructor.
+        texts (`list[torch.LongTensor]`): Token ids, `(T,)` each.
+        target (`str`): `"self_information"`: surprisal under the base model, which sees the left side; one pass per
+            text. `"leave_one_out"`: the reconstructor's bits when every second token is missing, with both sides
+            visible; two passes per text.
+
+    Returns:
+        `list[torch.FloatTensor]`: Bits `(T,)` of each text, in the order of `texts`.
 
     Raises:
-        `ValueError`: If the target is neither.
+        `ValueError`: If the target is unknown.
     """
     if target not in TARGETS:
         raise ValueError(f"`target` must be one of {', '.join(TARGETS)}, got {target!r}.")
@@ -53,7 +57,7 @@ def target_bits(model: ForgetModel, texts: list[torch.Tensor], target: str) -> l
     was_training = reconstructor.training
     reconstructor.eval()
     found: list[torch.Tensor | None] = [None] * len(texts)
-    by_length = sorted(range(len(texts)), key=lambda place: len(texts[place]))  # little padding
+    by_length = sorted(range(len(texts)), key=lambda place: len(texts[place]))  # needs little padding
     for start in range(0, len(texts), _TARGET_BATCH):
         places = by_length[start : start + _TARGET_BATCH]
         input_ids, valid = _pad([texts[place] for place in places], model.device)
@@ -68,7 +72,7 @@ def target_bits(model: ForgetModel, texts: list[torch.Tensor], target: str) -> l
 
 
 def save_warm_start_data(folder: str | Path, texts: list[torch.Tensor], bits: list[torch.Tensor]) -> None:
-    """Texts `(T,)` and the bits of their tokens `(T,)`, columns `input_ids` and `bits`, for other runs to learn from."""
+    """Save texts `(T,)` and the bits of their tokens `(T,)` for other runs, in the columns `input_ids` and `bits`."""
     from datasets import Dataset
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -78,10 +82,10 @@ def save_warm_start_data(folder: str | Path, texts: list[torch.Tensor], bits: li
 
 def load_warm_start_data(folder: str, training_texts: list[list[int]]) -> "Dataset":
     """
-    What [`save_warm_start_data`] wrote: the training texts, and behind them the sampled ones.
+    Load the data that [`save_warm_start_data`] wrote: the training texts, followed by the sampled ones.
 
     Raises:
-        `ValueError`: If nothing was saved there, or what was is of other texts.
+        `ValueError`: If the folder has no such data, or data of other training texts.
     """
     from datasets import load_from_disk
 
@@ -113,23 +117,27 @@ def warm_start(
     batch_size: int = _BATCH_SIZE,
 ) -> list[float]:
     """
-    Fit the policy's first plan, as the logarithm of the bits that a token would lose, to the target's bits, the requested
-    rate drawn at random.
+    Fit the policy's first plan to the target's bits, at random rates: the plan predicts the logarithm of a token's
+    bits.
 
-    By Poisson deviance and not by squares: bits spread as widely as they are high, and squares would leave the order of
-    the cheap tokens, which is what counts at high rates, to chance (LOG.md). Its minimum is the mean all the same.
+    The loss is the Poisson deviance, which has the same minimum as least squares, the mean. The spread of the bits
+    grows with the bits, so that least squares would leave the order of the cheap tokens to chance, and this order
+    matters at high rates (LOG.md).
 
     Args:
-        texts (`list[torch.LongTensor]`), bits (`list[torch.FloatTensor]`): Training texts, and of [`target_bits`] theirs.
-        steps (`int`), learning_rate (`float`), batch_size (`int`): Of AdamW, the rate rising over a twentieth of the steps
-            and falling along a cosine.
-        logit_scale (`float`): What the fitted logarithm is multiplied by in the end. The keep logit of a token of `e` times the
-            bits of another is then higher by so much, and the first masks of the joint loop differ at the margin of the
-            budget alone. Where they are soft, nearly all that the policy gradient can gain is sharper ones, and it pays for
-            them with the order of the tokens (LOG.md).
+        model ([`ForgetModel`]): Its policy is trained.
+        texts (`list[torch.LongTensor]`), bits (`list[torch.FloatTensor]`): Training texts, and their [`target_bits`].
+        steps (`int`), learning_rate (`float`), batch_size (`int`): Settings of AdamW. The learning rate rises over a
+            twentieth of the steps and falls along a cosine.
+        min_rate, max_rate (`float`): Range of the random rates.
+        seed (`int`): Seed of texts and rates.
+        logit_scale (`float`): Factor of the fitted logarithm after the fit. If a token has `e` times the bits of
+            another, its keep logit is higher by this factor, so that the first masks of the joint loop differ only at
+            the margin of the budget. With soft masks the policy gradient gains mostly by sharpening them, at the cost
+            of the order of the tokens (LOG.md).
 
     Returns:
-        `list[float]`: Mean deviance of each step, bits; 0 is a perfect fit.
+        `list[float]`: Mean deviance of each step in bits; 0 is a perfect fit.
     """
     targets = [of_text.clamp(max=_MOST_BITS) for of_text in bits]
     log_mean = torch.cat(targets).mean().log()
@@ -142,9 +150,9 @@ def warm_start(
             order = torch.randperm(len(texts), generator=generator).tolist()
         picked, order = order[:batch_size], order[batch_size:]
         input_ids, valid = _pad([texts[n] for n in picked], model.device)
-        target = torch.cat([targets[n] for n in picked]).to(model.device)  # in the order of `valid`'s places
+        target = torch.cat([targets[n] for n in picked]).to(model.device)  # in the order of the places in `valid`
         rate = min_rate + (max_rate - min_rate) * torch.rand(len(picked), generator=generator).to(model.device)
-        # Scaled when the fit is through: its learning rate is that of unscaled logits.
+        # The scale is applied after the fit, because the learning rate is tuned for unscaled logits.
         log_bits = (policy.first_plan(input_ids, valid, rate)[valid] + log_mean).clamp(max=_MOST_LOG_BITS)
         deviance = torch.xlogy(target, target) - target * log_bits - target + log_bits.exp()
         loss = 2 * deviance.mean()
@@ -163,9 +171,9 @@ def warm_start(
 def rise_and_fall(
     parameters: list[torch.nn.Parameter], learning_rate: float, steps: int, weight_decay: float = 0.0
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW, its rate rising over a twentieth of the steps and falling along a cosine."""
+    """AdamW with a learning rate that rises over a twentieth of the steps and falls along a cosine."""
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
-    total = max(steps, 3)  # the schedule divides by the length of its rise, which takes two steps at least
+    total = max(steps, 3)  # the schedule divides by the length of the rise, at least two steps
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=total, pct_start=max(0.05, 2 / total), cycle_momentum=False
     )
@@ -173,7 +181,7 @@ def rise_and_fall(
 
 
 def _pad(texts: list[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids `(B, T)`, 0 on padding, and their validity."""
+    """Pad token ids to `(B, T)` with 0; also returns `valid` `(B, T)`, False on padding."""
     input_ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
     lengths = torch.tensor([len(text) for text in texts])
     return input_ids.to(device), (torch.arange(input_ids.shape[1]) < lengths[:, None]).to(device)

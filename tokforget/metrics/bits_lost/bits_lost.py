@@ -1,4 +1,4 @@
-"""What texts lost by compression in the eyes of the reconstructor, in bits."""
+"""Bits that texts lose by compression, measured by a reconstructor."""
 
 from itertools import chain
 

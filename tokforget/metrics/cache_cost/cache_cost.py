@@ -1,4 +1,4 @@
-"""What growing transcripts cost with a provider that caches the prefixes of prompts."""
+"""Cost of growing transcripts with a provider that caches the prefixes of prompts."""
 
 from tokforget import scoring
 from tokforget.metrics import columns

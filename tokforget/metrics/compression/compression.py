@@ -1,4 +1,4 @@
-"""How much smaller a compression made texts: by its keep masks, and by its strings counted anew."""
+"""How much smaller compressed texts are, by their keep masks or by re-encoding their strings."""
 
 from tokforget import scoring
 from tokforget.metrics import columns

@@ -1,4 +1,4 @@
-"""How much of what a context tells a language model about its continuation a compressed context still tells."""
+"""Share of a context's information about its continuation that a compressed context keeps for a language model."""
 
 from tokforget import scoring
 from tokforget.metrics import columns
@@ -12,7 +12,7 @@ _TEXTS = ["context", "compressed_context", "continuation"]
 class ContextRetention(columns.ColumnMetric):
     inputs = (*_NLL, *_TEXTS)
     options = ("model", "tokenizer", "batch_size")
-    summary = "Share of a context's worth for predicting its continuation that is left after compression."
+    summary = "Share of a context's information about its continuation that is left after compression."
 
     def _compute(
         self,

@@ -1,4 +1,4 @@
-"""How much of what passages tell an untouched reader about answers a compressed passage still tells it."""
+"""Share of a passage's information about answers that a compressed passage keeps for a frozen reader."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ _TEXTS = ["prompt_full", "prompt_compressed", "prompt_none", "target"]
 class ReaderRetention(columns.ColumnMetric):
     inputs = (*_BITS, *_TEXTS, "passage")
     options = ("model", "seed")
-    summary = "Share of what a passage tells a reader about answers that is left after compression."
+    summary = "Share of a passage's information about answers that is left for a reader after compression."
 
     def _compute(
         self,

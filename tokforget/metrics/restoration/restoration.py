@@ -1,4 +1,4 @@
-"""What a reconstructor brought back of what a compression dropped: tokens, words, numbers and names."""
+"""How much of the dropped text a reconstructor restored: tokens, words, numbers and names."""
 
 from dataclasses import asdict
 from itertools import chain
@@ -49,7 +49,7 @@ class Restoration(columns.ColumnMetric):
 
 def _exact_tokens(restored_ids, input_ids, keep_mask) -> dict:
     kept, tokens = columns.count_kept(keep_mask)
-    # All texts as one row: totals are what is asked for.
+    # All texts as one row, because the metric uses totals.
     restored, original, keep = (torch.tensor([list(chain(*rows))]) for rows in (restored_ids, input_ids, keep_mask))
     keep = keep.bool()
     exact = int(scoring.exact_restored(restored, original, keep, torch.ones_like(keep)))

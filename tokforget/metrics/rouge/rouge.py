@@ -1,4 +1,4 @@
-"""ROUGE on the rouge-score package: overlap of n-grams and longest common subsequences."""
+"""ROUGE, computed by the rouge-score package: overlap of n-grams and longest common subsequences."""
 
 from datasets import Features, List
 

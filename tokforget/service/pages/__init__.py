@@ -1,4 +1,7 @@
-"""The two pages for people: each one file without anything from elsewhere, and a policy that lets the browser load nothing else."""
+"""
+The two HTML pages. Each is self-contained, with a Content-Security-Policy that forbids the browser to load anything
+else.
+"""
 
 import base64
 import hashlib
@@ -9,13 +12,15 @@ from pathlib import Path
 
 import jinja2
 
+from tokforget.compression.heatmap import STOPS
+
 
 _FOLDER = Path(__file__).parent
 
 
 def front_page(has_token: bool) -> tuple[str, str]:
     """The page at `/`, and its Content-Security-Policy."""
-    page = _template("front.html").render(has_token=has_token)
+    page = _template("front.html").render(has_token=has_token, stops=STOPS)
     return page, _policy(page)
 
 
@@ -62,7 +67,9 @@ def _template(name: str) -> jinja2.Template:
 
 
 def _policy(page: str) -> str:
-    """Only the page's own script and style, known by their hashes, and this service."""
+    """
+    A Content-Security-Policy that allows only the page's own script and style (by their hashes) and this service.
+    """
     script, style = (_hashes(tag, page) for tag in ("script", "style"))
     return (f"default-src 'none'; script-src {script}; style-src {style}; img-src data:; connect-src 'self'; base-uri 'none'; "
             "form-action 'none'; frame-ancestors 'none'")  # fmt: skip
