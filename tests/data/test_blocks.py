@@ -368,7 +368,7 @@ def texts_of(path) -> list[str]:
         ("rows.tsv", "id\ttext\n1\tone\n2\ttwo\n"),
         ("rows.CSV", "id,text\n1,one\n2,two\n"),
         ("rows.TXT", "one<|endoftext|>two"),
-        ("rows.NDJSON.GZ", gzip.compress(b'"one"\n"two"\n')),
+        ("rows.NDJSON.GZ", gzip.compress(b'"one"\n"two"\n', mtime=0)),
         ("rows", "one<|endoftext|>two"),
         ("rows.md", "one<|endoftext|>two"),
     ],
