@@ -47,6 +47,11 @@ from tokforget.optional import MissingPackage, needed
 _GROUP_TEXTS, _GROUP_BYTES = 256, 2_000_000
 # Most rejected lines to name; the others are only counted.
 _NAMED = 20
+# Kinds of text of which words say false things. Of Markdown a reader retains more by words, tables included.
+_STRUCTURED = {
+    "json": "JSON", "code": "code", "log": "a log", "diff": "a diff", "csv": "CSV", "settings": "a settings file",
+    "rows": "printed columns",
+}  # fmt: skip
 # Least bytes of input for a progress bar; for less it would only flicker.
 _BAR_BYTES = 1_000_000
 
@@ -195,6 +200,7 @@ class _Report:
     chars: int = 0
     vocabulary: str = ""
     unreached: int = 0
+    suggestion: str = ""
     rejected: list[str] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
 
@@ -234,6 +240,13 @@ class _Report:
             if self.unreached <= _NAMED:
                 sys.stderr.write(f"tokforget: warning: {place}: {result.unreached}\n")
 
+    def suggest(self, place: str, kind: str | None) -> None:
+        """Remember the first text that words do not fit, for the summary."""
+        name = _STRUCTURED.get(kind)
+        if name is not None:
+            kept = "keeps it valid" if kind == "json" else "keeps or drops its lines whole"
+            self.suggestion = f"tokforget: {place} is {name}: `--unit auto` {kept}.\n"
+
     def reject(self, place: str, reason: str) -> None:
         self.rejected.append(place)
         if len(self.rejected) <= _NAMED:
@@ -253,7 +266,7 @@ class _Report:
             texts = f"{self.texts:,} {self.noun}, " if self.texts != 1 else ""
             of = f" of {self.vocabulary}" if self.vocabulary else ""
             share = f", {self.chars / self.original_chars:.0%} of the characters" if self.original_chars else ""
-            sys.stderr.write(f"tokforget: {texts}{before:,} -> {after:,} tokens{of}{rate}{share}\n")
+            sys.stderr.write(f"tokforget: {texts}{before:,} -> {after:,} tokens{of}{rate}{share}\n{self.suggestion}")
         if not self.rejected:
             return 0
         left = len(self.rejected) - _NAMED
@@ -295,6 +308,7 @@ def _compress(args: argparse.Namespace) -> int:
     if args.question_column and not compressor.takes_question:
         raise UserError("`--question-column`: this model was trained without questions and cannot use one.")
     report = _Report(args.quiet)
+    by_words = args.unit is None and compressor.policy.unit == "word" and not args.quiet
     one_call = not args.stream and (args.budget == "corpus" or (len(files) == 1 and not args.column))
     with outputs.open_all() as write, _progress(files, args.quiet or outputs.on_terminal, one_call) as advance:
         if args.stream:
@@ -311,6 +325,9 @@ def _compress(args: argparse.Namespace) -> int:
             for group in _groups(records, args.budget == "corpus"):
                 for record, result in _compress_group(compressor, group, options, report):
                     report.add(result)
+                    looked_at = report.texts <= _NAMED and len(record.text) <= _BAR_BYTES
+                    if by_words and looked_at and not report.suggestion:
+                        report.suggest(record.place, compressor.find_kind(record.text))
                     if args.report and not args.json:
                         report.tell(record.place, result)
                     write(record.source, _rendered(args, record, result))

@@ -31,6 +31,7 @@ from tokforget.compression.request import Request, as_texts
 from tokforget.compression.results import CompressedText, encodable
 from tokforget.compression.scores import WINDOW, score
 from tokforget.compression.search import Choice, run_searches
+from tokforget.compression.structure import find_structure
 from tokforget.files import CONFIG, TRAINING
 from tokforget.forks import let_children_compute
 from tokforget.models.folders import (
@@ -553,6 +554,15 @@ class Compressor:
                       np.stack([own, lengths], 1))
             )  # fmt: skip
         return items
+
+    def find_kind(self, text: str) -> str | None:
+        """
+        The kind of structure that `unit="auto"` finds in a text: `"json"`, `"code"`, `"log"`, `"diff"`, `"csv"`,
+        `"settings"`, `"rows"`, `"fences"` or `"tables"`; `None` if it is cut by words.
+        """
+        offsets = np.array(self._reencode([text])[0].offsets, np.int64).reshape(-1, 2)
+        found = find_structure(text, offsets, readable=False)
+        return None if found is None else found.kind
 
     def _reencode(self, texts: list[str]) -> list:
         return self.tokenizer.encode_batch_fast([encodable(text) for text in texts], add_special_tokens=False)

@@ -19,13 +19,10 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from tokforget.compression.counting import TokenCounter
 from tokforget.compression.protection import PRESET
 from tokforget.compression.request import Request
 from tokforget.compression.results import CompressedText
-from tokforget.compression.structure import find_structure
 from tokforget.rates import allowed_tokens, check_flag, check_rate, check_whole
 from tokforget.text_units import split_sentences
 
@@ -589,10 +586,8 @@ class _Run:
         """
         if self.setting.unit == "auto":
             for text in texts:
-                encoding = self.compressor._reencode([text.text])[0]
-                offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
-                found = find_structure(text.text, offsets, readable=False)
-                text.why = None if found is None else f"{found.kind}, of which no quality is promised"
+                kind = self.compressor.find_kind(text.text)
+                text.why = None if kind is None else f"{kind}, of which no quality is promised"
         self._each([text for text in texts if text.why is None], self.setting.request())
 
     def _to_budget(self, open_: list[_Text], total: int) -> None:
