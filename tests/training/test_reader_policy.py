@@ -375,7 +375,7 @@ def test_a_reconstructor_learns_beside_the_policy_and_restores(wide_base, corpus
         Compressor.from_pretrained(whole).restore(result)
     elsewhere = pickle.loads(pickle.dumps(Compressor.from_pretrained(whole, base_model=wide_base)))
     assert elsewhere.restore(result).text == restored.text
-    assert "learnt beside it" in (whole / "README.md").read_text()
+    assert "reconstructor in `adapter/`" in (whole / "README.md").read_text()
 
 
 def test_the_reconstructors_reward_reaches_every_word(model, made, reader, tmp_path):

@@ -29,7 +29,24 @@ class CalibrationArguments:
     passage_characters: int = field(default=1000, metadata={"help": "Length of a text."})
     lookups_per_text: int = field(default=24, metadata={"help": "Lookups per text to measure its retention."})
     levels: list[float] = field(
-        default_factory=lambda: [0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975],
+        default_factory=lambda: [
+            0.4,
+            0.5,
+            0.55,
+            0.6,
+            0.65,
+            0.7,
+            0.725,
+            0.75,
+            0.775,
+            0.8,
+            0.825,
+            0.85,
+            0.875,
+            0.9,
+            0.925,
+            0.95,
+        ],
         metadata={"help": "Shares of a text's worth that are tried as thresholds, in (0, 1)."},
     )
     check_qualities: list[float] = field(
