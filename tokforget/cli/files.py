@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -340,6 +340,9 @@ def check_output_file(path: str, sources: list[str], option: str = "--output") -
         raise UserError(f"`{option}` got an empty name: name a file.")
     try:
         Path(path).resolve()
+        if Path(path).is_symlink():  # from Python 3.13 on `resolve` says nothing of a loop
+            with suppress(FileNotFoundError):
+                os.stat(path)
     except (
         OSError,
         RuntimeError,
