@@ -130,6 +130,9 @@ def test_the_quick_test_leaves_what_it_says(quick_run):
     for row in rows:
         assert {"scorer", "rate", "bits_lost", "exact_restored", "texts"} <= row.keys() and row["texts"] == 6
     assert "self_in" in result.stdout
+    said = " ".join(result.stdout.split())  # however wide the terminal is
+    assert "Before the first step: 5 texts sampled, a warm start of 4 steps." in said
+    assert "`--sampled_texts 0 --warm_start_steps 0`" in said, "what a run of few steps is to leave out"
     record = json.loads((out / "training_config.json").read_text())
     assert (
         record["reward_funcs"] == ["simple"]
