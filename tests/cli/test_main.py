@@ -201,7 +201,14 @@ def test_of_a_text_that_words_do_not_fit_the_summary_says_what_does(shell):
     assert "mean.py is code: `--unit auto` keeps or drops its lines whole." in said["mean.py"]
     assert "--unit" not in said["a.txt"] + said["t.md"]  # a table is read better by words
     assert "data.json" in shell("compress", "a.txt", "data.json", "mean.py", model=False).err
-    for words in (["--unit", "word"], ["--unit", "auto"], ["--quiet"]):
+    for words in (
+        ["--unit", "word"],
+        ["--unit", "auto"],
+        ["--quiet"],
+        ["--tags"],
+        ["--prefix-stable"],
+        ["--quality", "0.7"],
+    ):
         assert "`--unit auto`" not in shell("compress", "mean.py", *words, model=False).err
 
 

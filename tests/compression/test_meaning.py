@@ -165,6 +165,8 @@ Ngân hàng không hoàn lại tiền trước thứ hai.|hoàn|không
 The works will not end before autumn 2027 in the port.|2027|before autumn
 لن تنتهي الأعمال في الميناء قبل خريف 2027|2027|قبل خريف
 The rule applies only if the tenant has agreed in writing.|applies|only if tenant
+Only if the lamp is red may you open the valve at the back.|if|Only
+Nur wenn der Schaden bis Montag behoben ist, zahlt er die Miete.|wenn|Nur
 Payment is due on Friday unless the goods were damaged.|due|unless
 Der Rabatt gilt nur wenn die Ware bezahlt ist.|Rabatt|nur wenn
 Assistant: Do you want it? User: No. what time is it?|No|.

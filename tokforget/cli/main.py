@@ -47,6 +47,8 @@ from tokforget.optional import MissingPackage, needed
 _GROUP_TEXTS, _GROUP_BYTES = 256, 2_000_000
 # Most rejected lines to name; the others are only counted.
 _NAMED = 20
+# Longest text, in characters, whose structure is looked for to suggest another unit.
+_LOOKED_AT = 1_000_000
 # Kinds of text of which words say false things. Of Markdown a reader retains more by words, tables included.
 _STRUCTURED = {
     "json": "JSON", "code": "code", "log": "a log", "diff": "a diff", "csv": "CSV", "settings": "a settings file",
@@ -308,7 +310,10 @@ def _compress(args: argparse.Namespace) -> int:
     if args.question_column and not compressor.takes_question:
         raise UserError("`--question-column`: this model was trained without questions and cannot use one.")
     report = _Report(args.quiet)
-    by_words = args.unit is None and compressor.policy.unit == "word" and not args.quiet
+    fixed = (
+        args.quiet or args.unit or args.tags or args.prefix_stable or args.quality is not None
+    )  # `auto` has none of these
+    by_words = compressor.policy.unit == "word" and not fixed
     one_call = not args.stream and (args.budget == "corpus" or (len(files) == 1 and not args.column))
     with outputs.open_all() as write, _progress(files, args.quiet or outputs.on_terminal, one_call) as advance:
         if args.stream:
@@ -325,7 +330,7 @@ def _compress(args: argparse.Namespace) -> int:
             for group in _groups(records, args.budget == "corpus"):
                 for record, result in _compress_group(compressor, group, options, report):
                     report.add(result)
-                    looked_at = report.texts <= _NAMED and len(record.text) <= _BAR_BYTES
+                    looked_at = report.texts <= _NAMED and len(record.text) <= _LOOKED_AT
                     if by_words and looked_at and not report.suggestion:
                         report.suggest(record.place, compressor.find_kind(record.text))
                     if args.report and not args.json:

@@ -181,8 +181,9 @@ _TO_NUMBER = WordPattern(
     behind=r"(?=[ \u00a0\u202f][-+−]?(?:[$€£¥₹]\s?)?\d)",
 )
 # A range is its two ends: "from 9 to 5" is not "to 5". Some of the words between them are of a range only behind one that begins it.
+# Bounded, because it is tried at every number of a run such as 1.1.1.1, and would read the run to its end each time.
 _RANGE = re.compile(
-    r"\d[\w.,:/%°-]*(?:\s[^\W\d_]{1,9}\.?)?\s+(?:(to|till|until|through|bis|à|hasta|até|tot|til|до)|(a|al|alle|ao|do|по)"
+    r"\d[\w.,:/%°-]{0,30}(?:\s[^\W\d_]{1,9}\.?)?\s+(?:(to|till|until|through|bis|à|hasta|até|tot|til|до)|(a|al|alle|ao|do|по)"
     r"|(and|und|et|y|e|en|och|og|i|и))\s+(?:[$€£¥₹]\s?)?\d",
     re.IGNORECASE,
 )
@@ -866,6 +867,8 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
         if at is not None:
             start, _ = made.around(first, last)
             made.rows += [(index, start, first, -1) for index in (*range(first, last), at)]
+            # "only if" is not "if": all of its words come with the clause behind them, as a condition does.
+            made.rows += [(index, last, made.clause(last), -1) for index in range(first, last)]
     for match in _LIMITS.finditer(found):
         first, last = made.touched(*match.span())
         at = made.content(last, 1)

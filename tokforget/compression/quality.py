@@ -1,11 +1,13 @@
 """
 A quality floor: the shortest text for which a reader's retention is guaranteed, by calibration on held-out texts.
 
-A text's words have scores; the *worth kept* is the share of their summed worth that an output holds. Held-out texts are
-compressed to each of some levels of worth, and a reader says what it retains of each. From the highest level downwards a binomial
-test asks whether more than a share `risk` of all such texts would fall below the quality; the lowest level that passes before one
-fails is the threshold (Learn then Test with a fixed sequence: Angelopoulos et al. 2021, arXiv 2110.01052). For every quality and
-risk the promise then holds with probability `CONFIDENCE` over the draw of the held-out texts.
+Every token has a worth, computed from its score. The *worth kept* is the share of a text's total worth in the output.
+Held-out texts are compressed to several levels of worth kept, and a reader's retention is measured at each. From the
+highest level downwards, a binomial test rejects that more than a share `risk` of all such texts falls below the quality.
+The threshold is the lowest level before the first that is not rejected. For every quality and risk the guarantee holds
+with probability `CONFIDENCE` over the draw of the held-out texts.
+
+Source: Learn then Test with a fixed sequence, Angelopoulos et al. 2021, arXiv 2110.01052.
 """
 
 import json
@@ -19,10 +21,11 @@ import numpy as np
 from tokforget.files import CALIBRATION, write_json
 
 
-# Qualities and risks that are calibrated; between two of them the stricter one's threshold holds.
+# Calibrated qualities and risks; between two of them the threshold of the higher quality and of the lower risk applies.
 QUALITIES = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 RISKS = (0.05, 0.1, 0.2, 0.3, 0.5)
 CONFIDENCE = 0.9
+# The default of `risk`.
 RISK = 0.1
 # Logits spread over about 5 on either side. Taken as they are, a few words would hold all of the worth, and what the rest is worth
 # to a reader could not be told: of 128 texts a quality of 0.5 took a share of .991, one of 0.9 of .999995.
@@ -36,10 +39,10 @@ class Calibration:
 
     Args:
         num_texts (`int`): Texts of the calibration.
-        reader (`str`): Whose retention is promised.
-        thresholds (`dict`): For each risk, a probability that a promise is broken for a text like those of the calibration, a list
-            of `(quality, worth kept that it takes)`; a worth of `None` cannot be promised.
-        curve (`list`): `(worth kept, mean retention)`, rising: what is expected.
+        reader (`str`): The reader whose retention was measured.
+        thresholds (`dict`): For each risk (highest share of texts below the quality), a list of `(quality, needed
+            worth)`; `None` if only the whole text reaches the quality.
+        curve (`list`): `(worth kept, mean retention)`, rising: the expected retention.
     """
 
     num_texts: int
@@ -49,10 +52,10 @@ class Calibration:
 
     def needed(self, quality: float, risk: float) -> float | None:
         """
-        Worth that has to be kept for a quality; `None` where only the whole text will do.
+        The worth that must be kept for a quality; `None` if only the whole text reaches it.
 
         Raises:
-            `ValueError`: If no risk as low as this was calibrated.
+            `ValueError`: If no risk as low as `risk` was calibrated.
         """
         calibrated = [one for one in sorted(self.thresholds) if one <= risk + 1e-9]
         if not calibrated:
@@ -106,8 +109,8 @@ def token_worth(logits: np.ndarray) -> np.ndarray:
 
 def most_broken(num_texts: int, risk: float, confidence: float = CONFIDENCE) -> int:
     """
-    Of so many texts, how many may fall below a quality while a share of more than `risk` of all texts can still be ruled out: the
-    largest `k` for which a binomial `(num_texts, risk)` is at most `k` with probability `1 - confidence`; -1 if there is none.
+    The critical value of the test: the most of `num_texts` texts that may fall below a quality. It is the largest `k` with
+    P(Binomial(num_texts, risk) <= k) <= 1 - confidence; -1 if there is none.
     """
     found, chance = -1, 0.0
     for k in range(num_texts + 1):
@@ -124,12 +127,16 @@ def calibrate(levels: Sequence[float], shares: np.ndarray, retentions: np.ndarra
     Calibrate a model from measurements.
 
     Args:
-        levels (`Sequence[float]`): Of worth, rising: what each text was asked to keep at least.
-        shares (`np.ndarray` of shape `(num_texts, num_levels)`), retentions (of the same shape): Worth kept, and what a reader
-            could still look up.
+        levels (`Sequence[float]`): Least worth kept, rising.
+        shares (`np.ndarray` of shape `(num_texts, num_levels)`): Worth kept of each text at each level.
+        retentions (`np.ndarray` of the same shape): Retention of each text at each level.
+        reader (`str`): Name of the reader.
+
+    Returns:
+        [`Calibration`]: Thresholds and expected retention.
 
     Raises:
-        `ValueError`: If there are too few texts to promise anything at any risk.
+        `ValueError`: If there are too few texts for every risk.
     """
     num_texts = len(shares)
     allowed = {risk: most_broken(num_texts, risk) for risk in RISKS}
