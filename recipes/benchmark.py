@@ -15,19 +15,16 @@ Measure the cost of the policy as ratios within one run: medians over alternatin
    the same forward pass. The inverse is the speed-up over self-information with that model.
 4. batch: policy, selection and joining of 1,000 texts against the tokenizer's time for them.
 5. length: processor seconds per token of texts of 1,000 to 1,000,000 tokens, relative to the shortest; and the growth
-of peak
-   memory when a stream is four times as long.
+   of peak memory when a stream is four times as long.
 6. end to end: prompt and 32 new tokens with the GPT-2-124M-shaped model, whole against compressed at rate 0.5; the
-share
-   of the speed-up of free compression that is left.
+   share of the speed-up of free compression that is left.
 
 7. backends, a separate table (`--only backends`): the packaged compressor, or that of `--model`, with each backend on
-`--texts`
-   texts, for each number of `--threads`: tokens per second of wall time, processor time per token and relative to the
-   tokenizer's, processor seconds and memory of `tokforget compress` for a file of 10 kB in a new process, and texts
-   with the same mask as torch. Further rows show language models with random weights on windows of the same texts:
-   token classifiers of the shapes that LLMLingua-2 uses (BERT-base, XLM-RoBERTa-large), one with 149M parameters like
-   ModernBERT-base, and GPT-2 124M. `--texts 50 --repeats 3` is quick.
+   `--texts` texts, for each number of `--threads`: tokens per second of wall time, processor time per token and
+   relative to the tokenizer's, processor seconds and memory of `tokforget compress` for a file of 10 kB in a new
+   process, and texts with the same mask as torch. Further rows show language models with random weights on windows of
+   the same texts: token classifiers of the shapes that LLMLingua-2 uses (BERT-base, XLM-RoBERTa-large), one with 149M
+   parameters like ModernBERT-base, and GPT-2 124M. `--texts 50 --repeats 3` is quick.
 
 8. service, a separate table (`--only service`): `tokforget serve` in a new process, with one worker, and clients that
 send requests one
@@ -37,10 +34,9 @@ send requests one
    the last minute.
 
 9. bulk, a separate table (`--only bulk`): rows per second of `datasets.map`, Ray Data and Spark on this machine (those
-that are
-   installed), with one worker and with two, over `--num_rows` texts of about 250 tokens. The time includes sending the
-   model, but not the start of the engine, and for `datasets.map` not that of the first process. Medians over
-   `--repeats` rounds in which the engines alternate; the last column is the rate of two workers relative to one.
+   that are installed), with one worker and with two, over `--num_rows` texts of about 250 tokens. The time includes
+   sending the model, but not the start of the engine, and for `datasets.map` not that of the first process. Medians
+   over `--repeats` rounds in which the engines alternate; the last column is the rate of two workers relative to one.
 
 Parts 3 to 9 use the standard library's documentation, the packaged tokenizer, and a policy of the default shape with
 random weights (the speed does not depend on them), or the model of `--model`.

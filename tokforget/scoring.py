@@ -131,8 +131,7 @@ def context_retention(
     }
 
 
-# -- prompts of growing transcripts
-# ------------------------------------------------------------------------------------
+# -- prompts of growing transcripts ------------------------------------------------------------------------------------
 def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
     """Length of the common prefix of two rows `(num_a,)` and `(num_b,)`, in tokens or bytes."""
     shorter = min(len(a), len(b))

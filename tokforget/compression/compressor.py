@@ -133,8 +133,7 @@ class Compressor:
     ) -> "Compressor":
         """
         Load a model folder: the policy with its table, and the tokenizer. No base model is loaded, and a local path
-            needs no
-        network.
+        needs no network.
 
         Args:
             pretrained_model_name_or_path (`str` or `Path`, *optional*): A local folder or a Hub id. By default the
@@ -397,8 +396,7 @@ class Compressor:
         Shorten the tool results and the older turns of a chat, in OpenAI's or Anthropic's dictionaries.
 
         These stay verbatim: system and developer messages, the last user message and the assistant's words after it,
-            tool calls
-        with their arguments, thinking, images, audio, documents and parts of an unknown kind. Roles, ids,
+        tool calls with their arguments, thinking, images, audio, documents and parts of an unknown kind. Roles, ids,
         `cache_control` and all other fields are copied. No message is removed, and none is changed in place.
 
         The budget covers all texts together, including tool calls and verbatim texts, each counted separately; it is
@@ -436,8 +434,7 @@ class Compressor:
                 By default this compressor's own, which holds the last 65,536 texts; pass your own mapping to keep it
                 longer than the process.
             count_tokens (*optional*): Tokenizer in which budgets, limits and records count, as in `compress`; by
-            default the
-                model's own.
+                default the model's own.
 
         Returns:
             [`CompressedMessages`]: `messages` and `system` in the given form, tokens before and after, `records`,

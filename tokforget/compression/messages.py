@@ -210,8 +210,7 @@ class Memory(MutableMapping):
         return len(self._found)
 
 
-# -- contents of messages
-# ----------------------------------------------------------------------------------------------
+# -- contents of messages ----------------------------------------------------------------------------------------------
 @dataclass(eq=False)
 class _Text:
     """A text of a message while it is processed: `role` is its owner's role, `why` the reason if it stays whole."""

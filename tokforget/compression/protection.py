@@ -137,7 +137,7 @@ class Protection:
     def unbroken(self, unit: str) -> Finder:
         """
         A finder of the spans within which no chunk and no block of a stream may end: all protected ones except code
-            fences.
+        fences.
         """
         finders = [finder for finder in self.finders if finder is not find_code_fences]
         finders += [find_wholes] if unit == "word" else []

@@ -50,8 +50,7 @@ def split_of(
     Args:
         name (`str`): Name or text of the document.
         validation_share, test_share, train_share (`float`): Fractions of the documents. A document that falls into
-            none of
-            them has no split (`None`).
+            none of them has no split (`None`).
         seed (`int`): Another seed gives another division; 0 hashes the name alone.
 
     >>> split_of("topic/assert")

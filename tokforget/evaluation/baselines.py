@@ -141,8 +141,7 @@ class Length:
         return self.lengths.to(input_ids.device)[input_ids]
 
 
-# -- position
-# ----------------------------------------------------------------------------------------------------------
+# -- position ----------------------------------------------------------------------------------------------------------
 class Position:
     """Evenly spaced tokens (uniform stride)."""
 

@@ -201,8 +201,7 @@ def compare(
     return rows_of(judge(scorers, reconstructor, batches, rates), seed)
 
 
-# -- output
-# --------------------------------------------------------------------------------------------------------------
+# -- output ------------------------------------------------------------------------------------------------------------
 def print_table(rows: list[dict], console: Console | None = None) -> None:
     """Print bits lost per original token and the fraction of dropped tokens restored exactly, one line per scorer."""
     rates = sorted({row["rate"] for row in rows})

@@ -252,8 +252,7 @@ def share(
     Args:
         folder (`str` or `Path`): See [`stage`].
         repo_id (`str`), private (`bool`, *optional*), revision (`str`, *optional*), token (`str`, *optional*), message
-        (`str`,
-            *optional*): See [`upload`].
+            (`str`, *optional*): See [`upload`].
         **staging: Further arguments of [`stage`].
 
     Returns:

@@ -4,11 +4,9 @@
 
 Intended differences:
 * The budget is exact and covers the whole `compressed_prompt`, including instruction and question: `compressed_tokens`
-is
-  never above `target_token` or `rate * origin_tokens`. Instruction and question are not changed.
+  is never above `target_token` or `rate * origin_tokens`. Instruction and question are not changed.
 * Tokens are counted with the policy's tokenizer, or with that of `count_tokens`, such as tiktoken's "cl100k_base" for
-GPT-4.
-  `saving` uses LLMLingua's price, $0.06 per 1,000 tokens, and `vocabulary` names the tokenizer.
+  GPT-4. `saving` uses LLMLingua's price, $0.06 per 1,000 tokens, and `vocabulary` names the tokenizer.
 * No context is dropped as a whole. If the model takes questions, the question influences which words are kept.
 * Arguments for features that the policy lacks are refused instead of ignored; arguments that only change how LLMLingua
   computes are accepted.

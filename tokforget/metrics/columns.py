@@ -143,7 +143,7 @@ class ColumnMetric(evaluate.Metric):
     def _discard(self) -> None:
         """
         Release the files of a failed computation: `evaluate` leaves them locked, and the next call would wait for
-            them.
+        them.
         """
         self.data = None
         for lock, path in zip(self.filelocks or [], self.file_paths or []):
@@ -189,9 +189,10 @@ def check_lengths(**columns: Sequence[Sequence] | None) -> None:
 
 
 def without_padding(attention_mask: Sequence[Sequence[int]] | None, **columns: Sequence[Sequence]) -> list[list[list]]:
-    """Remove from each text the positions where `attention_mask` is 0. Raises `ValueError` for unequal lengths or
-    values
-    other than 0 and 1."""
+    """
+    Remove from each text the positions where `attention_mask` is 0. Raises `ValueError` for unequal lengths or values
+    other than 0 and 1.
+    """
     check_lengths(attention_mask=attention_mask, **columns)
     for name, masks in {"keep_mask": columns.get("keep_mask"), "attention_mask": attention_mask}.items():
         found = set().union(*map(set, masks or [])) - {0, 1}

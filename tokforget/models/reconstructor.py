@@ -5,8 +5,7 @@ bits.
 It has two layouts with the same interface (`token_nll`, `restore`):
 
 * prefix: `[kept tokens] <sep> [original]`, causal. A dropped token is scored given all kept tokens and the original to
-its
-  left. Restoration decodes token by token and forces the kept tokens.
+  its left. Restoration decodes token by token and forces the kept tokens.
 * infill: dropped positions hold the marker token, and attention is full. The output at `t - 1` predicts `t`, so that a
   pretrained next-token head stays useful (BehnamGhader et al. 2024, arXiv 2404.05961; Gong et al. 2024, arXiv
   2410.17891). One pass restores everything.

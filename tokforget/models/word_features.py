@@ -73,8 +73,7 @@ class Rarity:
     def facts(self, words: Sequence[str]) -> tuple[np.ndarray, list[str]]:
         """
         Features of words given with the white space before them: `FORM`, whether digits or inner capitals mark the
-            word, and whether
-        a line break precedes it, `(num_words, len(FORM) + 2)`; also their stems. Results are cached.
+        word, and whether a line break precedes it, `(num_words, len(FORM) + 2)`; also their stems. Results are cached.
         """
         facts = self._facts
         if len(facts) > 200_000:

@@ -199,8 +199,7 @@ class Reader:
         Args:
             lookups (`Sequence` of `(context, [(suffix, target), ...])`):
                 The context, which may be empty, and pairs: the suffix that follows the context in the prompt, which
-                    may be empty,
-                too, and the target whose bits are counted.
+                may be empty, too, and the target whose bits are counted.
             share_context (`bool`):
                 Whether a context is read once, if the model allows it ([`Reader.shares_contexts`]); otherwise each
                 pair is a row.
@@ -261,7 +260,7 @@ class Reader:
     def shares_contexts(self) -> bool:
         """
         Whether the model accepts explicit positions and an attention mask: only models with full attention computed by
-            PyTorch do.
+        PyTorch do.
         Models with attention windows, recurrent layers or other kernels read one row per lookup instead.
         """
         config = self.model.config.get_text_config()

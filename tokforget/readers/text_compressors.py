@@ -390,8 +390,7 @@ def _question_perplexity(context: CompressorContext, text: str, question: str | 
     return spans, over_units(spans, context.reader.token_places(text), saved, np.sum)
 
 
-# -- the policy, and users' own
-# ----------------------------------------------------------------------------------------
+# -- the policy, and users' own ----------------------------------------------------------------------------------------
 def search_budget(
     compress: Callable[[float], str], text: str, budget: int, count: Callable[[str], int], tries: int = 9
 ) -> tuple[str, int]:

@@ -79,8 +79,7 @@ def aligned(original: Sequence[str], other: Sequence[str]) -> list[bool]:
     return found
 
 
-# -- lost and restored words
-# -------------------------------------------------------------------------------------------
+# -- lost and restored words -------------------------------------------------------------------------------------------
 @dataclass
 class RestoredWords:
     """

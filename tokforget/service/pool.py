@@ -124,8 +124,7 @@ class Pool:
         self._model = {name: getattr(settings, name) for name in names}
         self._cores = max(1, (os.cpu_count() or 1) // settings.workers)
 
-    # -- called by the event loop; nothing here waits for a process
-    # -----------------------------------------------------
+    # -- called by the event loop; nothing here waits for a process ----------------------------------------------------
     @property
     def waiting(self) -> int:
         return len(self._waiting)
@@ -150,8 +149,7 @@ class Pool:
             if job in self._waiting:
                 self._waiting.remove(job)
 
-    # -- start and stop
-    # ------------------------------------------------------------------------------------------------
+    # -- start and stop ------------------------------------------------------------------------------------------------
     def start(self) -> None:
         """Start all processes and wait until they have loaded the model. Raises [`CannotStart`] if one cannot."""
         started = [self._begin() for _ in self._processes]

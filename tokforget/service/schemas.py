@@ -210,8 +210,7 @@ class FaultAnswer(BaseModel):
     error: Fault
 
 
-# -- errors
-# ------------------------------------------------------------------------------------------------------------
+# -- errors ------------------------------------------------------------------------------------------------------------
 def parse_body(kind: type[_Body], data: bytes, route: str) -> dict:
     """
     The arguments in a request's body.

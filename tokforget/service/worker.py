@@ -149,8 +149,7 @@ class Engine:
         except Exception as error:
             return [_unforeseen(error)]
 
-    # -- kinds of requests
-    # ---------------------------------------------------------------------------------------------
+    # -- kinds of requests ---------------------------------------------------------------------------------------------
     def compress(self, job: dict) -> Outcome:
         job = dict(job)
         texts, details = job.pop("texts"), job.pop("details")

@@ -105,8 +105,7 @@ class BaseForgetTrainer(InterruptibleTrainer):
     def _unwrapped(self):
         return self.accelerator.unwrap_model(self.model)
 
-    # -- loading by name
-    # -----------------------------------------------------------------------------------------------
+    # -- loading by name -----------------------------------------------------------------------------------------------
     _model_class: type[torch.nn.Module]
 
     @classmethod
@@ -210,8 +209,7 @@ class BaseForgetTrainer(InterruptibleTrainer):
         """
         As in Transformers, except before training. There, Transformers would prepare the model for evaluation only,
         and later train it without averaging gradients over the processes, because the model is prepared already: every
-            process would
-        silently train its own model.
+        process would silently train its own model.
         """
         if self.is_in_train or self.accelerator._models:
             with self.whole_weights():

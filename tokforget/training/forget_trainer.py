@@ -68,9 +68,8 @@ class ForgetTrainer(BaseForgetTrainer):
 
     Args:
         model ([`ForgetModel`] or `str`): A model with its reconstructor. The name of a causal language model or
-        reconstructor
-            (an id on the Hub, a folder, or `"embedded"`) gets a new policy of the default shape; the name of a trained
-            model continues its training.
+            reconstructor (an id on the Hub, a folder, or `"embedded"`) gets a new policy of the default shape; the
+            name of a trained model continues its training.
         args ([`ForgetConfig`]): Arguments of the run.
         train_dataset, eval_dataset (`datasets.Dataset`): Column `input_ids`, blocks of token ids, or `text`; see
             [`as_blocks`].

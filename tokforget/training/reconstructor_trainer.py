@@ -43,8 +43,8 @@ class ReconstructorTrainer(BaseForgetTrainer):
 
     Args:
         model ([`Reconstructor`] or `str`): Weights that require a gradient are trained. [`load_trainable`] loads a
-        name: a
-            language model gets a new adapter in the layout `prefix`; a folder with an adapter continues its training.
+            name: a language model gets a new adapter in the layout `prefix`; a folder with an adapter continues its
+            training.
         args ([`ReconstructorConfig`]): Arguments of the run.
         train_dataset, eval_dataset (`datasets.Dataset`): Column `input_ids`, blocks of token ids, or `text`; see
             [`as_blocks`].

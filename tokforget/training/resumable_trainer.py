@@ -253,8 +253,7 @@ class InterruptibleTrainer(_BaseTrainer):
     def _get_output_dir(self, trial) -> str:
         return str(self._run_dir) if self._run_dir is not None else super()._get_output_dir(trial)
 
-    # -- resuming
-    # ------------------------------------------------------------------------------------------------------
+    # -- resuming ------------------------------------------------------------------------------------------------------
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with self._reading(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
