@@ -621,6 +621,8 @@ def test_env_can_ask_torch(shell):
         (["compress", "--keep-first", "-1"], "at least 0, got -1"),
         (["compress", "--stream", "--target-tokens", "5", "--keep-last", "3"], "does not go with --target-tokens, --keep-last"),
         (["compress", "--stream", "--column", "text"], "does not go with --column"),
+        (["compress", "--stream", "--risk", "0.3"], "does not go with --risk"),
+        (["compress", "--risk", "0.3"], "`--risk` says how often a `--quality` may be missed: pass both"),
         (["compress", "--output-column", "short"], "`--output-column` is for the rows of --column"),
         (["compress", "--column", "text", "--output-column", "original_tokens"], "original_tokens is written beside the text"),
         (["compress", "--messages", "--output-column", "short"], "does not go with --output-column"),

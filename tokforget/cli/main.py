@@ -154,7 +154,7 @@ def _check_files(files: list[str]) -> None:
 
 # Arguments of the library that are options here, and how those are written that have another name.
 _OPTION = re.compile(
-    "`(rate|target_tokens|threshold|quality|unit|protect|min_tokens|min_message_tokens|question|roles|device|count_tokens|"
+    "`(rate|target_tokens|threshold|quality|risk|unit|protect|min_tokens|min_message_tokens|question|roles|device|count_tokens|"
     "abstain_below|batch_size|gap)`"
 )
 _WRITTEN = {"count_tokens": "count_with"}
@@ -366,7 +366,9 @@ def _compress_messages(args: argparse.Namespace, options: dict) -> int:
 
 def _check_stream(args: argparse.Namespace, options: dict) -> None:
     unfit = [
-        name for name in ("target_tokens", "quality", "prefix_stable", "nested", "tags", "min_tokens") if options[name]
+        name
+        for name in ("target_tokens", "quality", "risk", "prefix_stable", "nested", "tags", "min_tokens")
+        if options[name]
     ]
     unfit += [name for name in ("keep_first", "keep_last", "column", "count_with") if getattr(args, name)]
     unfit += [name for name in ("mark_omissions", "report") if getattr(args, name)]
