@@ -1,17 +1,18 @@
-"""Words and sentences of a text as pieces of it, and the words that say little by themselves."""
+"""Split a text into words and sentences; and lists of English stop words and negations."""
 
 import re
 
 
 _WORD = re.compile(r"\s*\S+")
-# Scripts without spaces, a character each; and what divides keys, values and calls where nobody put a space.
+# Chinese and Japanese characters, each of which counts as a word; and the punctuation after which keys, values and
+# calls are divided if there are no spaces.
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _DIVIDES = r",;:|/&=(){}\[\]"
 _PART = re.compile(rf"\s*(?:[{_UNSPACED}]|[^{_UNSPACED}{_DIVIDES}]+[{_DIVIDES}]*|[{_DIVIDES}]+)")
 _HAS_UNSPACED = re.compile(f"[{_UNSPACED}]")
 _LONG_WORD = 24
 _DIVIDED = re.compile(rf"[{_UNSPACED}]|\S{{{_LONG_WORD + 1}}}")
-# Before a name; without it they say nothing.
+# Titles, which say nothing without the name after them.
 TITLES = ["Mr", "Ms", "Dr", "Mrs", "Mme", "Sra", "Sgt", "Prof", "Capt", "Messrs"]
 _ABBREVIATIONS = [
     *TITLES,
@@ -48,8 +49,8 @@ _ABBREVIATIONS = [
         "approx",
     ],
 ]
-# Behind a dot: not after an abbreviation, an initial, a day of the month in German, the number of an item. By length, since a
-# pattern looks back over a known number of characters.
+# Assertions after a full stop. They fail if it belongs to an abbreviation, an initial, a day of the month in German,
+# the number of a list item or "No. 5". Abbreviations are grouped by length, because a lookbehind needs a fixed length.
 ENDS_SENTENCE = (
     "".join(
         rf"(?<!\b(?:{'|'.join(word for word in _ABBREVIATIONS if len(word) == length)})\.)"
@@ -58,14 +59,14 @@ ENDS_SENTENCE = (
     + r"(?<!\b[A-ZÄÖÜ]\.)(?<!\b[iaIA]m \d\.)(?<!\b[iaIA]m \d\d\.)(?<!\b(?:vom|zum|der|dem|den|des|die|das) \d\.)"
     r"(?<!\b(?:vom|zum|der|dem|den|des|die|das) \d\d\.)(?<!^\d\.)(?<!^\d\d\.)(?!(?<=\bN[or]\.)\s?\d)"
 )
-# A sentence ends at its mark or with its line, and takes the white space behind it. Where it goes on in lower case it has not
-# ended: "e.g. at 5 p.m. on Main St.", "Who?" he asked.
+# A sentence ends at its mark or with its line, and includes the white space after it. If the text continues in lower
+# case, the sentence has not ended: "e.g. at 5 p.m. on Main St.", "Who?" he asked.
 _CLOSERS, _LOWER = "\"')\\]”’", r"(?![^\S\n]+[a-zà-öø-ÿа-я])"
 _MARK = rf"(?:\.{ENDS_SENTENCE}[{_CLOSERS}]*+(?=\s|\Z){_LOWER}|[!?…](?:(?=\s|\Z)|[{_CLOSERS}]++(?=\s|\Z){_LOWER}))"
 _SENTENCE = re.compile(rf"(?:[^\n.!?…]++|(?!{_MARK})[.!?…])*+(?:{_MARK}|\n|\Z)\s*", re.MULTILINE)
 _AROUND = ".,;:!?()[]{}<>\"'“”‘’*_`|=…"
-# What goes first, in English. Narrower than the function words of `evaluation.vocabulary`, which is a class for statistics:
-# negations and quantities stay out of it, because without its "not" or "half" a statement is another one.
+# English words that are dropped first. The list is narrower than the function words of `evaluation.vocabulary`, which
+# serve statistics: it has no negations and quantities, because "not" and "half" change the meaning of a statement.
 STOP_WORDS = frozenset(
     re.findall(
         r"\w+",
@@ -87,9 +88,9 @@ NEGATIONS = frozenset(
 
 def split_words(text: str) -> list[tuple[int, int]]:
     """
-    Places of the words of a text, each with the white space before it; together they cover all but the text's end. What has
-    no spaces is divided too: Chinese and Japanese into characters, runs of more than 24 characters (minified JSON, paths,
-    calls) after brackets, colons, commas and the like.
+    Spans of the words of a text, each with the white space before it. Together they cover the text except white space
+    at its end. Text without spaces is divided, too: Chinese and Japanese into characters, and runs of more than 24
+    characters (minified JSON, paths, calls) after brackets, colons, commas and the like.
     """
     if not _DIVIDED.search(text):
         return [match.span() for match in _WORD.finditer(text)]
@@ -104,7 +105,7 @@ def split_words(text: str) -> list[tuple[int, int]]:
 
 
 def split_sentences(text: str) -> list[tuple[int, int]]:
-    """Places of the sentences of a text, lines at most, each with the white space behind it."""
+    """Spans of the sentences of a text, each with the white space after it. A line break ends a sentence."""
     return [match.span() for match in _SENTENCE.finditer(text) if match.end() > match.start()]
 
 

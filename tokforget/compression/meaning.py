@@ -1,11 +1,13 @@
 """
-What a reader needs so as not to misread what is left: negations, limits, and the marks that keep sentences, lines and turns apart.
+Find what a reader needs to understand the kept text correctly: negations, limits, and the marks that separate
+sentences, lines and turns.
 
-Two things follow from it. A *finder* names characters, for protection by name. *Bonds* tie pieces: a "not" is kept with the word it
-negates, "before" with the date that it limits, what is counted with its number, a full stop with a sentence of which something is left, a line break and the name of a
-speaker with a line of which something is left. Bonds never make a budget impossible: where nothing is left, its marks cost nothing.
+*Finders* return the spans of such words and marks, so that they can be protected by name. *Bonds* connect pieces: a
+"not" is kept with the word that it negates, "before" with the date that it limits, a counted noun with its number, a
+full stop with any kept part of its sentence, and a line break or the name of a speaker with any kept part of the line.
+Bonds never make a budget impossible, because marks are kept only with other text.
 
-Every pattern is linear in the text, and what it says of a place depends on the line around it, and on the text's language.
+Every pattern takes linear time. What it finds depends only on the surrounding line and on the language of the text.
 """
 
 import re
@@ -25,7 +27,7 @@ from tokforget.compression.word_patterns import WordPattern, WordsOf, match_at
 from tokforget.text_units import ENDS_SENTENCE, NEGATIONS, STOP_WORDS, TITLES, bare_word, split_sentences
 
 
-# Words that negate in one language and mean nothing else in another.
+# Negations that do not mean anything else in another language.
 _NEGATIONS = WordPattern(
     # English; "No. 5" is a number
     r"not|no(?!\.\s?\d)|never|nor|none|nothing|nobody|nowhere|neither|cannot|without|unless|except|hardly|barely"
@@ -42,8 +44,9 @@ _NEGATIONS = WordPattern(
     "|tidak|bukan|jangan|belum|tanpa|không|chưa|đừng|chẳng"
     "|لا|لم|لن|ليس|ليست|ليسوا|بدون|دون|نیست|هیچ|نہیں|بغیر|לא|אין|בלי|नहीं|मत|बिना|না|নয়|নেই"
 )
-# Words that negate in a text of that language only: "sin" and "non" are English too, "Mai" is a German month.
-_OF_LANGUAGE = (
+# Words that are negations only in a text of their language: "sin" and "non" are also English words, "Mai" is a month in
+# German. Each entry has words by which the language is recognised, and its negations.
+_NEGATIONS_OF_LANGUAGES = (
     (r"los|las|una|que|por|está|están|para|usted", "sin|ni|nada"),
     (r"il|che|della|del|gli|è|sono|una|per", "non|mai|nulla|né"),
     (r"que|uma|os|para|está|você|em", "sem|nem|nada"),
@@ -62,28 +65,29 @@ _OF_LANGUAGE = (
         "dont|doesnt|didnt|isnt|arent|wasnt|werent|wont|cant|couldnt|wouldnt|shouldnt|havent|hasnt|hadnt|aint",
     ),
 )
+# Index of French in `_NEGATIONS_OF_LANGUAGES`.
 _FRENCH = 3
-# In Portuguese "no" is "in the".
+# In Portuguese "no" means "in the" and is not a negation.
 _PORTUGUESE = re.compile(r"não|(?<!\w)uma(?!\w)|(?:ção|ções)(?!\w)", re.IGNORECASE)
 _CONTRACTED = re.compile(r"(?<![\w'’])[^\W\d_]+n['’]t(?!\w)", re.IGNORECASE)
 _CONTRACTION = re.compile("n['’]t", re.IGNORECASE)
 _FRENCH_NE = re.compile(r"(?<!\w)(?:ne\s|n['’])", re.IGNORECASE)
-_LANGUAGES = [(WordPattern(signs), WordPattern(words)) for signs, words in _OF_LANGUAGE]
-# "ne" and what closes it: "plus" and "point" negate only there.
+_LANGUAGES = [(WordPattern(signs), WordPattern(words)) for signs, words in _NEGATIONS_OF_LANGUAGES]
+# "ne" and the word that completes it. "plus", "point" and "que" are negations only after "ne".
 _NE = re.compile(
     r"(?<!\w)(?:(ne)\s+(?!\s)|(n['’]\w+)\s)(?:[\w'’-]+\s+){0,3}?(pas|plus|point|jamais|rien|aucune?|personne|guère|que|qu['’]\w+)(?!\w)",
     re.IGNORECASE,
 )
-# Chinese and Japanese, where a character is a word.
+# Negations in scripts without spaces, where no word boundary can be required: Chinese, Japanese, Thai, Lao, Khmer.
 _SPACELESS_NEGATIONS = re.compile("[不没沒未無无勿]|禁止|(?<![特区性类个差分])别|ません|なかった|ない|ไม่|อย่า|ห้าม|ບໍ່|មិន")
-# Korean negates before a verb by a word, and behind it by an ending.
+# Korean negates a verb by a word before it or by an ending after it.
 _KOREAN = re.compile(
     r"(?<!\w)[안못](?=\s)|(?<!\w)[가-힣]*(?:않|없|아니|마세요|마십시오|말아|말라|못하|못한|못했)[가-힣]*"
 )
 _HANGUL = re.compile("[가-힣]")
-# What negates the word before it.
+# Negations that follow the word that they negate.
 _BEHIND_ITS_WORD = re.compile(r"değil|yok|[가-힣]{2,}", re.IGNORECASE)
-# Of these a negation denies that there are so many: "not all passed" is not "not passed".
+# A negation before one of these negates the quantity: "not all passed" does not mean "not passed".
 _QUANTIFIERS = frozenset(
     re.findall(
         r"\w+",
@@ -93,7 +97,7 @@ _QUANTIFIERS = frozenset(
         """,
     )
 )
-# With these a negation is another one: "not only cheap" is not "not cheap", and "no longer" not "no".
+# These words change the negation before them: "not only cheap" does not mean "not cheap".
 _WITH_NEGATION = frozenset(
     re.findall(
         r"\w+",
@@ -101,7 +105,7 @@ _WITH_NEGATION = frozenset(
     )
 )
 
-# What makes a statement hold for some cases only; kept with what follows it.
+# Limits: words that restrict a statement to some cases. They are kept with the next content word.
 _LIMITS = WordPattern(
     "only|until|till|before|after|if|unless|except|without|at least|at most|up to|no more than|not more than"
     "|no less than|not less than|no fewer than|no later than|not later than|no earlier than|not earlier than|no sooner than"
@@ -124,25 +128,27 @@ _LIMITS = WordPattern(
     "|tylko|jeśli|jeżeli|dopóki|przed|najwyżej|mniej niż|więcej niż|co najmniej|oprócz|pouze|pokud|před|kromě|méně než|více než"
     "|hanya|sebelum|setelah|jika|kecuali|kurang dari|lebih dari|chỉ|trước|nếu|trừ"
 )
-# Of these, those that pick some out of many: "only with a valid ticket" is said of a ticket.
+# Limits that select some of many things. They are kept with any word of the phrase that follows them, because "only
+# with a valid ticket" must not become "a ticket".
 _PICKS = frozenset(
     re.findall(
         r"\w+", "only nur solo sólo seulement solamente alleen только lediglich except außer sauf salvo excepto"
     )
 )
-# Of these, those that a clause follows: none of its words is left without what it hangs on.
+# Limits that introduce a clause. They are kept with any word of it, because it would hold in every case without them.
 _CONDITIONS = WordPattern(
     "if|only if|even if|unless|until|till|once|provided|providing|provided that|as long as|so long as|as soon as|in case|whether"
     "|falls|wenn|sofern|sobald|solange|tant que|dès que|à condition que|à moins que|lorsque|si|a menos que|siempre que|desde que"
     "|purché|a meno che|tenzij|indien|zodra|zolang|mits|если|إذا|jeśli|jeżeli|pokud|hvis|jika|nếu"
 )
-# Of these, those without which the clause before them holds in any case: "the rule applies only if the tenant has agreed".
+# Limits that are also kept with any word of the clause before them, because without them that clause would hold in
+# every case: "the rule applies only if the tenant has agreed".
 _PROVISOS = WordPattern(
     "only if|only when|only where|only after|only with|only on condition|unless|nur wenn|nur falls|es sei denn|seulement si|uniquement si"
     "|solo si|sólo si|solo se|somente se|apenas se|alleen als|à moins que|a menos que|a meno che|tenzij|только если|только когда"
 )
-# Words of weight that turn round what follows them: "failed to pay", "almost won", "denied", "little evidence".
-_TURNS = [
+# Content words that reverse or weaken what follows them: "failed to pay", "almost won", "little evidence".
+_REVERSERS = [
     WordPattern(
         "forgot|forget|forgets|neglected|neglects|neglect|failed|fails|fail|failing|refused|refuses|refuse|declined|declines|ceased|ceases|unable|unlikely|reluctant|limited|restricted"
         "|confined|supposed",
@@ -155,7 +161,8 @@ _TURNS = [
     ),
     WordPattern("few|little", before=r"(?<!\ba )(?<!\bA )"),
 ]
-# Words that deny all the clause that they lead to, or the one of which they are said: "banned smoking in halls", "smoking is banned".
+# Words that negate the whole clause that follows them ("banned smoking in halls"), or in the passive the word before
+# them ("smoking is banned").
 _REFUSALS = WordPattern(
     "denied|denies|deny|denying|refused|refuses|refuse|refusing|rejected|rejects|rejecting|doubt|doubts|doubted|forbid|forbids|forbade"
     "|forbidden|prohibited|prohibits|banned|bans|disallowed|disallows"
@@ -163,6 +170,7 @@ _REFUSALS = WordPattern(
     "|refusent|refusé|interdit|interdite|interdits|niega|niegan|negó|negaron|prohíbe|prohibido|prohibida|rifiuta|rifiutato|vietato|vietata"
     "|recusa|recusou|proibido|proibida|verboden|verbiedt|отказался|отказалась|отказались|отказывается|запрещено|запрещена|запрещает"
 )
+# Auxiliary verbs of the passive.
 _PASSIVE = frozenset(
     re.findall(
         r"\w+",
@@ -172,16 +180,17 @@ _PASSIVE = frozenset(
         """,
     )
 )
-# A comparison says nothing of its second half without its first.
+# Without the first half of a comparison, its second half would be misread.
 _COMPARED = re.compile(r"(?<![\w'’-])(?:as\s+[\w-]+\s+as|[\w-]+\s+than)(?!\w)", re.IGNORECASE)
-# Before a number a word of place says what it does: "fell to 20" is not "fell 20".
-_TO_NUMBER = WordPattern(
+# Prepositions and the like that change the meaning of the number after them: "fell to 20" does not mean "fell 20".
+_BEFORE_NUMBER = WordPattern(
     "exceeds|exceed|exceeding|exceeded|to|from|by|under|over|above|below|beyond|within|since|between|per|every|minus|plus|um|auf|von|unter|über|seit|ab|zu|gegen|"
     "à|dès|depuis|sous|desde|hacia|bajo|da|dal|sotto|met|naar|sinds|onder|от|с|на|свыше",
     behind=r"(?=[ \u00a0\u202f][-+−]?(?:[$€£¥₹]\s?)?\d)",
 )
-# A range is its two ends: "from 9 to 5" is not "to 5". Some of the words between them are of a range only behind one that begins it.
-# Bounded, because it is tried at every number of a run such as 1.1.1.1, and would read the run to its end each time.
+# A range needs both ends: "from 9 to 5" does not mean "to 5". Words such as "and" and "a" join the ends of a range only
+# if "between" or "from" comes before it. The pattern has a bounded length, because it is tried at every number of a run
+# such as 1.1.1.1 and would otherwise read to the end of the run each time.
 _RANGE = re.compile(
     r"\d[\w.,:/%°-]{0,30}(?:\s[^\W\d_]{1,9}\.?)?\s+(?:(to|till|until|through|bis|à|hasta|até|tot|til|до)|(a|al|alle|ao|do|по)"
     r"|(and|und|et|y|e|en|och|og|i|и))\s+(?:[$€£¥₹]\s?)?\d",
@@ -192,20 +201,20 @@ _BETWEEN = frozenset(
     re.findall(r"\w+", "between zwischen entre tra fra tussen mellan mellem mellom między mezi между")
 )
 _NUMBER_WORDS = "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty|hundred|thousand|one|half|most|some|many|few"
-# "J. R. Smith" is not "R Smith": initials go together, and with the name behind them.
+# "J. R. Smith" is not "R Smith": initials are kept together, and with them the name that follows.
 _INITIALS = re.compile(r"(?<![\w.])(?:[^\W\d_a-zà-öø-ÿа-я]\.[ \u00a0]?){1,4}(?=[^\W\d_a-zà-öø-ÿа-я][^\W\d_])")
-# "All staff but the cook" is without the cook.
+# An exception: "all staff but the cook" excludes the cook.
 _BUT = re.compile(
     r"(?<!\w)(?:all|every|any|none|no)\s+(?:of\s+)?(?:the\s+)?[\w-]+\s+(but)(?=\s+(?:the|a|an|one|two|his|her|my|your|our|their)\s)",
     re.IGNORECASE,
 )
-# A share of things is not the things.
+# A share of things: "half of the votes" does not mean "the votes".
 _SHARE = re.compile(
     rf"(?<![\w.,:/-])(?:(?:{_NUMBER_WORDS})|\d+(?:[.,]\d+)*(?:\s?%|\spercent|\sper\scent)?)\sof\s"
     r"(?:the|these|those|our|its|my|his|her|their|your|all)(?=\s[^\W\d_]{3})",
     re.IGNORECASE,
 )
-# Function words of the other languages, which a negation reaches over.
+# Function words, mostly of other languages. A negation skips them and applies to the next content word.
 _FOREIGN = frozenset(
     re.findall(
         r"\w+",
@@ -217,7 +226,7 @@ _FOREIGN = frozenset(
     """,
     )
 )
-# Of them, those that say nothing without the word they lead to.
+# Function words that say nothing without the content word after them.
 _LEADING = (
     _FOREIGN
     | frozenset(
@@ -234,29 +243,30 @@ _LEADING = (
     | frozenset(map(str.lower, TITLES))
 )
 _SKIPPED = STOP_WORDS | _FOREIGN | _LEADING
-# Behind one of these a clause goes on in the next line, if that begins with a word in lower case or a number of things.
+# After a word of `_GOES_ON` at the end of a line, the clause continues if the next line begins with a word in lower
+# case, with a number of things or with an amount of money.
 _LOWER = re.compile(r"[ \t>]*(?:[a-zà-öø-ÿа-я]|[$€£¥₹]?\d[\d.,]*\s[a-zà-öø-ÿа-я]{2}|[$€£¥₹]\d)")
 _GOES_ON = (
     _SKIPPED | NEGATIONS | frozenset(re.findall(r"\w+", "than only nicht kein keine ohne nur pas sans niet geen"))
 )
-# Farther than any two scores are apart.
+# Larger than the difference of any two scores.
 _FAR = 1e6
-# A negation reaches over this many pieces, and a limit too.
+# The content word of a negation or limit, and the end of its clause, are searched within this number of pieces.
 _REACH = 6
-# Of a sentence with so many words one alone is not left.
+# Fewest words of a sentence of which a single kept word is a remnant; see [`Bonds.remnants`].
 _SHORTEST_SENTENCE = 4
-# A clause is looked for so many pieces to both sides.
-_CLAUSE = 40
+# The edges of a clause are searched within this number of pieces on both sides.
+_CLAUSE_REACH = 40
 _CLAUSE_MARK = re.compile(r"\s*(?:[,;:，；：、]|[-–—]{1,2})\s*")
 _CLAUSE_END = re.compile(r"[.!?;:…。！？；：؟۔।]")
 
 # -- marks -------------------------------------------------------------------------------------------------------------
 _CLOSING = "\"'”’»)\\]*_"
 _SENTENCE_END = re.compile(
-    # not where the sentence goes on in lower case
+    # A sentence that continues in lower case has not ended.
     rf"(?<![.!?…])(?:\.(?!\.){ENDS_SENTENCE}|\.{{2,3}}|[!?…]+|[؟۔।])[{_CLOSING}]*(?=\s+[^a-zà-öø-ÿа-я\s]|\s*\Z|\s*\n)"
     r"|[。！？]+[」』）”]*"
-    # an answer of one word ends its sentence, whatever the next one begins with
+    # An answer of one word is a sentence, even if the next one begins in lower case.
     r"|(?:(?<=[:?!.\n]\s[Nn]o)|(?<=[:?!.\n]\s[Yy]es)|(?<=[:?!.\n]\s[Nn]ope)|(?<=[:?!.\n]\s[Yy]eah))\.(?=\s+[a-z])",
     re.MULTILINE,
 )
@@ -267,7 +277,7 @@ _ROLE_NAMES = (
     "speaker|interviewer|interviewee|moderator|teacher|student|doctor|patient|question|answer|q|a|me|you|"
     "nutzer|benutzer|kunde|kundin|assistent|utilisateur|usuario|usuária|usuário|cliente|asistente|assistente|utente|gebruiker"
 )
-# When something was said, as chats and transcripts write it before the name.
+# The time of a turn, as chats and transcripts write it before the name.
 _WHEN = (
     r"(?:[\[(]?(?:\d{1,4}[/.-]\d{1,2}[/.-]\d{2,4},?[ \t])?\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?(?:[ \u202f]?[AaPp][Mm])?[\])]?"
     r"[ \t]?(?:[-–|][ \t])?)"
@@ -280,16 +290,16 @@ _ROLE = re.compile(
     r"(?:[ \t]?\([^()\n]{1,30}\))?[\])*_]{0,3}[ \t]?[:：](?!//)[*_]{0,2}(?=\s|$))",
     re.MULTILINE,
 )
-# Of these, those who ask: what they said last is what is to be answered.
+# Speakers who ask: if one of them speaks last, the last turn is what is to be answered.
 _ASKS = re.compile(
     r"\W*(?i:user|human|customer|client|caller|patient|student|interviewer|question|q|me|nutzer|benutzer|kunde|kundin|utilisateur|usuario"
     r"|usuária|usuário|cliente|utente|gebruiker)\W*"
 )
-# Turns that make a conversation, and the share of it that the last one may take.
-_TURNS_LEAST, _LAST_SHARE = 3, 0.25
-# What begins a line that is one item of several: bullets, numbers, headings, quotes.
+# Fewest turns of a conversation, and the largest share of its pieces that the last turn may have to be kept first.
+_LEAST_TURNS, _LAST_SHARE = 3, 0.25
+# Marks at the beginning of items, headings and quoted lines: bullets, numbers, "#", ">".
 _ITEM = re.compile(r"^[ \t]*(?:(?:[-*+•‣–]|#{1,6}|>|\(?(?:\d{1,3}|[a-zA-Z])[.)])(?=[ \t]))", re.MULTILINE)
-# A number of things, with the word for them behind it; a year counts nothing.
+# A number that counts things is followed by a word for them. Years are excluded, because they count nothing.
 _COUNTED = r"(?= [^\W\d_]{3})"
 _DIGITS = re.compile(r"(?<![\w.,:/-])(?!(?:19|20)\d\d )\d+(?:[.,]\d+)*" + _COUNTED)
 _DIGIT = re.compile(r"\d+")
@@ -300,7 +310,7 @@ _COUNT = WordPattern(
     before=r"(?<![\w.,:/-])",
     behind=_COUNTED,
 )
-# What opens and closes, and by which signs each of the latter may have been opened.
+# Brackets and quotation marks, and for each closing sign the signs that may open its pair.
 _PAIRED = re.compile('[()\\[\\]{}“”„«»‹›「」『』（）【】《》"]')
 _CLOSED_BY = {
     ")": "(",
@@ -315,7 +325,9 @@ _CLOSED_BY = {
     "】": "【",
     "》": "《",
 }
-# Tags say nothing by themselves; those of lists, tables, headings and of what is no HTML come with what stands in them.
+# Tags say nothing by themselves. Tags of lists, tables and headings, and tags that are not HTML, are kept with any kept
+# part of their content. The two tags of a `_LOOSE` element are kept with each other, and `_VOID` elements have no
+# closing tag.
 _TAGS = re.compile(rf"\s*(?:{TAG.pattern})+\s*")
 _MARKUP = re.compile(rf"\s*(?:{TAG.pattern}|<!--(?:(?!-->).){{0,2000}}-->)+\s*", re.DOTALL)
 _VOID = frozenset(re.findall(r"\w+", "area base br col embed hr img input link meta param source track wbr"))
@@ -328,19 +340,22 @@ _LOOSE = frozenset(
         """,
     )
 )
-# Emphasis says little, and half of it nothing; of code no pointer or product is taken for it: what opens stands behind no word, what
-# closes before none, and both on one line.
+# Emphasis says little, and one of its two signs alone says nothing. To exclude pointers and products in code, the
+# opening sign must not follow a word, the closing sign must not precede one, and both must be on one line.
 _EMPHASIS = re.compile(r"(?<![\w*\\)\]])(\*{1,3})(?=[^\s*])[^*\n]*?(?<=[^\s*(&\[])(\1)(?![\w*(\[&>])")
 _CODE_SPAN = re.compile(r"(?<![\w`\\])(`)(?=[^`\s])[^`\n]*(?<=[^`\s])(`)(?![\w`])")
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n(?:(?!---)[^\n]*\n){1,80}---(?=[ \t]*(?:\n|\Z))")
+# Rows of Markdown tables, and the line under the header of a table.
 _ROW = re.compile(r"^[^|\n]*\|[^|\n]*\|.*$", re.MULTILINE)
 _RULE = re.compile(r"[ \t|:+-]*-[ \t|:+-]*\r?")
+# Lines that show that a block is not wrapped prose: items, tables, code and indented lines; and the smallest and
+# largest width at which prose is wrapped.
 _UNWRAPPED = re.compile(r"[ \t]*(?:[-*+•‣>#|\[<]|\(?\d|[A-Za-z][.)]\s)|.*(?: {3}|\t|[|{};\\]\s*$)|\s+\S")
 _WRAP_WIDTHS = (40, 140)
 
 
 def find_negations(text: str) -> Iterator[tuple[int, int]]:
-    """Words that negate, in some twenty languages."""
+    """Spans of negations in more than thirty languages."""
     yield from _find_negations(WordsOf(text))
 
 
@@ -348,7 +363,7 @@ def _find_negations(words: WordsOf) -> Iterator[tuple[int, int]]:
     text = words.text
     found = [match.span() for match in _NEGATIONS.finditer(words)]
     if _CONTRACTION.search(text):
-        # "n't" begins nothing by itself: whatever begins at the same place is the contraction.
+        # If another match begins at the same place as a contraction, the contraction replaces it.
         contracted = dict(match.span() for match in _CONTRACTED.finditer(text))
         found = sorted((dict(found) | contracted).items())
     portuguese = (
@@ -374,17 +389,19 @@ def _find_negations(words: WordsOf) -> Iterator[tuple[int, int]]:
 
 
 def find_sentence_ends(text: str) -> Iterator[tuple[int, int]]:
-    """Marks that end a sentence, with the quotes and brackets that close with it."""
+    """Spans of the marks that end a sentence, with the closing quotation marks and brackets after them."""
     return (match.span() for match in match_at(_SENTENCE_END, _SENTENCE_MARK, text))
 
 
 def find_line_breaks(text: str) -> Iterator[tuple[int, int]]:
-    """Line breaks with the white space around them; where lines are wrapped at a width, only those that end a paragraph."""
+    """
+    Spans of line breaks with the white space around them; in prose that is wrapped at a width, only of paragraph ends.
+    """
     return _breaks(text)
 
 
 def find_roles(text: str) -> Iterator[tuple[int, int]]:
-    """Who speaks, at the beginning of a line: "user:", "**Anna Petersen:**", "<|assistant|>"."""
+    """Spans of the names of speakers at the beginning of a line: "user:", "**Anna Petersen:**", "<|assistant|>"."""
     return (match.span() for match in _ROLE.finditer(text))
 
 
@@ -392,12 +409,11 @@ def _breaks(text: str) -> Iterator[tuple[int, int]]:
     found = []
     for match in _BREAK.finditer(text):
         start, end = match.span()
-        while (
-            start and text[start - 1].isspace()
-        ):  # the white space before it; what is behind a break belongs to that one
+        # The pattern includes the white space after a break, but not the white space before it.
+        while start and text[start - 1].isspace():
             start -= 1
         found.append((start, end))
-    # Blocks of lines between empty ones; in a wrapped block no line but the last had room for the next one's first word.
+    # A block is a run of lines without an empty line in it. In a wrapped block only the last line ends a paragraph.
     edges = [0, *(b for _, b in found), len(text)]
     lines = [text[a:b] for a, b in zip(edges, [*(a for a, _ in found), len(text)])]
     start = 0
@@ -413,12 +429,13 @@ def _breaks(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _is_wrapped(lines: list[str]) -> bool:
+    """Whether a block is prose that is wrapped at a width: no line has room for the first word of the next line."""
     if len(lines) < 2:
         return False
     width = max(map(len, lines))
     if not _WRAP_WIDTHS[0] <= width <= _WRAP_WIDTHS[1] or any(_UNWRAPPED.match(line) for line in lines):
         return False
-    if any(_ROLE.match(line) for line in lines[1:]):  # turns of a conversation
+    if any(_ROLE.match(line) for line in lines[1:]):  # each line is a turn of a conversation
         return False
     firsts = [line.split(maxsplit=1)[0] if line.split() else "" for line in lines]
     return all(len(line) + 1 + len(after) > width for line, after in zip(lines, firsts[1:]) if after)
@@ -428,25 +445,28 @@ def _is_wrapped(lines: list[str]) -> bool:
 @dataclass
 class Bonds:
     """
-    Pieces that are kept as soon as one of others is.
+    Bonds between pieces. The bound piece of a bond is kept as soon as one piece of its range is kept.
 
     Args:
-        pieces (`np.ndarray` of shape `(num_bonds,)`): The piece that comes along.
-        first (`np.ndarray` of shape `(num_bonds,)`), last (`np.ndarray` of shape `(num_bonds,)`): The pieces it comes with,
-            `last` not included.
-        begin (`np.ndarray` of shape `(num_bonds,)`): Where something between this piece and the bound one must be kept too; -1 if
-            not. A line break parts what is before it from what is behind.
-        marks (`np.ndarray` of shape `(num_pieces,)`): Pieces that say nothing by themselves; bool. They bring nothing along, and
-            are kept with others only.
-        first_of_all (`np.ndarray` of shape `(num_pieces,)`): Pieces that come before others as far as there is room; bool.
-        leads_to (`np.ndarray` of shape `(num_pieces,)`): The piece that each of them is never kept before: of "the" the word behind it,
-            of a comma the one before it, of most pieces themselves.
-        clause_marks (`np.ndarray` of shape `(num_pieces,)`, *optional*): Commas, semicolons, colons and dashes that stand apart; bool.
+        pieces (`np.ndarray` of shape `(num_bonds,)`): The bound piece of each bond.
+        first (`np.ndarray` of shape `(num_bonds,)`), last (`np.ndarray` of shape `(num_bonds,)`): The range of each
+            bond; `last` is not included.
+        begin (`np.ndarray` of shape `(num_bonds,)`): If it is not -1, the bond also requires that something from here
+            to the bound piece is kept. For example, a line break needs text on both of its sides.
+        marks (`np.ndarray` of shape `(num_pieces,)`): Pieces that say nothing by themselves; bool. They are kept only
+            with other pieces, and no bond is triggered by them.
+        first_of_all (`np.ndarray` of shape `(num_pieces,)`): Pieces that are kept before all others, as far as they
+            fit; bool.
+        leads_to (`np.ndarray` of shape `(num_pieces,)`): The piece before which each piece is never kept: for "the" the
+            word after it, for a comma the word before it, for most pieces the piece itself.
+        clause_marks (`np.ndarray` of shape `(num_pieces,)`, *optional*): Commas, semicolons, colons and dashes that are
+            pieces of their own; bool.
         stops (`np.ndarray` of shape `(num_pieces,)`, *optional*): Ends of sentences; bool.
-        pairs (`np.ndarray` of shape `(num_pairs, 2)`, *optional*): Brackets and quotation marks that open, and those that close them.
+        pairs (`np.ndarray` of shape `(num_pairs, 2)`, *optional*): Opening brackets and quotation marks, and the
+            closing ones of the same pairs.
         denies (`np.ndarray` of shape `(num_pieces,)`, *optional*): Negations; bool.
         words (`np.ndarray` of shape `(num_pieces,)`, *optional*): Pieces with a letter or a digit; bool.
-        sentences (`np.ndarray` of shape `(num_pieces,)`, *optional*): The number of the sentence in which each piece ends.
+        sentences (`np.ndarray` of shape `(num_pieces,)`, *optional*): The sentence in which each piece ends, by number.
     """
 
     pieces: np.ndarray
@@ -475,8 +495,8 @@ class Bonds:
 
     def dangling(self, keep: np.ndarray) -> np.ndarray:
         """
-        Kept commas and the like with a kept end of a sentence next, and what stood between the two gone, or without the word that they
-        stood at; and brackets of which nothing is left inside; bool.
+        Kept signs that have lost their function; bool. These are commas and the like whose word is dropped or which are
+        now directly before the end of a sentence, and brackets and quotation marks with nothing left between them.
         """
         kept = keep.nonzero()[0]
         found = keep & self.clause_marks & ~keep[self.leads_to]
@@ -484,26 +504,29 @@ class Bonds:
         found[one[self.clause_marks[one] & self.stops[two] & (two - one > 1)]] = True
         if len(self.pairs):
             opened, closed = self.pairs.T
-            total = _sums(keep & ~self.stops)  # of "(.)" nothing is left
+            total = _sums(keep & ~self.stops)  # "(.)" counts as empty
             empty = keep[opened] & (total[closed] == total[opened + 1]) & (closed > opened + 1) & ~self.marks[closed]
             found[self.pairs[empty]] = True
         return found & keep
 
     def rank(self, ranks: np.ndarray) -> np.ndarray:
-        """Ranks `(num_pieces,)`, lower is kept first, as the bonds would have them."""
-        ranks = self.led(ranks)
+        """Adapt ranks `(num_pieces,)` to the bonds; the lowest are kept first."""
+        ranks = self.defer_leading(ranks)
         return np.where(self.first_of_all, ranks - _FAR, ranks)
 
-    def led(self, ranks: np.ndarray) -> np.ndarray:
-        """Ranks in which no piece comes before the one that it leads to, but for what must stay."""
-        # A hair behind: of equal ranks the earlier piece would be kept first.
+    def defer_leading(self, ranks: np.ndarray) -> np.ndarray:
+        """Raise ranks `(num_pieces,)` so that no piece precedes the one that it leads to, except if it must stay."""
         ahead = ranks[self.leads_to]
-        # What is only brought along by others has no rank to stay behind.
+        # A piece with an infinite rank is kept through bonds at most, so other pieces do not wait for it.
         leads = (self.leads_to != np.arange(len(ranks))) & (ranks != -np.inf) & (ahead != np.inf)
+        # Slightly more, because equal ranks would go to the earlier piece.
         return np.where(leads, np.maximum(ranks, ahead + 1e-6), ranks)
 
     def complete(self, keep: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-        """A keep mask with what comes along, of what is `allowed`; both `(num_pieces,)`, bool. More in, never less out."""
+        """
+        Add the bound pieces to a keep mask, as far as they are `allowed`; both `(num_pieces,)`, bool. The result is
+        monotone: a larger mask never gives a smaller result.
+        """
         if not len(self.pieces):
             return keep
         said, free, since = ~self.marks, self.begin < 0, np.maximum(self.begin, 0)
@@ -520,14 +543,15 @@ class Bonds:
 
     def remnants(self, keep: np.ndarray) -> np.ndarray:
         """
-        The one word left of a sentence of four or more: with its end and its line it takes two or three tokens, and says little; bool.
+        Kept words that are the only one of a sentence with at least four words; bool. Such a word says little, but
+        takes two or three tokens with the end of its sentence and line.
         """
         counted = self.words & ~self.marks
         words, left = (np.bincount(self.sentences, one) for one in (counted, counted & keep))
         return ((left == 1) & (words >= _SHORTEST_SENTENCE))[self.sentences] & counted & keep
 
     def misleading(self) -> np.ndarray:
-        """Pieces that say another thing without what comes along with them, as the words of a clause without its "not"; bool."""
+        """Pieces that would be misread without their bound pieces, such as words of a clause without "not"; bool."""
         found = np.zeros(len(self.marks), dtype=bool)
         found[self.first[(self.last - self.first == 1) & ~self.marks[self.pieces]]] = True
         denied = self.denies[self.pieces]
@@ -538,13 +562,13 @@ class Bonds:
 
     @classmethod
     def none(cls, num_pieces: int) -> "Bonds":
-        """Pieces that come alone."""
+        """Pieces without any bonds."""
         nothing, no_piece = np.zeros(num_pieces, dtype=bool), np.zeros(0, dtype=np.int64)
         return cls(no_piece, no_piece, no_piece, no_piece, nothing, nothing.copy(), np.arange(num_pieces))
 
     @classmethod
     def joined(cls, parts: "list[Bonds]") -> "Bonds":
-        """Those of several texts, whose pieces stand in one row."""
+        """Join the bonds of several texts, whose pieces are joined in the same order."""
         starts = np.cumsum([0, *(len(part.marks) for part in parts)])
         moved = [
             (p.pieces + s, p.first + s, p.last + s, np.where(p.begin < 0, -1, p.begin + s))
@@ -564,7 +588,7 @@ class Bonds:
         )
 
     def __getitem__(self, part: slice) -> "Bonds":
-        """Those within some pieces in a row, counted from the first of these."""
+        """The bonds of consecutive pieces; pieces are counted from the first of these."""
         inside = (self.pieces >= part.start) & (self.pieces < part.stop)
         first, last = (np.clip(edge[inside], part.start, part.stop) - part.start for edge in (self.first, self.last))
         begin = np.where(self.begin[inside] < 0, -1, np.maximum(self.begin[inside] - part.start, 0))
@@ -575,7 +599,7 @@ class Bonds:
             begin,
             self.marks[part].copy(),
             self.first_of_all[part],
-            np.arange(part.stop - part.start),  # the ranks know of it already
+            np.arange(part.stop - part.start),  # the ranks are adapted already
             self.clause_marks[part],
             self.stops[part],
             self.pairs[((self.pairs >= part.start) & (self.pairs < part.stop)).all(1)] - part.start,
@@ -586,14 +610,17 @@ class Bonds:
 
 
 def _sums(found: np.ndarray) -> np.ndarray:
-    """How many are found before each place and in all `(num_places + 1,)`."""
+    """The number of found places before each place, then their total `(num_places + 1,)`."""
     total = np.zeros(len(found) + 1, dtype=np.int64)
     found.cumsum(out=total[1:])
     return total
 
 
-class _Seen(NamedTuple):
-    """What is asked about a piece; `bare` is empty where it has no letter and no digit."""
+class _Traits(NamedTuple):
+    """
+    Properties of a piece that its string shows. `bare` is its word in lower case, without the punctuation around it; it
+    is empty for tags and for pieces without a letter or digit.
+    """
 
     bare: str
     ends_sentence: bool
@@ -606,23 +633,31 @@ class _Seen(NamedTuple):
 
 
 @lru_cache(maxsize=2**16)
-def _seen(word: str) -> _Seen:
+def _traits_of(word: str) -> _Traits:
     bare = bare_word(word) if any(map(str.isalnum, word)) and not _TAGS.fullmatch(word) else ""
     breaks_line = "\n" in word
     ends_clause = breaks_line or bool(_CLAUSE_END.search(word))
-    return _Seen(
+    return _Traits(
         bare, breaks_line or bool(_SENTENCE_MARK.search(word)), ends_clause, breaks_line, word[:1].isspace(), bare in _LEADING,
         bare in _SKIPPED, _CLAUSE_MARK.fullmatch(word) is not None,
     )  # fmt: skip
 
 
 def _closes(word: str) -> bool:
-    """Whether a piece without a word closes a bracket or what was said: nothing reaches over it."""
+    """Whether a piece without a word closes a bracket or a quotation; no search for a content word passes it."""
     return any(sign in _CLOSED_BY for sign in word) or ('"' in word and not word[:1].isspace())
 
 
 @dataclass
 class _Builder:
+    """
+    Collects the bonds of a text.
+
+    Args:
+        text (`str`), pieces (`Pieces`): The text and its pieces.
+        rows (`list[tuple[int, int, int, int]]`): The bonds so far: bound piece, first, last and begin, as in [`Bonds`].
+    """
+
     text: str
     pieces: Pieces
     rows: list[tuple[int, int, int, int]] = field(default_factory=list)
@@ -630,10 +665,10 @@ class _Builder:
     def __post_init__(self):
         self.chars = self.pieces.chars.tolist()
         self.words = [self.text[a:b] for a, b in pairwise(self.chars)]
-        self.seen = list(map(_seen, self.words))
-        for index in [at for at, word in enumerate(self.seen) if word.breaks_line]:
-            if self.goes_on(index):
-                self.seen[index] = self.seen[index]._replace(ends_sentence=False, ends_clause=False)
+        self.traits = list(map(_traits_of, self.words))
+        for index in [at for at, word in enumerate(self.traits) if word.breaks_line]:
+            if self.is_break_within_clause(index):
+                self.traits[index] = self.traits[index]._replace(ends_sentence=False, ends_clause=False)
         self.marks = np.zeros(len(self.pieces), dtype=bool)
         self.first_of_all = np.zeros(len(self.pieces), dtype=bool)
         self.denies = np.zeros(len(self.pieces), dtype=bool)
@@ -643,11 +678,11 @@ class _Builder:
         self.stands_at: dict[int, int] = {}
 
     def touched(self, start: int, end: int) -> tuple[int, int]:
-        """The pieces that share a character with a span, the last one not included."""
+        """The range of the pieces that share a character with a span; its end is not included."""
         return bisect_right(self.chars, start) - 1, bisect_left(self.chars, end)
 
-    def blank(self, start: int, end: int) -> tuple[int, int]:
-        """The same without the word that may begin with the span's last space."""
+    def touched_blanks(self, start: int, end: int) -> tuple[int, int]:
+        """As `touched`, but without a word at the end that only shares the last white space of the span."""
         first, last = self.touched(start, end)
         while last > first and self.word(last - 1).strip():
             last -= 1
@@ -657,17 +692,20 @@ class _Builder:
         return self.words[index]
 
     def is_at(self, index: int, words: frozenset[str], unless: str = "") -> bool:
-        """Whether one of some words stands there, and none that is excepted behind it."""
-        bare = [word.bare for word in self.seen[index : index + 2]]
+        """Whether the piece at `index` is one of some words, and the next piece is not the word `unless`."""
+        bare = [word.bare for word in self.traits[index : index + 2]]
         return bool(bare) and bare[0] in words and bare[1:] != [unless]
 
-    def goes_on(self, index: int) -> bool:
-        """Whether a line break stands within a clause: behind a word that leads to another, which begins in lower case or is a number."""
-        if not 0 < index < len(self.pieces) - 1 or self.words[index].count("\n") != 1 or self.seen[index].bare:
+    def is_break_within_clause(self, index: int) -> bool:
+        """
+        Whether a line break is inside a clause: the word before it expects another one, and the next line begins in
+        lower case or with a number.
+        """
+        if not 0 < index < len(self.pieces) - 1 or self.words[index].count("\n") != 1 or self.traits[index].bare:
             return False
         start = self.text.index("\n", self.chars[index]) + 1
         return (
-            self.seen[index - 1].bare in _GOES_ON
+            self.traits[index - 1].bare in _GOES_ON
             and self.words[index - 1][-1:].isalnum()
             and bool(_LOWER.match(self.text, start))
             and not _ROLE.match(self.text, start)
@@ -675,7 +713,10 @@ class _Builder:
         )
 
     def add_marks(self, start: int, end: int, first: int, last: int, begin: int = -1) -> None:
-        """Pieces of a span, if there is no other word in them, come with those from `first` to `last`."""
+        """
+        Make the pieces of a span marks that are bound to the range from `first` to `last`. Pieces that also contain
+        other text are skipped.
+        """
         for index in range(*self.touched(start, end)):
             a, b = self.chars[index], self.chars[index + 1]
             outside = self.text[a : max(a, start)] + self.text[min(b, end) : b]
@@ -683,13 +724,16 @@ class _Builder:
                 self.marks[index] = True
                 self.rows.append((index, first, last, begin))
 
-    def content(self, index: int, step: int) -> int | None:
-        """The next piece in a direction with a word of weight, in the same clause."""
+    def next_content_word(self, index: int, step: int) -> int | None:
+        """
+        The next content word of the same clause, searched from `index` in the direction `step`. If there are only
+        function words, the first of them; `None` if there is no word.
+        """
         spare = None
         for at in range(index, index + step * _REACH, step):
             if not 0 <= at < len(self.pieces):
                 break
-            word = self.seen[at]
+            word = self.traits[at]
             if not word.bare:
                 if word.ends_clause or (step > 0 and _closes(self.word(at))):
                     break
@@ -701,23 +745,23 @@ class _Builder:
             spare = at if spare is None else spare
         return spare
 
-    def clause(self, start: int) -> int:
-        """Where the clause of some pieces ends, or what is said of it."""
+    def clause_end(self, start: int) -> int:
+        """Where the clause that continues at `start` ends, at most `_REACH` pieces later."""
         for at in range(start, min(start + _REACH, len(self.pieces))):
-            if self.seen[at].ends_clause or self.seen[at].is_clause_mark:
+            if self.traits[at].ends_clause or self.traits[at].is_clause_mark:
                 return at
         return min(start + _REACH, len(self.pieces))
 
-    def around(self, first: int, last: int) -> tuple[int, int]:
-        """The clause in which some pieces stand, up to its marks on both sides."""
+    def clause_around(self, first: int, last: int) -> tuple[int, int]:
+        """The range of the clause that contains some pieces, without the marks on both sides of it."""
 
         def is_edge(at: int) -> bool:
-            return self.seen[at].ends_clause or self.seen[at].is_clause_mark
+            return self.traits[at].ends_clause or self.traits[at].is_clause_mark
 
         start, end = first, last
-        while start > max(first - _CLAUSE, 0) and not is_edge(start - 1):
+        while start > max(first - _CLAUSE_REACH, 0) and not is_edge(start - 1):
             start -= 1
-        while end < min(last + _CLAUSE, len(self.pieces)) and not is_edge(end):
+        while end < min(last + _CLAUSE_REACH, len(self.pieces)) and not is_edge(end):
             end += 1
         return start, end
 
@@ -725,47 +769,52 @@ class _Builder:
     def tables(self) -> list[list[re.Match]]:
         return _tables(self.text)
 
-    def set_apart(self, start: int, end: int, at: int) -> None:
+    def keep_clause_marks(self, start: int, end: int, at: int) -> None:
         """
-        The marks on both sides of a clause stay where words are left on both sides of them: "not shipped, ... cancel today" is not
-        "not shipped today". That behind the clause stands at the word `at`, which may be the clause's last.
+        Keep the marks on both sides of a clause if words on both sides of them are kept, because "not shipped, ...
+        cancel today" does not mean "not shipped today". The mark after the clause leads to the word `at`,
+        because the words between them may be dropped.
         """
         before, behind = start - 1, end + 1
-        while before > max(start - _CLAUSE, 0) and not self.seen[before - 1].ends_sentence:
+        while before > max(start - _CLAUSE_REACH, 0) and not self.traits[before - 1].ends_sentence:
             before -= 1
-        while behind < min(end + _CLAUSE, len(self.pieces)) and not self.seen[behind].ends_sentence:
+        while behind < min(end + _CLAUSE_REACH, len(self.pieces)) and not self.traits[behind].ends_sentence:
             behind += 1
-        if end < len(self.pieces) and self.seen[end].is_clause_mark:
+        if end < len(self.pieces) and self.traits[end].is_clause_mark:
             self.rows.append((end, end + 1, behind, start))
             self.stands_at[end] = at
-        if start > 0 and self.seen[start - 1].is_clause_mark:
+        if start > 0 and self.traits[start - 1].is_clause_mark:
             self.rows.append((start - 1, start, end, max(before, 0)))
 
-    def named(self, at: int) -> int:
-        """Where the words of weight end that begin at a piece: "valid ticket" in "a valid ticket from the office"."""
+    def phrase_end(self, at: int) -> int:
+        """The end of the content words from `at` on: after "valid ticket" in "a valid ticket from the office"."""
         end = at + 1
-        while end < len(self.pieces) and (word := self.seen[end]).bare and not word.is_skipped:
+        while end < len(self.pieces) and (word := self.traits[end]).bare and not word.is_skipped:
             if self.denies[end]:
                 break
             end += 1
         return end
 
     def tie(self, first: int, last: int, at: int) -> None:
+        """Bind each piece of a range to the piece `at`."""
         self.rows += [(index, at, at + 1, -1) for index in range(first, last)]
 
     def tie_all(self, first: int, last: int) -> None:
-        """Pieces in a row that come with any of them."""
+        """Bind each piece of a range to all of them."""
         self.rows += [(index, first, last, -1) for index in range(first, last)]
 
     def tie_clause(self, at: int) -> None:
-        """What is said of a clause comes with any word of it: "certain" with what is far from certain."""
-        if at + 1 < len(self.pieces) and self.seen[at + 1].bare == "that":
-            self.rows.append((at, at + 2, self.clause(at + 2), -1))
+        """
+        If "that" follows the word `at`, bind the word to the clause after it: in "far from certain that ..." the word
+        "certain" is kept with any word of the clause.
+        """
+        if at + 1 < len(self.pieces) and self.traits[at + 1].bare == "that":
+            self.rows.append((at, at + 2, self.clause_end(at + 2), -1))
 
     def built(self) -> Bonds:
         rows = np.array(self.rows, dtype=np.int64).reshape(-1, 4).T
-        clause_marks = [word.is_clause_mark for word in self.seen]
-        words = np.array([bool(word.bare) for word in self.seen], dtype=bool)
+        clause_marks = [word.is_clause_mark for word in self.traits]
+        words = np.array([bool(word.bare) for word in self.traits], dtype=bool)
         sentences = np.searchsorted(
             [end for _, end in split_sentences(self.text)], self.pieces.chars[1:] - 1, side="right"
         )
@@ -776,9 +825,9 @@ class _Builder:
 
 
 def find_bonds(text: str, pieces: Pieces) -> Bonds:
-    """What comes along with what, in a text by words."""
+    """Find the bonds between the pieces of a text in word units."""
     made = _Builder(text, pieces)
-    # Of a tag's attributes nothing is said: class="before" is no limit.
+    # The attributes of tags are blanked out, because class="before" is not a limit.
     text = TAG.sub(lambda tag: "<" + "\x00" * (len(tag[0]) - 2) + ">", text) if "</" in text else text
     found = WordsOf(text)
     negations = [made.touched(*span) for span in sorted(_find_negations(found))]
@@ -786,109 +835,109 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
     for first, last in negations:
         made.denies[first:last] = True
     for first, last in negations:
-        counted = last if last < len(pieces) and made.seen[last].bare in _QUANTIFIERS else None
-        at = made.content(last if counted is None else last + 1, 1)
+        counted = last if last < len(pieces) and made.traits[last].bare in _QUANTIFIERS else None
+        at = made.next_content_word(last if counted is None else last + 1, 1)
         if at is None or _BEHIND_ITS_WORD.fullmatch(made.text[made.chars[first] : made.chars[last]].strip()):
-            at = next((n for n in (made.content(first - 1, -1), at) if n is not None), None)
-        if at is None:  # "No." is all that is said
+            at = next((n for n in (made.next_content_word(first - 1, -1), at) if n is not None), None)
+        if at is None:  # an answer such as "No."
             made.first_of_all[first:last] = True
         else:
-            # Of a clause that goes whole nothing is turned round, and its "not" would say something of what stands beside it.
-            start, end = made.around(first, last)
+            # The negation is only kept with words of its clause. Without them it would negate the text next to it.
+            start, end = made.clause_around(first, last)
             made.rows += [(index, min(start, at), max(end, at + 1), -1) for index in (*range(first, last), at)]
             made.marks[first:last] = True
             made.tie_clause(at)
-            made.set_apart(start, end, at)
+            made.keep_clause_marks(start, end, at)
             if counted is not None and counted != at:
                 made.tie(counted, counted + 1, at)
-    for match in _NE.finditer(text) if _FRENCH_NE.search(text) else ():  # the two halves of one negation
+    for match in _NE.finditer(text) if _FRENCH_NE.search(text) else ():  # both words of a French negation
         one, other = made.touched(*match.span(1 if match[1] else 2)), made.touched(*match.span(3))
         made.rows += [(other[0], *one, -1), (one[0], *other, -1)]
-    for match in chain.from_iterable(words.finditer(found) for words in _TURNS):
+    for match in chain.from_iterable(words.finditer(found) for words in _REVERSERS):
         first, last = made.touched(*match.span())
-        at = made.content(last, 1)
+        at = made.next_content_word(last, 1)
         if at is not None:
             made.tie(first, last, at)
             made.tie_clause(at)
     for match in _REFUSALS.finditer(found):
         first, last = made.touched(*match.span())
-        passive = any(made.seen[at].bare in _PASSIVE for at in range(max(first - 2, 0), first))
-        at = made.content(first - 1, -1) if passive else made.content(last, 1)
+        passive = any(made.traits[at].bare in _PASSIVE for at in range(max(first - 2, 0), first))
+        at = made.next_content_word(first - 1, -1) if passive else made.next_content_word(last, 1)
         if at is not None:
-            # "Refused" says enough by itself; the rest does not.
-            made.rows += [(index, at, at + 1 if passive else made.clause(at), -1) for index in range(first, last)]
+            # "Refused" may be kept without the rest of the clause, but the rest not without "refused".
+            made.rows += [(index, at, at + 1 if passive else made.clause_end(at), -1) for index in range(first, last)]
             made.tie_clause(at)
     denied = {last for _, last in negations}
     for match in _COMPARED.finditer(text):
         first, last = made.touched(*match.span())
-        at = made.content(last, 1)
+        at = made.next_content_word(last, 1)
         if at is not None:
             made.tie(first, last, at)
             if first in denied:  # "not as tall as Tom" is not "not tall"
-                made.rows += [(index, *made.around(first, last), -1) for index in (*range(first, last), at)]
-    for match in _TO_NUMBER.finditer(found):
+                made.rows += [(index, *made.clause_around(first, last), -1) for index in (*range(first, last), at)]
+    for match in _BEFORE_NUMBER.finditer(found):
         first, last = made.touched(*match.span())
         if last < len(pieces):
             made.tie(first, last, last)
     for match in match_at(_RANGE, _DIGIT, text):
         first, last = made.touched(*match.span())
-        before = made.seen[first - 1].bare if first else ""
+        before = made.traits[first - 1].bare if first else ""
         opens = before in _BETWEEN if match[3] else before in _FROM
         if opens or match[1]:
             made.tie_all(first - opens, last)
     for match in _INITIALS.finditer(text):
         first, last = made.touched(match.start(), match.end() - 1)
         name = made.touched(match.end(), match.end() + 1)[0]
-        if first < name and not made.seen[name].is_skipped:
+        if first < name and not made.traits[name].is_skipped:
             made.tie_all(first, last)
             made.rows += [(name, first, last, -1)]
     for match in _BUT.finditer(text):
         first, last = made.touched(*match.span(1))
-        at = made.content(last, 1)
+        at = made.next_content_word(last, 1)
         if at is not None:
             made.tie_all(first, last)
             made.tie(first, last, at)
             made.rows += [(at, index, index + 1, -1) for index in range(first, last)]
     for match in _SHARE.finditer(text):
         first, last = made.touched(*match.span())
-        at = made.content(last, 1)
+        at = made.next_content_word(last, 1)
         if at is not None:
             made.tie(first, first + 1, at)
             made.rows.append((at, first, first + 1, -1))
     for match in _CONDITIONS.finditer(found):
         first, last = made.touched(*match.span())
-        at = made.content(last, 1)
+        at = made.next_content_word(last, 1)
         if at is not None:
-            end = made.clause(last)
+            end = made.clause_end(last)
             made.rows += [(index, last, end, -1) for index in (*range(first, last), at)]
     for match in _PROVISOS.finditer(found):
         first, last = made.touched(*match.span())
-        at = made.content(last, 1)
+        at = made.next_content_word(last, 1)
         if at is not None:
-            start, _ = made.around(first, last)
+            start, _ = made.clause_around(first, last)
             made.rows += [(index, start, first, -1) for index in (*range(first, last), at)]
-            # "only if" is not "if": all of its words come with the clause behind them, as a condition does.
-            made.rows += [(index, last, made.clause(last), -1) for index in range(first, last)]
+            # "only if" does not mean "if", so all of its words are kept with any word of the clause after them.
+            made.rows += [(index, last, made.clause_end(last), -1) for index in range(first, last)]
     for match in _LIMITS.finditer(found):
         first, last = made.touched(*match.span())
-        at = made.content(last, 1)
+        at = made.next_content_word(last, 1)
         if at is not None:
             made.tie(first, last, at)
-            if (
-                at + 1 < len(pieces) and made.seen[at + 1].bare.isdecimal()
-            ):  # "before autumn 2027" is not "before 2027"
+            # "before autumn 2027" does not mean "before 2027".
+            if at + 1 < len(pieces) and made.traits[at + 1].bare.isdecimal():
                 made.tie(first, last, at + 1)
                 made.tie(at, at + 1, at + 1)
             if made.text[made.chars[first] : made.chars[last]].strip().lower() in _PICKS:
-                made.rows += [(index, at + 1, made.named(at), -1) for index in (*range(first, last), at)]
-            made.marks[first:last] = True  # "before" is misread where its date is gone
-            if made.denies[first:last].any():  # "no later" says nothing without its "than noon"
+                made.rows += [(index, at + 1, made.phrase_end(at), -1) for index in (*range(first, last), at)]
+            made.marks[first:last] = True  # without its date, "before" would be misread
+            if made.denies[first:last].any():  # "no later" says nothing without "than noon"
                 made.denies[first:last] = True
-                made.rows += [(index, *made.around(first, last), -1) for index in (*range(first, last), at)]
+                made.rows += [(index, *made.clause_around(first, last), -1) for index in (*range(first, last), at)]
     for match in chain(match_at(_DIGITS, _DIGIT, text), _COUNT.finditer(found)):
         first, last = made.touched(*match.span())
-        at = made.content(last, 1) if last < len(pieces) else None
-        if at == last and last == first + 1:  # right behind it, and not a unit that is part of the number anyway
+        at = made.next_content_word(last, 1) if last < len(pieces) else None
+        # Only a word directly after the number. A unit is part of the number's piece already.
+        if at == last and last == first + 1:
             made.rows.append((at, first, last, -1))
     for match in _EMPHASIS.finditer(text) if "*" in text else ():
         for sign in (1, 2):
@@ -899,14 +948,14 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
     _tie_pairs(made)
     _tie_spans(made)
     _keep_last_turn(made)
-    _lead(made)
+    _set_leads(made)
     return made.built()
 
 
 def _tie_tags(made: _Builder) -> None:
-    """A tag of HTML or XML is not left without the one that opens or closes it, a cell of a table not without the others of its row."""
+    """Bind each tag of HTML or XML to its partner or to its content, and the tags of table cells to their whole row."""
     text, open_ = made.text, []
-    elements: list[tuple[str, int, int]] = []  # a name, and the places of both tags
+    elements: list[tuple[str, int, int]] = []  # the name, and the spans of both tags
     for tag in TAG.finditer(text) if "</" in text else ():
         name = tag[2].lower()
         if tag[3] or name in _VOID:
@@ -920,14 +969,13 @@ def _tie_tags(made: _Builder) -> None:
             del open_[place:]
     rows = [(begin[1], end[0]) for name, begin, end in elements if name == "tr"]
     starts = [begin for begin, _ in rows]
-    # Tags without a space between them may be one piece: what holds for one of them holds for the whole chain.
-    chain_of: dict[
-        int, list
-    ] = {}  # of a piece: the pieces of its chain, and from where to where there is what they come with
+    # Tags without a space between them may share a piece, so elements that share pieces form a chain with common bonds.
+    # For each piece: the pieces of its chain, and the range to which they are bound.
+    chain_of: dict[int, list] = {}
     for name, begin, end in elements:
         one, other = made.touched(*begin), made.touched(*end)
         pieces = [*range(*one), *range(*other)]
-        # A tag in one piece with others stays or goes with these.
+        # Tags that share a piece with other tags are kept or dropped with these.
         alone = all(made.word(piece).count("<") == 1 for piece in pieces)
         if (name in _LOOSE and alone) or not all(_MARKUP.fullmatch(made.word(piece)) for piece in pieces):
             made.rows += [(b, a, a + 1, -1) for a in pieces for b in pieces if a != b]
@@ -952,11 +1000,11 @@ def _tie_tags(made: _Builder) -> None:
 
 
 def _tie_pairs(made: _Builder) -> None:
-    """A bracket or quotation mark is not left without the one that it opens or closes."""
+    """Keep each bracket or quotation mark together with its partner."""
     pairs, open_, end = [], [], 0
     for match in _PAIRED.finditer(made.text):
         sign, at = match[0], match.start()
-        if "\n\n" in made.text[end:at]:  # no pair reaches over an empty line
+        if "\n\n" in made.text[end:at]:  # no pair extends across an empty line
             open_ = []
         end = at
         if sign == '"':
@@ -982,20 +1030,20 @@ def _tie_pairs(made: _Builder) -> None:
             of_mark.setdefault(row[0], []).append(row[1:])
     for opened, closed in pairs:
         one, other = made.touched(opened, opened + 1)[0], made.touched(closed, closed + 1)[0]
-        # One that closes two of them stays, whatever is left within the inner one.
+        # A piece with two closing brackets belongs to two pairs, so it is not removed if the inner pair is empty.
         if len(_PAIRED.findall(made.word(one))) == 1 == len(_PAIRED.findall(made.word(other))) and not any(
             map(str.isalnum, made.word(one) + made.word(other))
         ):
             made.pairs.append((one, other))
         for a, b in ((one, other), (other, one)) if one != other else ():
-            # What is a mark brings nothing along: its own reasons to be kept are the other's, too.
+            # A mark cannot trigger a bond, so the bonds of one mark are copied to its partner.
             made.rows += [(b, *row) for row in of_mark.get(a, ())] if made.marks[a] else [(b, a, a + 1, -1)]
 
 
 def _tie_spans(made: _Builder) -> None:
     """
-    Of a word of code in a line no sign is left without the other; nor is one of emphasis, which may stay with the bracket or the full
-    stop that it stands at: "(High-Level)**".
+    Keep both backticks of a code span together, and both signs of an emphasis. A sign of emphasis may share a piece
+    with a bracket or full stop and be kept for its sake: "(High-Level)**".
     """
     for match in _CODE_SPAN.finditer(made.text) if "`" in made.text else ():
         one, other = made.touched(*match.span(1))[0], made.touched(*match.span(2))[0]
@@ -1020,11 +1068,11 @@ def _tie_spans(made: _Builder) -> None:
 
 def _keep_last_turn(made: _Builder) -> None:
     """
-    In a conversation that ends with a question, or with a turn of who asks, that comes before all else: what is to be answered is worth
-    more than what led to it, and a score that looks at the words does not know that they are the last.
+    Keep the last turn of a conversation first if it is a question or if its speaker is one who asks. It is to be
+    answered, so it is worth more than the turns before it, and the scores of its words do not show this.
     """
     roles = list(_ROLE.finditer(made.text))
-    if len(roles) < _TURNS_LEAST or len({role[0].strip() for role in roles}) < 2:
+    if len(roles) < _LEAST_TURNS or len({role[0].strip() for role in roles}) < 2:
         return
     last = roles[-1]
     said = made.text[last.end() :].rstrip()
@@ -1035,8 +1083,8 @@ def _keep_last_turn(made: _Builder) -> None:
 
 def _tie_fences(made: _Builder) -> None:
     """
-    The lines that open and close a code fence, or the settings at the head of a document, and the line breaks around them, come with
-    what is left of the code.
+    Bind the first and last line of a code fence, and the line breaks around them, to the code. The same applies to
+    front matter, the settings at the beginning of a document.
     """
     for start, end in chain(
         (match.span() for match in _FRONT_MATTER.finditer(made.text)), find_code_fences(made.text)
@@ -1045,9 +1093,8 @@ def _tie_fences(made: _Builder) -> None:
         closed = max(made.text.rfind("\n", opened, end) + 1, opened)
         if not made.text[closed:end].strip(" \t\r>`~-"):
             first, last = made.touched(opened, closed)
-            if (
-                opened < end and not made.word(first).strip()
-            ):  # the break behind the first line, whatever stands before that
+            # The line break after the first line is kept with any of the code.
+            if opened < end and not made.word(first).strip():
                 made.rows.append((first, first, last, -1))
             for a, b in ((start, opened), (closed, end)):
                 made.add_marks(a, b, first, last)
@@ -1057,7 +1104,7 @@ def _tie_fences(made: _Builder) -> None:
 
 
 def _tables(text: str) -> list[list[re.Match]]:
-    """The rows of each table: its head, the line under it, and at least one more."""
+    """The rows of each Markdown table: the header, the line under it, and at least one more."""
     tables: list[list[re.Match]] = []
     for row in _ROW.finditer(text) if "|" in text else ():
         if tables and text[tables[-1][-1].end() : row.start()].strip(" \t\r") == "\n":
@@ -1068,7 +1115,10 @@ def _tables(text: str) -> list[list[re.Match]]:
 
 
 def _tie_tables(made: _Builder) -> None:
-    """Of a table with a line under its head: a cell comes with the name of its row and that of its column."""
+    """
+    Bind the name of a column to each of its cells, the first cell of a row to the others, and the line under the header
+    to the header.
+    """
     for head, rule, *rows in made.tables:
         names = _cells(made, head)
         for row in rows if names else ():
@@ -1080,11 +1130,11 @@ def _tie_tables(made: _Builder) -> None:
             made.rows += [(at, cells[0][1], cells[-1][1], -1) for at in range(*cells[0])]
         whole = made.touched(*head.span())
         made.add_marks(*rule.span(), *whole)
-        made.rows.append((max(made.touched(*rule.span())[0] - 1, 0), *whole, -1))  # and the line break before it
+        made.rows.append((max(made.touched(*rule.span())[0] - 1, 0), *whole, -1))  # the line break before it
 
 
 def _cells(made: _Builder, row: re.Match) -> list[tuple[int, int]]:
-    """The pieces of each cell of a row."""
+    """The ranges of pieces of the cells of a row; empty cells are left out."""
     edges = [row.start() - 1, *(row.start() + pipe.start() for pipe in re.finditer(r"\|", row[0])), row.end()]
     spans = [(a + 1, b) for a, b in pairwise(edges) if made.text[a + 1 : b].strip()]
     inside = [
@@ -1093,10 +1143,10 @@ def _cells(made: _Builder, row: re.Match) -> list[tuple[int, int]]:
     return [made.touched(a, b) for a, b in inside]
 
 
-def _lead(made: _Builder) -> None:
-    """Function words lead to the next word of weight in their clause, signs to the word at which they stand."""
+def _set_leads(made: _Builder) -> None:
+    """Let function words lead to the next content word of their clause, and signs to the word next to them."""
     num_pieces = len(made.pieces)
-    words = made.seen
+    words = made.traits
     marks, denies, leads_to = made.marks.tolist(), made.denies.tolist(), list(range(num_pieces))
     ahead = following = None
     for at in range(num_pieces - 1, -1, -1):
@@ -1129,10 +1179,10 @@ def _lead(made: _Builder) -> None:
 
 
 def _tie_marks(made: _Builder) -> None:
-    """Line breaks, item marks, names of speakers and ends of sentences."""
+    """Bind line breaks, item marks, speakers' names, table bars and ends of sentences to the text they belong to."""
     text, num_pieces = made.text, len(made.pieces)
     breaks = list(_breaks(text))
-    places = [made.blank(*span) for span in breaks]
+    places = [made.touched_blanks(*span) for span in breaks]
     starts = [0, *(last for _, last in places)]
     ends = [*(first for first, _ in places), num_pieces]
     line_starts = [0, *(b for _, b in breaks)]
@@ -1140,21 +1190,21 @@ def _tie_marks(made: _Builder) -> None:
     def line_of(char: int) -> int:
         return bisect_right(line_starts, char) - 1
 
-    # Lines whose last word denies or limits what the next one says stay with that.
-    goes_on = {
+    # If the last word of a line is a negation or limit, the marks of the line also belong to the next line.
+    continued_until = {
         line: ends[line + 1]
         for line, (first, last) in enumerate(places)
         if 0 < first < last
         and made.marks[first - 1]
-        and made.seen[first - 1].bare
-        and not made.seen[first].ends_clause
+        and made.traits[first - 1].bare
+        and not made.traits[first].ends_clause
     }
     for pattern in (_ITEM, _ROLE):
         for match in pattern.finditer(text):
             line = line_of(match.end() - 1)
             _, behind = made.touched(*match.span())
             until = ends[line] if behind < ends[line] else ends[min(line + 1, len(ends) - 1)]
-            until = max(until, goes_on.get(line, 0))
+            until = max(until, continued_until.get(line, 0))
             made.add_marks(*match.span(), min(behind, until), until)
     below = {row.start() for _, _, *rows in made.tables for row in rows}
     for match in _ROW.finditer(text) if "|" in text else ():
@@ -1163,12 +1213,12 @@ def _tie_marks(made: _Builder) -> None:
         for pipe in re.finditer(r"\|", match[0]):
             at = match.start() + pipe.start()
             made.add_marks(at, at + 1, before, ends[line])
-            # A row may have fewer cells than its head: empty ones at its end go with their pipes.
+            # A row may have fewer cells than the header, so empty cells at its end may be dropped with their bars.
             if match.start() in below:
                 before = made.touched(at, at + 1)[0]
     _tie_fences(made)
     _tie_tables(made)
-    # A sentence begins behind the end of the one before it, or with its line.
+    # A sentence begins after the end of the one before it, or with its line.
     behind = 0
     for a, b in find_sentence_ends(text):
         first, last = made.touched(a, b)
@@ -1177,6 +1227,6 @@ def _tie_marks(made: _Builder) -> None:
         behind = last
     for line, (a, b) in enumerate(breaks, 1):
         first, last = starts[line], ends[line]
-        if made.marks[first:last].all() and line + 1 < len(ends):  # the name of a speaker alone on its line
+        if made.marks[first:last].all() and line + 1 < len(ends):  # a line with only the name of a speaker
             last = ends[line + 1]
-        made.add_marks(a, b, first, max(last, goes_on.get(line, 0)), begin=0)
+        made.add_marks(a, b, first, max(last, continued_until.get(line, 0)), begin=0)

@@ -264,7 +264,7 @@ def search_without_remnants(ranked: Ranked, target: int) -> Search:
         alone = ranked.bonds.remnants(choice.keep) & np.isfinite(ranks) & (ranks > -_LAST)
         if not alone.any() or not (choice.keep & ranked.bonds.words & ~alone).any():
             break
-        ranks = ranked.bonds.led(ranks + _LAST * alone)
+        ranks = ranked.bonds.defer_leading(ranks + _LAST * alone)
         again = yield from search_budget(replace(ranked, ranks=ranks), target)
         if not again.keep.any() or again.count > target:
             break

@@ -1,4 +1,4 @@
-"""How much of a turn's prompt is changed in the next turn, over growing transcripts."""
+"""How much of a prompt changes when it is sent again in the next turn of a growing transcript."""
 
 from tokforget import scoring
 from tokforget.metrics import columns
@@ -7,7 +7,7 @@ from tokforget.metrics import columns
 class PrefixChurn(columns.ColumnMetric):
     inputs = ("prompts", "prompt_ids")
     options = ("tokenizer",)
-    summary = "Share of a turn's prompt that is changed in the next turn, over growing transcripts."
+    summary = "Share of a prompt that changes when it is sent again in the next turn of a growing transcript."
 
     def _compute(self, prompts=None, prompt_ids=None, tokenizer=None) -> dict:
         transcripts = columns.prompt_rows(self, prompts, prompt_ids, tokenizer, as_bytes=True)

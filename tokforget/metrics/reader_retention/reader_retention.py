@@ -1,4 +1,4 @@
-"""Share of a passage's information about answers that a compressed passage keeps for a frozen reader."""
+"""Share of a passage's information about answers that is left for a frozen reader after compression."""
 
 import numpy as np
 
@@ -33,7 +33,7 @@ class ReaderRetention(columns.ColumnMetric):
             if None not in (bits_full, bits_compressed, bits_none):
                 raise ValueError(f"Give either {_BITS} or {_TEXTS}, not both.")
             if model is None:
-                raise ValueError("To read prompts, pass `model` (a name, a folder, or a `Reader`); or give the bits.")
+                raise ValueError("To read prompts, pass `model` (a name, a folder, or a `Reader`), or give the bits.")
             reads = model if isinstance(model, language_model.Reader) else language_model.Reader.from_pretrained(model)
             full, compressed, none = (reads.bits(texts, target) for texts in prompts)
         elif None not in (bits_full, bits_compressed, bits_none):

@@ -16,7 +16,7 @@ class Restoration(columns.ColumnMetric):
         "restored_ids", "input_ids", "keep_mask", "attention_mask", "predictions", "references", "compressed",
     )  # fmt: skip
     options = ("tokenizer",)
-    summary = "Shares of the dropped tokens, and of the lost words, numbers and names, that a restoration got right."
+    summary = "Shares of the dropped tokens, and of the lost words, numbers and names, that were restored exactly."
 
     def _compute(
         self,
@@ -49,7 +49,7 @@ class Restoration(columns.ColumnMetric):
 
 def _exact_tokens(restored_ids, input_ids, keep_mask) -> dict:
     kept, tokens = columns.count_kept(keep_mask)
-    # All texts as one row, because the metric uses totals.
+    # The metric uses totals, so all texts are joined to one row.
     restored, original, keep = (torch.tensor([list(chain(*rows))]) for rows in (restored_ids, input_ids, keep_mask))
     keep = keep.bool()
     exact = int(scoring.exact_restored(restored, original, keep, torch.ones_like(keep)))
