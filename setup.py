@@ -20,6 +20,7 @@ INSTALL = [
     "datasketch>=2",  # 2.0: 32-bit permutation scheme
     "pyyaml>=6.0.1",
     "jinja2",
+    "threadpoolctl>=3",
     "rich",
     "tokenizers",
     "tqdm",

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 # Packages that only training, restoring and evaluating import; docs/compressing.md says how to install without them.
 _LEFT_OUT = {
     "torch", "transformers", "trl", "peft", "accelerate", "datasets", "evaluate", "rouge_score", "datasketch", "jinja2", "tqdm",
-    "psutil",
+    "psutil", "threadpoolctl",
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from tests.conftest import make_model
 from tokforget import Compressor
@@ -315,6 +316,24 @@ def test_a_data_set_is_mapped(compressor, how):
     for row, result in zip(mapped, compressor.compress(TEXTS, rate=0.5)):
         assert row["compressed"] == result.text
         assert (row["original_tokens"], row["compressed_tokens"]) == (result.original_tokens, result.compressed_tokens)
+
+
+@pytest.mark.parametrize("told", [None, "2"])
+def test_processes_of_a_map_do_not_take_each_other_s_cores(compressor, monkeypatch, told):
+    datasets = pytest.importorskip("datasets")
+    function = compress_column(compressor, rate=0.5)
+    monkeypatch.setenv("OMP_NUM_THREADS", told) if told else monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    def threads(rows: dict) -> dict:
+        function(rows)
+        found = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+        return {"threads": [max(found)] * len(rows["text"])}
+
+    with threadpool_limits(2):
+        dataset = datasets.Dataset.from_dict({"text": TEXTS})
+        limited = dataset.map(threads, batched=True, num_proc=2)["threads"][:]
+        alone = dataset.map(threads, batched=True)["threads"][:]
+    assert limited == [2 if told else 1] * len(TEXTS) and alone == [2] * len(TEXTS)
 
 
 def test_a_row_that_is_no_text_is_named(compressor):
