@@ -54,6 +54,8 @@ def found(finder, text: str) -> list[str]:
         ("La cuenta no será cerrada sin aviso para usted, nunca.", ["no", "sin", "nunca"]),
         ("A conta não está no banco, sem custo para você, nem hoje.", ["não", "sem", "nem"]),
         ("Il conto non è mai chiuso senza avviso.", ["non", "mai", "senza"]),
+        ("Questa porta non era chiusa, anche se pioveva.", ["non"]),
+        ("Die Einladung kommt im Mai per E-Mail, dazu noch ein Bild von van Gogh.", []),
         ("De rekening wordt niet gesloten en er is geen bedrag, nooit.", ["niet", "geen", "nooit"]),
         ("Счёт не будет закрыт без согласия, нет и никогда", ["не", "без", "нет", "никогда"]),
         ("لن تنتهي الأعمال قبل خريف 2027", ["لن"]),

@@ -48,13 +48,13 @@ _NEGATIONS = WordPattern(
 # German. Each entry has words by which the language is recognised, and its negations.
 _NEGATIONS_OF_LANGUAGES = (
     (r"los|las|una|que|por|está|están|para|usted", "sin|ni|nada"),
-    (r"il|che|della|del|gli|è|sono|una|per", "non|mai|nulla|né"),
+    (r"il|che|della|delle|nella|dalla|sulla|degli|gli|è|sono|questo|questa|anche|più", "non|mai|nulla|né"),
     (r"que|uma|os|para|está|você|em", "sem|nem|nada"),
     (
         r"les|des|une|est|que|du|et|vous|nous|pour|par|avec|dans|été|cette|elle|aux|pas",
         "sans|ni|rien|jamais|pas|aucun|aucune|personne|guère",
     ),
-    (r"het|een|niet|van|weder", "noch"),
+    (r"het|een|niet", "noch"),
     (r"że|się|jest|są|przed|przez|oraz", "nie|bez|nic|ani|brak"),
     (r"že|jsou|při|před|nebo", "ne|bez|nic|ani"),
     (r"și|este|sunt|pentru|înainte|să|va", "nu|fără|nici|nimeni|nimic|niciodată"),
