@@ -191,16 +191,16 @@ def test_several_files_follow_each_other_or_fill_a_folder(shell, compressor):
     assert json.loads(Path("new/a.txt.json").read_text())["text"] == short["a.txt"]
 
 
-def test_of_a_text_that_words_do_not_fit_the_summary_says_what_does(shell):
+def test_the_summary_names_a_text_that_is_not_cut_by_words(shell):
     Path("a.txt").write_text("The meeting is on Tuesday, and the report is due on Friday of the same week.\n" * 3)
     Path("data.json").write_text(json.dumps({"rows": [{"id": n, "text": "a dog ran to the house"} for n in range(8)]}))
     Path("mean.py").write_text("def mean(x):\n    total = sum(x)\n    return total / len(x)\n\n\n" * 4)
     Path("t.md").write_text("| town | people |\n|---|---|\n| Bergen | 291,000 |\n| Tromsø | 78,000 |\n")
     said = {name: shell("compress", name, model=False).err for name in ("a.txt", "data.json", "mean.py", "t.md")}
-    assert "data.json is JSON: `--unit auto` keeps it valid." in said["data.json"]
-    assert "mean.py is code: `--unit auto` keeps or drops its lines whole." in said["mean.py"]
-    assert "--unit" not in said["a.txt"] + said["t.md"]  # a table is read better by words
-    assert "data.json" in shell("compress", "a.txt", "data.json", "mean.py", model=False).err
+    assert "data.json is JSON: it stays valid. `--unit word` cuts it by words." in said["data.json"]
+    assert "mean.py is code: its lines are kept or dropped whole. `--unit word` cuts it by words." in said["mean.py"]
+    assert "--unit" not in said["a.txt"] + said["t.md"]
+    assert "data.json is JSON" in shell("compress", "a.txt", "data.json", "mean.py", model=False).err
     for words in (
         ["--unit", "word"],
         ["--unit", "auto"],
@@ -209,7 +209,7 @@ def test_of_a_text_that_words_do_not_fit_the_summary_says_what_does(shell):
         ["--prefix-stable"],
         ["--quality", "0.7"],
     ):
-        assert "`--unit auto`" not in shell("compress", "mean.py", *words, model=False).err
+        assert "`--unit word`" not in shell("compress", "mean.py", *words, model=False).err
 
 
 @pytest.mark.parametrize("mode", [[], ["--stream"]], ids=" ".join)

@@ -24,6 +24,12 @@ from tokforget.compression.structure import find_structure
 ANY_OPINION = fuzz.make_compressor()
 usual = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
+
+@pytest.fixture(scope="module")
+def packaged() -> Compressor:
+    return Compressor.from_pretrained()
+
+
 NOTE = "The customer called twice because the parcel had not arrived, and the agent promised a refund within ten days unless it turns up."
 ORDERS = {
     "customer": {"id": 7731, "name": "Anna Petersen", "vip": False, "email": "a@b.org"},
@@ -182,8 +188,107 @@ def test_records_on_lines_keep_their_number(compressor):
     assert [row["id"] for row in rows] == [*range(5)] and all(row["note"] for row in rows)
 
 
+def _left_out(value) -> int:
+    said = re.fullmatch("… ([0-9]+) left out", value) if isinstance(value, str) else None
+    return int(said[1]) if said else 0
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.4, 0.6, 0.8, 1.0])
+@pytest.mark.parametrize("options", [{"indent": 2}, {}, {"separators": (",", ":")}], ids=str)
+def test_records_of_json_are_left_out_on_request(packaged, rate, options):
+    rows = [
+        {"id": number, "tags": [number, "a, b"], "at": {"x": [number]}, "name": f'Row "{number}"'}
+        for number in range(30)
+    ]
+    text = json.dumps({"total": 30, "rows": rows, "next": None}, **options)
+    result = packaged.compress(text, rate=rate, omit_records=True)
+    value = json.loads(result.text)
+    assert list(value) == ["total", "rows", "next"] and value["total"] == 30 and result.shortfall >= 0
+    numbers = [row["id"] if isinstance(row, dict) else -_left_out(row) for row in value["rows"]]
+    assert all(row == rows[row["id"]] for row in value["rows"] if isinstance(row, dict))
+    place = 0
+    for number in numbers:  # each note stands where its records were
+        assert number != 0 or place == 0
+        assert number < 0 or number == place
+        place += -number if number < 0 else 1
+    assert place == 30 and result.text.count("left out") == sum(number < 0 for number in numbers)
+    assert result.shortfall <= 60 or all(isinstance(row, dict) for row in value["rows"])
+
+
+def test_lines_of_json_are_left_out_on_request(packaged):
+    lines = [json.dumps({"id": number, "note": "two words"}) for number in range(20)]
+    for text in ("\n".join(lines), "\n".join(lines) + "\n", "Found these:\n" + "\n".join(lines)):
+        output = packaged.compress(text, rate=0.4, omit_records=True).text
+        values = [json.loads(line) for line in output.strip().splitlines() if not line.startswith("Found")]
+        kept = [value["id"] for value in values if isinstance(value, dict)]
+        assert kept and kept == sorted(kept) and len(kept) + sum(map(_left_out, values)) == 20
+        assert len(json.dumps(output)) < 0.7 * len(json.dumps(text))
+    assert json.loads(packaged.compress(text[13:], target_tokens=25, omit_records=True).text.splitlines()[1])
+
+
+def test_the_record_of_a_failure_is_kept_first(packaged):
+    rows = [{"id": number, "state": "Error: out of memory" if number == 17 else "all is well"} for number in range(30)]
+    output = json.loads(packaged.compress(json.dumps(rows), rate=0.3, omit_records=True).text)
+    assert rows[17] in output
+    asked = packaged.compress(json.dumps(rows), rate=0.3, omit_records=True, question="Is id 4 well?")
+    assert json.loads(asked.text)
+
+
+def test_lists_of_other_things_are_never_left_out(packaged):
+    value = {"vector": [*range(40)], "mixed": [{"a": 1}, 2, {"b": 3}, {"c": 4}], "pair": [{"a": 1}, {"b": 2}]}
+    with pytest.warns(OverBudgetWarning):
+        output = packaged.compress(json.dumps(value), rate=0.3, omit_records=True).text
+    assert json.loads(output) == value
+    nested = [[{"x": [one, two]} for one in range(4)] for two in range(5)]
+    short = json.loads(packaged.compress(json.dumps(nested), rate=0.5, omit_records=True).text)
+    assert all(row in nested for row in short if not isinstance(row, str))
+    with pytest.raises(ValueError, match="`omit_records` needs the structure of JSON"):
+        packaged.compress(json.dumps(value), omit_records=True, unit="word")
+    assert packaged.compress("Not JSON at all, and none in it.", rate=0.5, omit_records=True).text
+
+
+def test_a_tool_result_loses_records_on_request(packaged):
+    rows = [{"id": number, "city": "Bergen", "people": 291_000 + number} for number in range(60)]
+    chat = [
+        {"role": "user", "content": "List the towns."},
+        {"role": "tool", "tool_call_id": "1", "content": json.dumps(rows)},
+        {"role": "user", "content": "How many people live in town 12?"},
+    ]
+    short = packaged.compress_messages(chat, rate=0.4, omit_records=True, min_tokens=0)
+    found = json.loads(short.messages[1]["content"])
+    assert short.shortfall >= 0 and sum(map(_left_out, found)) + sum(isinstance(row, dict) for row in found) == 60
+    assert (
+        packaged.compress_messages(short.messages, rate=0.4, omit_records=True, min_tokens=0).messages
+        == short.messages
+    )
+
+
+def test_a_model_by_words_sees_structure_by_default(packaged):
+    compressor, text = packaged, json.dumps(ORDERS, indent=2)
+    assert compressor.policy.unit == "word"
+    for one in (text, PYTHON, SCRIPT):
+        result = compressor.compress(one, rate=0.8)
+        assert result.text == compressor.compress(one, rate=0.8, unit="auto").text and result.kind in ("json", "code")
+        by_words = compressor.compress(one, rate=0.8, unit="word")
+        assert result.text != by_words.text and by_words.kind is None
+        for options in ({"prefix_stable": True}, {"tags": True}):
+            words = compressor.compress(one, rate=0.8, unit="word", **options).text
+            assert compressor.compress(one, rate=0.8, **options).text == words
+    whole = compressor.compress(text, quality=0.7)
+    assert whole.text == text and whole.returned_whole == "json"
+    assert compressor.compress(text, quality=0.7, unit="word").returned_whole != "json"
+    plain = "The harbour was closed on Monday because of the storm, and it opened again on Friday."
+    assert compressor.compress(plain).kind is None
+    with pytest.raises(ValueError, match="What is protected takes"):  # only structure is returned with a warning
+        compressor.compress(plain, target_tokens=3, protect=(0, 60))
+    with pytest.warns(OverBudgetWarning):
+        assert json.loads(compressor.compress(text, rate=0.1).text)
+
+
 def test_a_budget_that_json_cannot_meet_is_named(compressor):
-    with pytest.raises(ValueError, match="What JSON needs to stay whole takes .* pass `unit='word'`"):
+    with pytest.raises(
+        ValueError, match="What JSON needs to stay whole takes .* pass `omit_records=True` or `unit='word'`"
+    ):
         compressor.compress(json.dumps(ORDERS), rate=0.1, unit="auto", on_impossible="raise")
     text = json.dumps(ORDERS, indent=2)
     with pytest.warns(
@@ -195,10 +300,13 @@ def test_a_budget_that_json_cannot_meet_is_named(compressor):
     assert f"takes {result.compressed_tokens} tokens" in result.unreached
     assert CompressedText.from_json(result.to_json()).unreached == result.unreached
     assert compressor.compress(text, rate=0.9, unit="auto").unreached is None
-    with pytest.raises(ValueError, match="is protected takes"):  # where nothing else was asked for, a refusal as ever
-        compressor.compress("Call 555-0199 or 555-0198 now.", rate=0.2, unit="word", protect="numbers")
+    for unit in ("word", "auto"):  # nothing but the protection stands in the way
+        with pytest.raises(ValueError, match="is protected takes"):
+            compressor.compress("Call 555-0199 or 555-0198 now.", rate=0.2, unit=unit, protect="numbers")
     with pytest.warns(OverBudgetWarning, match="What is protected takes"):
-        kept = compressor.compress("Call 555-0199 or 555-0198 now.", rate=0.2, unit="auto", protect="numbers")
+        kept = compressor.compress(
+            "Call 555-0199 or 555-0198 now.", rate=0.2, unit="auto", protect="numbers", on_impossible="warn"
+        )
     assert "555-0199" in kept.text and "now" not in kept.text
 
 

@@ -42,7 +42,7 @@ ALLOWED = {200, 400, 401, 404, 405, 408, 413, 415, 421, 422, 503}
 ROUTES = ["/v1/compress", "/v1/compress_messages", "/v1/explain", "/v1/restore"]
 MAX_BODY = 262_144
 NAMES = ["rate", "target_tokens", "threshold", "quality", "unit", "protect", "nested", "prefix_stable", "tags", "min_tokens", "on_impossible",
-         "count_tokens", "mark_omissions", "question", "budget", "details", "system", "roles", "stable", "min_message_tokens", "min_rate",
+         "count_tokens", "mark_omissions", "omit_records", "question", "budget", "details", "system", "roles", "stable", "min_message_tokens", "min_rate",
          "memory", "abstain_below", "gap", "batch_size", "raet"]  # fmt: skip
 
 

@@ -212,7 +212,7 @@ def _add_budget(command: argparse.ArgumentParser) -> None:
         "--unit",
         choices=("token", "word", "auto"),
         help="unit that is kept or dropped as a whole; auto: words, but JSON stays JSON, and code and logs are cut by lines (default: "
-        "the unit of the model's training)",
+        "auto if the model was trained by words; word with --quality, --prefix-stable and --tags)",
     )
     group.add_argument(
         "--question", metavar="TEXT", help="question about the text; the words that answer it are kept first"
@@ -236,17 +236,19 @@ def _add_budget(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--mark-omissions", action="store_true",
                        help="mark missing lines in the output, such as [… lines 12-18], within the budget")  # fmt: skip
+    group.add_argument("--omit-records", action="store_true",
+                       help="drop whole records of JSON, with a string in their place such as \"… 12 left out\"")  # fmt: skip
     group.add_argument("--min-tokens", type=int, metavar="N",
                        help="leave shorter texts whole (default: 0; with --messages --rate a chat of less than 500)")  # fmt: skip
     group.add_argument("--on-impossible", choices=("raise", "warn"),
                        help="if protected text or JSON exceeds the budget: raise an error, or warn and return the smallest possible "
-                            "result (default: warn with --unit auto, else raise)")  # fmt: skip
+                            "result (default: warn of JSON, code and the like, else raise)")  # fmt: skip
 
 
 def compress_options(args: argparse.Namespace) -> dict:
     """The arguments of `Compressor.compress`."""
     names = ("rate", "target_tokens", "threshold", "quality", "risk", "unit", "prefix_stable", "nested", "budget", "tags", "min_tokens",
-             "on_impossible", "question", "mark_omissions")  # fmt: skip
+             "on_impossible", "question", "mark_omissions", "omit_records")  # fmt: skip
     protect = [f"re:{item[1:-1]}" if len(item) > 2 and item[0] == item[-1] == "/" else item for item in args.protect]
     for name, count in (("first", args.keep_first), ("last", args.keep_last)):
         if count is not None and count < 0:

@@ -47,9 +47,7 @@ from tokforget.optional import MissingPackage, needed
 _GROUP_TEXTS, _GROUP_BYTES = 256, 2_000_000
 # Most rejected lines to name; the others are only counted.
 _NAMED = 20
-# Longest text, in characters, whose structure is looked for to suggest another unit.
-_LOOKED_AT = 1_000_000
-# Kinds of text of which words say false things. Of Markdown a reader retains more by words, tables included.
+# What the summary says of a kind of structure.
 _STRUCTURED = {
     "json": "JSON", "code": "code", "log": "a log", "diff": "a diff", "csv": "CSV", "settings": "a settings file",
     "rows": "printed columns",
@@ -202,7 +200,7 @@ class _Report:
     chars: int = 0
     vocabulary: str = ""
     unreached: int = 0
-    suggestion: str = ""
+    structured: str = ""
     rejected: list[str] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
 
@@ -242,12 +240,12 @@ class _Report:
             if self.unreached <= _NAMED:
                 sys.stderr.write(f"tokforget: warning: {place}: {result.unreached}\n")
 
-    def suggest(self, place: str, kind: str | None) -> None:
-        """Remember the first text that words do not fit, for the summary."""
+    def see_structure(self, place: str, kind: str | None) -> None:
+        """Remember the first text that is not cut by words, for the summary."""
         name = _STRUCTURED.get(kind)
-        if name is not None:
-            kept = "keeps it valid" if kind == "json" else "keeps or drops its lines whole"
-            self.suggestion = f"tokforget: {place} is {name}: `--unit auto` {kept}.\n"
+        if name is not None and not self.structured:
+            how = "it stays valid" if kind == "json" else "its lines are kept or dropped whole"
+            self.structured = f"tokforget: {place} is {name}: {how}. `--unit word` cuts it by words.\n"
 
     def reject(self, place: str, reason: str) -> None:
         self.rejected.append(place)
@@ -268,7 +266,7 @@ class _Report:
             texts = f"{self.texts:,} {self.noun}, " if self.texts != 1 else ""
             of = f" of {self.vocabulary}" if self.vocabulary else ""
             share = f", {self.chars / self.original_chars:.0%} of the characters" if self.original_chars else ""
-            sys.stderr.write(f"tokforget: {texts}{before:,} -> {after:,} tokens{of}{rate}{share}\n{self.suggestion}")
+            sys.stderr.write(f"tokforget: {texts}{before:,} -> {after:,} tokens{of}{rate}{share}\n{self.structured}")
         if not self.rejected:
             return 0
         left = len(self.rejected) - _NAMED
@@ -310,10 +308,6 @@ def _compress(args: argparse.Namespace) -> int:
     if args.question_column and not compressor.takes_question:
         raise UserError("`--question-column`: this model was trained without questions and cannot use one.")
     report = _Report(args.quiet)
-    fixed = (
-        args.quiet or args.unit or args.tags or args.prefix_stable or args.quality is not None
-    )  # `auto` has none of these
-    by_words = compressor.policy.unit == "word" and not fixed
     one_call = not args.stream and (args.budget == "corpus" or (len(files) == 1 and not args.column))
     with outputs.open_all() as write, _progress(files, args.quiet or outputs.on_terminal, one_call) as advance:
         if args.stream:
@@ -330,9 +324,8 @@ def _compress(args: argparse.Namespace) -> int:
             for group in _groups(records, args.budget == "corpus"):
                 for record, result in _compress_group(compressor, group, options, report):
                     report.add(result)
-                    looked_at = report.texts <= _NAMED and len(record.text) <= _LOOKED_AT
-                    if by_words and looked_at and not report.suggestion:
-                        report.suggest(record.place, compressor.find_kind(record.text))
+                    if args.unit is None:
+                        report.see_structure(record.place, result.kind)
                     if args.report and not args.json:
                         report.tell(record.place, result)
                     write(record.source, _rendered(args, record, result))
@@ -371,7 +364,7 @@ def _check_stream(args: argparse.Namespace, options: dict) -> None:
         if options[name]
     ]
     unfit += [name for name in ("keep_first", "keep_last", "column", "count_with") if getattr(args, name)]
-    unfit += [name for name in ("mark_omissions", "report") if getattr(args, name)]
+    unfit += [name for name in ("mark_omissions", "omit_records", "report") if getattr(args, name)]
     unfit += ["budget"] if args.budget == "corpus" else []
     if unfit:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in unfit)

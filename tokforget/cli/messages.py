@@ -64,7 +64,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 def message_options(args: argparse.Namespace, protect) -> dict:
     """The arguments of `Compressor.compress_messages`."""
-    names = ("rate", "target_tokens", "quality", "risk", "stable", "min_tokens", "on_impossible")
+    names = ("rate", "target_tokens", "quality", "risk", "stable", "min_tokens", "on_impossible", "omit_records")
     options = {name: getattr(args, name) for name in names} | {"protect": protect, "unit": args.unit or "auto"}
     options["count_tokens"] = args.count_with
     options["question"] = None if args.no_question else args.question or True

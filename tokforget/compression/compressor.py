@@ -31,7 +31,7 @@ from tokforget.compression.request import Request, as_texts
 from tokforget.compression.results import CompressedText, encodable
 from tokforget.compression.scores import WINDOW, score
 from tokforget.compression.search import Choice, run_searches
-from tokforget.compression.structure import find_structure
+from tokforget.compression.structure import find_structure, is_json
 from tokforget.files import CONFIG, TRAINING
 from tokforget.forks import let_children_compute
 from tokforget.models.folders import (
@@ -200,6 +200,7 @@ class Compressor:
         question: str | Sequence[str | None] | None = None,
         count_tokens=None,
         mark_omissions: bool = False,
+        omit_records: bool = False,
     ) -> CompressedText | list[CompressedText]:
         r"""
         Compress one text or several.
@@ -222,7 +223,9 @@ class Compressor:
                 lower one applies.
             unit (`str`, *optional*): Unit that is kept or dropped as a whole: `"token"`; `"word"`, where a number or
                 an address counts as a word; or `"auto"`: words, but JSON stays JSON, and code and logs are kept or
-                dropped by lines ([`tokforget.compression.structure`]). By default the unit of the model's training.
+                dropped by lines ([`tokforget.compression.structure`]). By default `"auto"` if the model was trained by
+                words, except with `quality`, `prefix_stable` and `tags`, which need `"word"`; otherwise the unit of the
+                model's training.
             protect (*optional*): Text that must stay byte for byte; one item or several: names out of `"numbers"`, `"urls"`,
                 `"emails"`, `"paths"`, `"code_fences"`, `"inline_code"`, `"identifiers"`, `"negations"`, `"sentence_ends"`,
                 `"line_breaks"`, `"roles"`; compiled regular expressions or `"re:<pattern>"`; `"first:<n>"` and `"last:<n>"`
@@ -239,7 +242,7 @@ class Compressor:
             min_tokens (`int`): Texts with fewer tokens are returned whole (`returned_whole`).
             on_impossible (`str`, *optional*): If protected text, or JSON that stays JSON, exceeds the budget:
                 `"raise"`, or `"warn"` and return the smallest feasible result, with the reason in `unreached`. By
-                default `"warn"` for `unit="auto"`, and `"raise"` otherwise.
+                default `"warn"` where a text is cut by its structure (`kind`), and `"raise"` otherwise.
             question (`str`, or one for each text, *optional*): A question about the text; the words that answer it are
                 kept first. The model must have been trained with questions (`takes_question`).
             count_tokens (*optional*): Tokenizer in which `rate`, `target_tokens`, `min_tokens` and the result count: a
@@ -251,6 +254,9 @@ class Compressor:
             mark_omissions (`bool`): Mark the gaps in the output: `[… lines 12-18]` for whole lines of the original,
                 `[…]` for eight words or more within a line, if the gap is at least twice as long as its mark. Marks
                 count in the budget. JSON gets none, and neither does a text whose budget is too small for them.
+            omit_records (`bool`): Drop whole records of JSON, which are the items of a list of objects or lists, or lines of
+                JSON; otherwise only the words of long strings are dropped. The output still parses, and a string such as
+                `"… 12 left out"` stands where records are missing. Needs `unit="auto"`.
 
         Returns:
             [`CompressedText`], or a list of them for a sequence of texts.
@@ -259,9 +265,10 @@ class Compressor:
             `ValueError`: If arguments exclude each other, or protected text does not fit the budget.
         """
         request = Request(
-            rate=rate, target_tokens=target_tokens, threshold=threshold, quality=quality, risk=risk, unit=self.policy.unit if unit is None else unit, protect=protect, nested=nested,
-            prefix_stable=prefix_stable, budget=budget, tags=tags, min_tokens=min_tokens, on_impossible=on_impossible,
-            count_tokens=count_tokens, mark_omissions=mark_omissions,
+            rate=rate, target_tokens=target_tokens, threshold=threshold, quality=quality, risk=risk, unit=unit, protect=protect,
+            nested=nested, prefix_stable=prefix_stable, budget=budget, tags=tags, min_tokens=min_tokens, on_impossible=on_impossible,
+            count_tokens=count_tokens, mark_omissions=mark_omissions, omit_records=omit_records,
+            trained_unit=self.policy.unit,
         )  # fmt: skip
         single = isinstance(texts, str)
         texts = as_texts(texts)
@@ -338,6 +345,8 @@ class Compressor:
                 item.returned_whole_because = "no tokens"
             elif item.num_counted < request.min_tokens:
                 item.returned_whole_because = "min_tokens"
+            elif request.keeps_json and is_json(item.text):
+                item.returned_whole_because = "json"
             elif request.quality is not None:
                 item.worth_needed = 1.0 if needed is None else needed
                 item.returned_whole_because = "quality" if needed is None else None
@@ -391,6 +400,7 @@ class Compressor:
         on_impossible: str = "raise",
         memory: MutableMapping[str, int] | None = None,
         count_tokens=None,
+        omit_records: bool = False,
     ) -> CompressedMessages:
         """
         Shorten the tool results and the older turns of a chat, in OpenAI's or Anthropic's dictionaries.
@@ -435,6 +445,7 @@ class Compressor:
                 longer than the process.
             count_tokens (*optional*): Tokenizer in which budgets, limits and records count, as in `compress`; by
                 default the model's own.
+            omit_records (`bool`): Drop whole records of JSON, as in `compress`; for tool results.
 
         Returns:
             [`CompressedMessages`]: `messages` and `system` in the given form, tokens before and after, `records`,
@@ -447,7 +458,7 @@ class Compressor:
         return compress_messages(
             self, messages, system, memory, rate=rate, target_tokens=target_tokens, quality=quality, risk=risk, question=question, unit=unit,
             protect=protect, roles=roles, stable=stable, min_tokens=min_tokens, min_message_tokens=min_message_tokens,
-            min_rate=min_rate, on_impossible=on_impossible, count_tokens=count_tokens,
+            min_rate=min_rate, on_impossible=on_impossible, count_tokens=count_tokens, omit_records=omit_records,
         )  # fmt: skip
 
     @cached_property
@@ -758,21 +769,27 @@ def _moved(policy, device):
                          "there is a GPU.") from error  # fmt: skip
 
 
-def _check_feasible(choice: Choice, group: list[RankedText], on_impossible: str, vocabulary: str) -> str | None:
+def _check_feasible(choice: Choice, group: list[RankedText], on_impossible: str | None, vocabulary: str) -> str | None:
     """
     The reason if a budget is not reached, else `None`; by `on_impossible` it is raised as `ValueError` or given as a
-    warning.
+    warning. `None` warns of texts that are cut by their structure, in which a protected number keeps its line, and raises
+    for other texts.
     """
     target = group[0].target
     # With "return" the caller checks the tokens.
     if target is None or choice.count <= target or on_impossible == "return":
         return None
     is_json = any(item.kind == "json" for item in group)
-    what, remedy = ("JSON needs to stay whole", "pass `unit='word'`") if is_json else ("is protected", "protect less")
+    structured = any(item.kind is not None for item in group)
+    what, remedy = (
+        ("JSON needs to stay whole", "pass `omit_records=True` or `unit='word'`")
+        if is_json
+        else ("is protected", "protect less")
+    )
     before = sum(item.num_counted for item in group)
     found = f"{choice.count} of {before}" if choice.count < before else f"all {before} that there were"
     needs = f"What {what} takes {choice.count} tokens of {vocabulary}, the budget is {target}."
-    if on_impossible == "raise":
+    if on_impossible == "raise" or (on_impossible is None and not structured):
         raise ValueError(
             f"{needs} The smallest feasible budget is {choice.count}; {remedy}, or pass `on_impossible='warn'`."
         )

@@ -387,6 +387,7 @@ class _Setting:
     min_rate: float
     on_impossible: str
     count_tokens: Any = None
+    omit_records: bool = False
 
     def __post_init__(self):
         self.count_tokens = TokenCounter.of(self.count_tokens)
@@ -436,7 +437,9 @@ class _Setting:
             "rate": self.rate, "target_tokens": self.target_tokens, "quality": self.quality, "risk": self.risk
         }  # fmt: skip
         unit = "word" if self.unit == "auto" and self.quality is not None else self.unit
-        request = Request(**budget, unit=unit, protect=self.protect, count_tokens=self.count_tokens)
+        request = Request(
+            **budget, unit=unit, protect=self.protect, count_tokens=self.count_tokens, omit_records=self.omit_records
+        )
         if request.protection.spans:
             raise ValueError("Protected spans belong to one text. For messages pass a function from a text to spans.")
         request.on_impossible = "return"
@@ -447,7 +450,8 @@ class _Setting:
         least = "" if self.target_tokens is None else "least"
         quality = self.quality if self.risk is None else (self.quality, self.risk)
         found = (fingerprint, self.rate, quality, least, self.unit, self.protect, self.min_rate, self.stable)
-        return repr(found if self.count_tokens is None else (*found, self.count_tokens.name))
+        found += () if self.count_tokens is None else (self.count_tokens.name,)
+        return repr((*found, "omit_records") if self.omit_records else found)
 
 
 def compress_messages(

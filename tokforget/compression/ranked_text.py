@@ -140,7 +140,7 @@ class RankedText:
 
     def _find_structure(self, request: Request) -> Structure | None:
         """The structure of the text, unless its lines are too long for the budget."""
-        structure = find_structure(self.text, self.offsets, request.protection.readable)
+        structure = find_structure(self.text, self.offsets, request.protection.readable, request.omit_records)
         if (
             structure is None
             or structure.kind == "json"
@@ -246,6 +246,7 @@ class RankedText:
             vocabulary=vocabulary,
             counted_tokens=counted,
             original_chars=len(self.text),
+            kind=self.kind,
             original=self.text,
         )
 
@@ -287,7 +288,8 @@ def search(items: list[RankedText], request: Request) -> Search:
     whole = ranked.sizes.sum() if scale is None else sum(item.num_counted for item in items)
     if bonds is not None and (request.rate == 1.0 or (items[0].target or 0) >= whole):
         for item in items:
-            item.pieces.notes, item.pieces.similar = [], []  # these notes describe omissions
+            # these notes describe omissions
+            item.pieces.notes, item.pieces.similar, item.pieces.records = [], [], []
         ranked = Ranked(
             ranked.texts,
             ranked.pieces,

@@ -21,7 +21,7 @@ class Request:
     threshold: float | None = None
     quality: float | None = None
     risk: float | None = None
-    unit: str = "token"
+    unit: str | None = None
     protect: InitVar = PRESET
     nested: bool = False
     prefix_stable: bool = False
@@ -30,15 +30,20 @@ class Request:
     min_tokens: int = 0
     on_impossible: str | None = None
     mark_omissions: bool = False
+    omit_records: bool = False
     count_tokens: InitVar = None
+    trained_unit: InitVar[str] = "token"
+    by_default: bool = field(default=False, init=False)
     protection: Protection = field(init=False)
     counter: TokenCounter | None = field(init=False)
 
-    def __post_init__(self, protect, count_tokens):
+    def __post_init__(self, protect, count_tokens, trained_unit):
         self.protection = Protection.parse(protect)
         self.counter = TokenCounter.of(count_tokens)
-        if self.on_impossible is None:
-            self.on_impossible = "warn" if self.unit == "auto" else "raise"
+        if self.unit is None:
+            self.by_default = True
+            by_structure = trained_unit == "word" and not (self.quality is not None or self.prefix_stable or self.tags)
+            self.unit = "auto" if by_structure else trained_unit
         budgets = ("rate", "target_tokens", "threshold", "quality")
         given = [name for name in budgets if getattr(self, name) is not None]
         if len(given) > 1:
@@ -58,7 +63,7 @@ class Request:
         for name in ("threshold", "quality", "risk"):
             if getattr(self, name) is not None:
                 check_number(getattr(self, name), name)
-        for name in ("nested", "prefix_stable", "tags", "mark_omissions"):
+        for name in ("nested", "prefix_stable", "tags", "mark_omissions", "omit_records"):
             check_flag(getattr(self, name), name)
         if self.threshold is not None and not 0.0 < self.threshold < 1.0:
             raise ValueError(f"`threshold` must lie in (0, 1), got {self.threshold}.")
@@ -69,10 +74,11 @@ class Request:
         choices = {
             "unit": ("token", "word", "auto"),
             "budget": ("per_text", "corpus"),
-            "on_impossible": ("raise", "warn"),
+            "on_impossible": (None, "raise", "warn"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
+                allowed = tuple(one for one in allowed if one is not None)
                 raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}.")
         check_whole(self.min_tokens, "min_tokens", 0)
 
@@ -89,6 +95,10 @@ class Request:
             (
                 self.unit == "auto" and (stable or self.tags or quality),
                 "`unit='auto'` looks at a text as a whole: leave out `prefix_stable`, `tags` and `quality`, or pass 'word'.",
+            ),
+            (
+                self.omit_records and self.unit != "auto",
+                "`omit_records` needs the structure of JSON: pass `unit='auto'`, or leave it out.",
             ),
             (corpus and threshold, "A `threshold` is no budget: leave out `budget='corpus'`."),
             (
@@ -124,6 +134,11 @@ class Request:
             raise ValueError(
                 "Protected spans belong to one text. For several texts pass a function from a text to spans."
             )
+
+    @property
+    def keeps_json(self) -> bool:
+        """Whether JSON stays whole: no quality is calibrated for it, and by words it would not parse."""
+        return self.quality is not None and self.by_default
 
     def conditioning_rates(self, lengths: list[int]) -> list[float]:
         """The conditioning rates: the rate that the policy gets as input, for texts with these numbers of tokens."""

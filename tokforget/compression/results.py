@@ -40,8 +40,10 @@ class CompressedText:
         target_tokens (`int`, *optional*): The budget; with `budget="corpus"` that of all texts together.
         shortfall (`int`): Tokens by which `text` is below the budget; negative if protected text exceeds it (with
             `on_impossible="warn"`). With `budget="corpus"` for all texts together.
-        returned_whole (`str`, *optional*): Why nothing was compressed: `"min_tokens"`, `"no tokens"`, or `"quality"`
-            if no shorter text is guaranteed to reach it.
+        kind (`str`, *optional*): Kind of structure by which the text was cut, such as `"json"` or `"code"`; see
+            [`tokforget.compression.structure`]. `None` for words and tokens.
+        returned_whole (`str`, *optional*): Why nothing was compressed: `"min_tokens"`, `"no tokens"`, `"quality"` if no
+            shorter text is guaranteed to reach it, or `"json"`, for which no quality is calibrated.
         unreached (`str`, *optional*): Why the smallest feasible text exceeds the budget.
         predicted_retention (`float`, *optional*): The retention of a reader that the model's calibration predicts;
             `None` without a calibration.
@@ -77,6 +79,7 @@ class CompressedText:
     counted_tokens: int | None = None
     unreached: str | None = None
     original_chars: int = 0
+    kind: str | None = None
     original: str | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:

@@ -160,7 +160,7 @@ def join(text: str, pieces: Pieces, keep: np.ndarray) -> str:
     first, last = runs(keep)
     starts, ends = pieces.chars[first].tolist(), pieces.chars[last].tolist()
     spaces = _apart(pieces, first, last).tolist()
-    if pieces.notes or pieces.similar or pieces.lines is not None:
+    if pieces.notes or pieces.similar or pieces.records or pieces.lines is not None:
         return _join_with_notes(text, notes_of(pieces, keep), starts, ends, spaces)
     return "".join([" " + text[a:b] if apart else text[a:b] for a, b, apart in zip(starts, ends, spaces)])
 
@@ -176,6 +176,12 @@ def notes_of(pieces: Pieces, keep: np.ndarray) -> list[tuple[int, str]]:
         if (0 if same else 1) < left_out < len(members):
             note = f" (x{left_out + 1})" if same else f" (… {left_out} similar lines)"
             notes.append((ends[int(np.argmax(kept))], note))
+    for members, separator in pieces.records:
+        kept = keep[members]
+        for first, last in zip(*runs(~kept)) if keep.any() else ():
+            before = np.flatnonzero(keep[: members[first]])
+            place = int(pieces.chars[before[-1] + 1] if len(before) else pieces.chars[np.argmax(keep)])
+            notes.append((place, f'"… {last - first} left out"' + separator * bool(last < len(members))))
     if pieces.lines is not None and keep.any():
         first, last = runs(keep)
         apart = separated(pieces, keep).tolist()

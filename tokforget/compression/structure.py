@@ -2,7 +2,8 @@
 Find the structure of texts that are more than words, such as JSON, program code and logs, for `unit="auto"`.
 
 * JSON, alone or after a line or two of introduction, stays JSON: keys, numbers, short strings and brackets are kept, white space
-  outside of strings is dropped first, and the words of long strings are kept or dropped as in any text.
+  outside of strings is dropped first, and the words of long strings are kept or dropped as in any text. On request whole
+  records are kept or dropped instead.
 * Code and logs are kept or dropped by whole lines. A line of code is kept together with the lines that open and close its
   blocks. Log lines that differ only in their time are counted after the first of them. Failures are kept first; lines that
   differ only in numbers are dropped first and counted, too ([`tokforget.compression.records`]).
@@ -44,6 +45,10 @@ from tokforget.text_units import STOP_WORDS, bare_word
 
 # Least words of a JSON string that is prose and can be shortened.
 _LONG = 8
+# Least records of a JSON of which some may be dropped.
+_RECORDS = 3
+_RECORD_PART = re.compile(r'(?:[^\s"]|"[^"\\]*(?:\\.[^"\\]*)*")+|\s+', re.DOTALL)
+_JSON_MARK = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},]', re.DOTALL)
 _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 # A string or a comment; and a trailing comma.
 _COMMENTED = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|/\*(?:(?!\*/).){0,4000}\*/', re.DOTALL)
@@ -128,16 +133,33 @@ class TextPieces(Pieces):
 
     Args:
         offsets (`np.ndarray` of shape `(num_tokens, 2)`): As for [`tokforget.compression.pieces.cut`].
+        shared (`list[list[int]]`): Groups of pieces that are kept together; the first stands for all.
     """
 
     offsets: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))
+    shared: list[list[int]] = field(default_factory=list)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Tokens of each piece `(num_pieces,)`; the first of a group has those of all."""
+        sizes = np.diff(self.starts)
+        for group in self.shared:
+            total = sizes[group].sum()
+            sizes[group] = 0
+            sizes[group[0]] = total
+        return sizes
 
     def means(self, token_values: np.ndarray) -> np.ndarray:
-        """Mean over the characters of each piece of their tokens' values `(num_pieces,)`, float64."""
+        """
+        Mean over the characters of each piece, or of its group, of their tokens' values `(num_pieces,)`, float64.
+        """
         places = np.arange(self.chars[-1])
         owner = np.maximum(np.searchsorted(self.offsets[:, 0], places, side="right") - 1, 0)
         total = np.concatenate([[0.0], np.cumsum(token_values.astype(np.float64)[owner])])
-        return np.diff(total[self.chars]) / np.diff(self.chars)
+        means = np.diff(total[self.chars]) / np.diff(self.chars)
+        for group in self.shared:
+            means[group] = np.average(means[group], weights=np.diff(self.chars)[group])
+        return means
 
     def to_tokens(self, piece_values: np.ndarray) -> np.ndarray:
         """From a mask over pieces to the tokens of which a character is kept `(num_tokens,)`, bool."""
@@ -173,8 +195,10 @@ class Structure:
 class _Parts:
     """Collects pieces from left to right."""
 
-    def __init__(self, text: str, readable: bool):
-        self.text, self.readable, self.edges = text, readable, [0]
+    def __init__(self, text: str, readable: bool, omit_records: bool = False):
+        self.text, self.readable, self.omit_records, self.edges = text, readable, omit_records, [0]
+        self.records: list[tuple[list[int], str]] = []
+        self.shared: list[list[int]] = []
         self.bound, self.blank, self.mark, self.needed, self.first_of_all, self.leads_to = [], [], [], [], [], []
         self.rows: list[tuple[int, int, int, int]] = []
         self.groups: list[tuple[int, int]] = []
@@ -225,8 +249,10 @@ class _Parts:
         chars = np.array(self.edges)
         starts = np.searchsorted(offsets[:, 0], chars)
         starts[0], starts[-1] = 0, len(offsets)
-        pieces = TextPieces(starts, chars, np.array(self.bound), np.array(self.blank), offsets=offsets)
-        pieces.notes = self.notes
+        pieces = TextPieces(
+            starts, chars, np.array(self.bound), np.array(self.blank), offsets=offsets, shared=self.shared
+        )
+        pieces.notes, pieces.records = self.notes, self.records
         pieces.similar = [
             (members, [int(chars[at]) + len(self.text[chars[at] : chars[at + 1]].rstrip()) for at in members], same)
             for same, groups in ((True, self.same), (False, self.similar))
@@ -241,17 +267,20 @@ class _Parts:
         return Structure(kind, pieces, bonds, np.array(self.needed), self.groups, severity, alone)
 
 
-def find_structure(text: str, offsets: np.ndarray, readable: bool = True) -> Structure | None:
+def find_structure(
+    text: str, offsets: np.ndarray, readable: bool = True, omit_records: bool = False
+) -> Structure | None:
     """
     The structure of a text; `None` for ordinary text.
 
     Args:
         text (`str`), offsets (`np.ndarray` of shape `(num_tokens, 2)`): As for [`tokforget.compression.pieces.cut`].
         readable (`bool`): Whether its words have bonds; see [`tokforget.compression.meaning`].
+        omit_records (`bool`): Whether whole records of JSON may be dropped.
     """
     if not len(offsets) or not text.strip():
         return None
-    parts = _Parts(text, readable)
+    parts = _Parts(text, readable, omit_records)
     kind = None
     if _is_json(text):
         kind = "json"
@@ -293,6 +322,11 @@ def find_structure(text: str, offsets: np.ndarray, readable: bool = True) -> Str
             kind = "rows"
             _add_printed_rows(parts, lines)
     return parts.built(kind, offsets) if kind else None
+
+
+def is_json(text: str) -> bool:
+    """Whether `find_structure` takes a text for JSON."""
+    return bool(text.strip()) and (_is_json(text) or _plain_json(text) is not None or _json_within(text) is not None)
 
 
 # -- JSON --------------------------------------------------------------------------------------------------------------
@@ -370,9 +404,78 @@ def _add_around_json(parts: _Parts, start: int, end: int) -> None:
 
 
 def _add_json(parts: _Parts, start: int = 0, end: int | None = None) -> None:
+    end = len(parts.text) if end is None else end
+    lines = not _one_value(parts.text[start:end])
+    for spans, separator in _find_records(parts.text, start, end, lines) if parts.omit_records else ():
+        members = []
+        for a, b in spans:
+            _add_values(parts, start, a, lines)
+            members.append(len(parts))
+            _add_record(parts, b)
+            start = b
+        worst = severities([parts.text[a:b] for a, b in spans])
+        parts.severity |= {member: own for member, own in zip(members, worst) if own >= TROUBLE}
+        parts.records.append((members, separator))
+        if lines:  # no list says that something was here
+            parts.groups.append((members[0], len(parts)))
+    _add_values(parts, start, end, lines)
+
+
+def _add_record(parts: _Parts, end: int) -> None:
+    """Add a record: its first piece stands for it and brings along the others, without the white space between them."""
+    first, group = len(parts), []
+    for part in _RECORD_PART.finditer(parts.text, parts.edges[-1], end):
+        if not part[0].isspace() or part.end() == end:  # the line break behind a record is not lost
+            group.append(len(parts))
+        parts.add(part.end(), mark=len(parts) > first)
+    parts.rows += [(piece, first, first + 1, -1) for piece in group[1:]]
+    parts.shared.append(group)
+
+
+@dataclass
+class _Open:
+    """A list or object of JSON that is not closed yet: where it starts, and the lists and objects in it."""
+
+    start: int
+    is_list: bool
+    commas: int = 0
+    items: list[tuple[int, int]] = field(default_factory=list)
+
+
+def _find_records(text: str, start: int, end: int, lines: bool) -> list[tuple[list[tuple[int, int]], str]]:
+    """
+    The spans of records that may be dropped, each with the comma or line break behind it, and that separator: the lines
+    of a JSON, or the items of outermost lists of at least `_RECORDS` objects or lists.
+    """
+    if lines:
+        spans, place = [], start
+        for line in text[start:end].splitlines(keepends=True):
+            if line.strip():
+                spans.append((place + len(line) - len(line.lstrip()), place + len(line)))
+            place += len(line)
+        return [(spans, "\n")] if len(spans) >= _RECORDS else []
+    found: list[tuple[int, list[tuple[int, int]]]] = []
+    open_: list[_Open] = []
+    for match in _JSON_MARK.finditer(text, start, end):
+        sign = match[0]
+        if sign in "[{":
+            open_.append(_Open(match.start(), sign == "["))
+        elif sign in "]}":
+            closed = open_.pop()
+            if closed.is_list and len(closed.items) == closed.commas + 1 >= _RECORDS:
+                found = [one for one in found if one[0] < closed.start]  # those within it are not outermost
+                found.append((closed.start, closed.items))
+            if open_:
+                open_[-1].items.append((closed.start, match.end()))
+        elif sign == ",":
+            open_[-1].commas += 1
+            if items := open_[-1].items:
+                items[-1] = (items[-1][0], match.end())
+    return [(items, ",") for _, items in found]
+
+
+def _add_values(parts: _Parts, start: int, end: int, records: bool) -> None:
     text, place = parts.text, start
-    end = len(text) if end is None else end
-    records = not _one_value(text[start:end])
     for string in _STRING.finditer(text, start, end):
         _add_between(parts, place, string.start(), records)
         place = string.end()

@@ -40,6 +40,7 @@ _QUALITY = Field(
     description="The shortest result for which a reader retains this share, in (0, 1], by the model's calibration.",
 )
 _RISK = Field(None, description="Share of texts that may fall below `quality`, in (0, 1); 0.1 by default.")
+_OMIT_RECORDS = "Drop whole records of JSON, with a string in their place that says how many."
 _ON_IMPOSSIBLE = "If protected text exceeds the budget: 'raise' (an error), or 'warn' and return the smallest feasible result, with the reason in `unreached`."
 
 
@@ -58,7 +59,9 @@ class _Options(_Body):
     quality: float | None = _QUALITY
     risk: float | None = _RISK
     unit: str | None = Field(
-        None, description="'token', 'word' or 'auto' (JSON stays JSON, code and logs are cut by lines)."
+        None,
+        description="'token', 'word' or 'auto' (JSON stays JSON, code and logs are cut by lines), the default for a "
+        "model that was trained by words.",
     )
     protect: _Protect = PRESET
     nested: bool = Field(False, description="A smaller budget keeps a subset of the tokens of a larger one.")
@@ -70,6 +73,7 @@ class _Options(_Body):
         None, description="Tokenizer that counts: one of those that the service was started with."
     )
     mark_omissions: bool = Field(False, description="Mark missing lines in the output, within the budget.")
+    omit_records: bool = Field(False, description=_OMIT_RECORDS)
 
 
 class CompressBody(_Options):
@@ -121,6 +125,7 @@ class MessagesBody(_Body):
     count_tokens: str | None = Field(
         None, description="Whose tokens are counted: one of the vocabularies that the service was started with."
     )
+    omit_records: bool = Field(False, description=_OMIT_RECORDS)
     memory: Annotated[dict[str, int], _FailFast()] | None = Field(
         None,
         description="The `memory` of the last answer, {} for the first request: texts that were compressed before then stay unchanged. The "
@@ -152,6 +157,7 @@ class CompressedAnswer(BaseModel):
     unreached: str | None = Field(description="Why the text exceeds its budget, if it does.")
     predicted_retention: float | None
     vocabulary: str = Field(description="Name of the vocabulary that counts.")
+    kind: str | None = Field(description="Kind of structure by which the text was cut, such as 'json' or 'code'.")
 
 
 class CompressedAnswers(BaseModel):

@@ -209,7 +209,7 @@ class Engine:
 def _brief(result) -> dict:
     """The main fields of a compressed text."""
     names = ("text", "original_tokens", "compressed_tokens", "compression_rate", "target_tokens", "shortfall", "returned_whole",
-             "unreached", "predicted_retention", "vocabulary")  # fmt: skip
+             "unreached", "predicted_retention", "vocabulary", "kind")  # fmt: skip
     return {name: getattr(result, name) for name in names}
 
 
