@@ -83,7 +83,7 @@ def calibrate_model(args: CalibrationArguments) -> None:
     compressor.calibration = Calibration(0, "", {RISK: [(level, level) for level in levels]}, [(0.0, 0.0), (1.0, 1.0)])
     shares, retentions = [], []
     for level in levels:
-        results = compressor.compress(known.texts, quality=level)
+        results = compressor.compress(known.texts, quality=level, unit=compressor.policy.unit)
         shares.append(
             [worth_kept(result, compressor.reference_logits(text)) for result, text in zip(results, known.texts)]
         )
@@ -109,7 +109,7 @@ def calibrate_model(args: CalibrationArguments) -> None:
 
 def _check(compressor: Compressor, texts: LookupTexts, quality: float, risk: float) -> None:
     """Print how often a promise is broken, and at which rate it is kept."""
-    results = compressor.compress(texts.texts, quality=quality, risk=risk)
+    results = compressor.compress(texts.texts, quality=quality, risk=risk, unit=compressor.policy.unit)
     found = texts.retention([result.text for result in results])
     rates = np.array([result.compression_rate for result in results])
     whole = np.mean([result.returned_whole is not None for result in results])
