@@ -27,9 +27,9 @@ smollm2: install
 	$(BIN)/pip install -q -c constraints-cpu.txt -e ".[readers]"
 	$(BIN)/python -m tokforget.models.smollm2 outputs/smollm2
 
-# A process a core, but four at most: each loads the training stack.
+# A process a core, but four at most, because each loads the training stack; with one thread each, because two would share a core.
 test: install
-	$(OFFLINE) $(BIN)/pytest -q tests -n auto --maxprocesses 4 --dist worksteal
+	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/pytest -q tests -n auto --maxprocesses 4 --dist worksteal
 
 test-slow: install
 	$(BIN)/pip install -q -c constraints-cpu.txt -e ".[deepspeed,browser]"

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import secrets
 import tempfile
+from functools import cache
 
 
 # Before any Hugging Face library is imported: they read these once.
@@ -15,9 +16,11 @@ os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="tokforget-hf-")
 
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from tokforget import Compressor
 from tokforget.models.folders import export_onnx
 from tokforget.models.forget_model import ForgetModel
 from tokforget.packaged import reader_model_path
@@ -26,6 +29,7 @@ from tokforget.packaged import reader_model_path
 # Tensors here are tiny: two threads that share a core with another process cost more than they bring, and with another
 # number of threads sums are rounded otherwise, while some tests compare runs to the bit.
 torch.set_num_threads(1)
+threadpool_limits(1)
 
 # Of `ForgetConfig`: the joint loop alone from a policy of chance, every text training the reconstructor, rewards in bits. What
 # is shown in seconds about a step needs no sampled texts and no warm start.
@@ -33,6 +37,17 @@ ALL_BY_GRADIENT = {
     "sampled_texts": 0, "warm_start_steps": 0, "policy_learning_rate": 3e-3, "reconstructor_learning_rate": 2e-3,
     "reward_funcs": ["information_theoretic"], "entropy_coef": 0.05, "reconstructor_text_fraction": 1.0,
 }  # fmt: skip
+
+
+@cache
+def packaged_compressor() -> Compressor:
+    """The packaged model, loaded once in each process."""
+    return Compressor.from_pretrained()
+
+
+@pytest.fixture
+def packaged() -> Compressor:
+    return packaged_compressor()
 
 
 def pytest_collection_finish() -> None:

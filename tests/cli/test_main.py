@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -326,17 +327,19 @@ def test_the_order_of_utf_16_without_a_mark_is_told(shell, encoding, named):
     assert f"iconv -f {named} -t UTF-8" in shell("compress", "in.txt").err
 
 
-@pytest.mark.parametrize("kind", ["a gzip archive", "UTF-16"])
-@pytest.mark.parametrize("words", [[], ["--stream"], ["--messages"]], ids=" ".join)
-def test_standard_input_is_known_from_its_first_bytes_however_slowly_they_come(folder, kind, words):
+def test_standard_input_is_known_from_its_first_bytes_however_slowly_they_come(folder):
     """What a peek sees of a pipe may be one byte."""
-    data = UNREADABLE[kind]
-    command = [sys.executable, "-m", "tokforget", "compress", "--model", str(folder), *words]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as started:
-        os.write(started.stdin.fileno(), data[:1])
-        time.sleep(3)
-        out, err = started.communicate(data[1:])
-    assert started.returncode == 2 and out == b"" and f"- is {kind}, and".encode() in err and err.count(b"\n") == 1
+    started = []
+    for kind, words in product(["a gzip archive", "UTF-16"], [[], ["--stream"], ["--messages"]]):
+        command = [sys.executable, "-m", "tokforget", "compress", "--model", str(folder), *words]
+        one = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        os.write(one.stdin.fileno(), UNREADABLE[kind][:1])
+        started.append((kind, words, one))
+    time.sleep(6)  # all of them have been waiting for a second byte by then
+    for kind, words, one in started:
+        out, err = one.communicate(UNREADABLE[kind][1:])
+        assert one.returncode == 2 and out == b"", (kind, words)
+        assert f"- is {kind}, and".encode() in err and err.count(b"\n") == 1, (kind, words)
 
 
 def test_a_closed_standard_input_is_one_line(folder):

@@ -141,7 +141,7 @@ def test_a_fresh_policy_of_any_shape_is_exported(changed):
 
 
 @needs_onnx
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", ["embedded", pytest.param("packaged", marks=pytest.mark.slow)])
 def test_onnx_runtime_decides_as_torch_does(folder, tmp_path):
     """
     On 200 texts. Logits differ by some 1e-5, so one token in 25 is rounded to the next step of 1 in 4,096; a mask changes only

@@ -33,7 +33,7 @@ WAYS = {
 }
 
 
-@pytest.fixture(scope="module", params=["numpy", "onnx"])
+@pytest.fixture(scope="module", params=["numpy", pytest.param("onnx", marks=pytest.mark.slow)])
 def compressor(request) -> Compressor:
     if request.param == "numpy":
         return Compressor.from_pretrained()
@@ -69,7 +69,7 @@ def test_special_tokens_stay_text_in_a_copy(compressor, way):
     assert len(ids) == 9 and again.tokenizer.encode(text).ids == ids
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(TEXTS, OPTIONS)
 def test_every_copy_gives_the_same(compressor, texts, options):
     expected = outcome(compressor, texts, options)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import packaged_compressor
 from tests.support import fuzz_compressor as fuzz
 from tokforget import Compressor
 from tokforget.compression import ranked_text
@@ -221,7 +222,7 @@ def test_no_opinion_turns_a_statement_round(compressor, case):
     ],
 )
 def test_a_line_break_within_a_clause_turns_nothing_round(compressor, text, word, needed):
-    for chosen in (ANY_OPINION, compressor, Compressor.from_pretrained()):
+    for chosen in (ANY_OPINION, compressor, packaged_compressor()):
         for rate in np.linspace(0.4, 0.9, 6):
             output = chosen.compress(text, rate=rate, unit="word").text
             assert word not in output or all(one in output for one in needed.split()), output
@@ -230,7 +231,7 @@ def test_a_line_break_within_a_clause_turns_nothing_round(compressor, text, word
 def test_what_a_line_ends_with_stays_on_it():
     text = "The office pays for\n    (1) the lamps of the hall; and\n    (2) what costs more than the sum above but not\nmore than 5,000 dollars a year.\n"
     for seed_rate in np.linspace(0.2, 0.9, 30):
-        for chosen in (ANY_OPINION, Compressor.from_pretrained()):
+        for chosen in (ANY_OPINION, packaged_compressor()):
             output = chosen.compress(text, rate=seed_rate, unit="word").text
             assert not re.search(r"(?:lamps|hall|and|;)[^\n]* not", output), output
 
@@ -246,7 +247,7 @@ def test_line_breaks_behind_an_opening_line_and_between_two_turns_stay(rate):
     talk = "Barista: Is this order correct? Please let me know if you want me to change anything before I send it.\nCustomer: Yes, the order is correct"
     head = "---\nname: reviewer of code\nkind: It reads what others wrote, line by line\n---\n\nRead the code."
     fence = "```python\nx = one(two)\nprint(x or y)\n```\nThat is all that there is to say of it."
-    for chosen in (ANY_OPINION, Compressor.from_pretrained()):
+    for chosen in (ANY_OPINION, packaged_compressor()):
         for text in (talk, "Barista: Hello.\n\n" + talk, head, fence):
             output = chosen.compress(text, rate=rate, unit="word").text
             assert not re.search(r"[^\n]Customer:|---[^\S\n]*\w|```python[^\S\n]*\w", output), output
@@ -275,7 +276,7 @@ def test_lines_of_a_list_are_clauses_of_their_own():
 
 def test_a_clause_goes_whole_and_takes_its_negation_along(compressor):
     text = "The lift will be closed on Monday. Please do not use the goods lift for passengers. The insurance does not cover it."
-    packaged = Compressor.from_pretrained()
+    packaged = packaged_compressor()
     for rate in np.linspace(0.2, 0.9, 15):
         for chosen in (ANY_OPINION, compressor, packaged):
             output = chosen.compress(text, rate=rate, unit="word").text
@@ -586,7 +587,7 @@ Assistant: It is open from 11:30 am to 9 pm on Sunday, and there is music in the
     "last", ["User: Please book a table for two at eight.\n", "Ann: Does it have a garden?", "Customer: Why?\n\n"]
 )
 def test_what_was_asked_last_stays(compressor, last):
-    for chosen in (ANY_OPINION, compressor, Compressor.from_pretrained()):
+    for chosen in (ANY_OPINION, compressor, packaged_compressor()):
         for rate in (0.3, 0.5, 0.7):
             assert chosen.compress(TALK + last, rate=rate, unit="word").text.rstrip().endswith(last.rstrip())
 
@@ -613,14 +614,14 @@ You do **not** need `ng test all` for that. See **the manual (part 2)** too.
 
 @pytest.mark.parametrize("rate", np.linspace(0.2, 0.9, 15))
 def test_signs_of_emphasis_and_code_stay_in_pairs(compressor, rate):
-    for chosen in (ANY_OPINION, compressor, Compressor.from_pretrained()):
+    for chosen in (ANY_OPINION, compressor, packaged_compressor()):
         for line in chosen.compress(SPANS, rate=rate, unit="word").text.splitlines():
             assert line.count("**") % 2 == line.count("`") % 2 == 0, line
 
 
 def test_settings_at_the_head_of_a_document_stay_closed(compressor):
     text = "---\nname: reviewer of code\ndescription: It reads what others wrote, line by line\n---\n\n# Mission\nRead the code. Say what is wrong.\n\n---\n\nBe brief.\n"
-    for chosen in (ANY_OPINION, compressor, Compressor.from_pretrained()):
+    for chosen in (ANY_OPINION, compressor, packaged_compressor()):
         for rate in np.linspace(0.3, 0.9, 13):
             head, _, _ = chosen.compress(text, rate=rate, unit="word").text.partition("# Mission")
             assert head.count("---") != 1, head

@@ -14,6 +14,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import packaged_compressor
 from tests.support import fuzz_compressor as fuzz
 from tokforget import CompressedText, Compressor
 from tokforget.compression.compressor import OverBudgetWarning
@@ -23,11 +24,6 @@ from tokforget.compression.structure import find_structure
 
 ANY_OPINION = fuzz.make_compressor()
 usual = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-
-
-@pytest.fixture(scope="module")
-def packaged() -> Compressor:
-    return Compressor.from_pretrained()
 
 
 NOTE = "The customer called twice because the parcel had not arrived, and the agent promised a refund within ten days unless it turns up."
@@ -398,7 +394,7 @@ MORE
 @pytest.mark.parametrize("rate", OPINIONS)
 def test_no_block_of_python_is_left_without_a_statement(rate):
     for text in (NESTED, NESTED.replace(NESTED[NESTED.index('"""') : NESTED.index("def __enter__")], "")):
-        for chosen in (ANY_OPINION, Compressor.from_pretrained()):
+        for chosen in (ANY_OPINION, packaged_compressor()):
             assert ast.parse(chosen.compress(text, rate=rate, unit="auto").text).body
 
 
@@ -446,7 +442,7 @@ SIMILAR = re.compile(r" \(… (\d+) similar lines\)$", re.MULTILINE)
 @pytest.mark.parametrize("rate", [0.12, 0.3, 0.5])
 @pytest.mark.parametrize("opinion", ["trained", "any"])
 def test_what_failed_stays_and_similar_lines_give_way_first(rate, opinion):
-    chosen = ANY_OPINION if opinion == "any" else Compressor.from_pretrained()
+    chosen = ANY_OPINION if opinion == "any" else packaged_compressor()
     result = chosen.compress(APP_LOG, rate=rate, unit="auto")
     shown = SIMILAR.sub("", result.text).splitlines(keepends=True)
     lines = APP_LOG.splitlines(keepends=True)
@@ -571,7 +567,7 @@ def test_settings_of_an_ini_file_stay_in_their_section(rate):
     assert kind_of(INI) == "settings" and kind_of("[note]\nDear Anna,\nthe parcel is here.\nYours") != "settings"
     whole, left = configparser.ConfigParser(), configparser.ConfigParser()
     whole.read_string(INI)
-    for chosen in (ANY_OPINION, Compressor.from_pretrained()):
+    for chosen in (ANY_OPINION, packaged_compressor()):
         left.clear()
         left.read_string(chosen.compress(INI, rate=rate, unit="auto").text)
         for section in left.sections():
@@ -582,7 +578,7 @@ def test_settings_of_an_ini_file_stay_in_their_section(rate):
 def test_lines_around_a_table_or_a_fence_that_is_gone_stay_apart(rate):
     for block in ("| Region | Q1 |\n|---|---|\n| North | 1,200 |\n| South | 900 |\n", f"```python\n{PYTHON}```\n"):
         text = f"# Plan of the harbour\n\n{block}\n- Call the printer on Monday\n- Book the hall\n"
-        for chosen in (ANY_OPINION, Compressor.from_pretrained()):
+        for chosen in (ANY_OPINION, packaged_compressor()):
             output = chosen.compress(text, rate=rate, unit="auto").text
             assert not re.search(r"# [^\n]*(?:printer|Monday|Call|hall|Book|- )", output), output
 
@@ -732,7 +728,7 @@ DENSE = re.sub(r"\s*\n\s*", "", HTML[HTML.index("<body") : HTML.index("</html>")
 )
 @pytest.mark.parametrize("unit", ["word", "auto"])
 def test_tags_are_as_balanced_as_they_were(text, unit):
-    for chosen in (ANY_OPINION, Compressor.from_pretrained()):
+    for chosen in (ANY_OPINION, packaged_compressor()):
         for rate in (0.3, 0.5, 0.7, 0.9):
             output = chosen.compress(text, rate=rate, unit=unit).text
             open_ = []

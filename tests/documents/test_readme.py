@@ -61,7 +61,9 @@ def quick_test_folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("page", PYTHON)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.slow if page == "training.md" else ()) for page in PYTHON]
+)
 def test_python_blocks_run(page, quick_test_folder, capsys):
     names = {}
     for block in PYTHON[page]:

@@ -112,6 +112,7 @@ def without_times(rows: list[dict]) -> list[dict]:
     return [{key: value for key, value in row.items() if "seconds" not in key} for row in rows]
 
 
+@pytest.mark.slow
 def test_the_quick_test_leaves_what_it_says(quick_run):
     out, result = quick_run
     results = json.loads((out / "eval_results.json").read_text())
@@ -145,6 +146,7 @@ def test_the_quick_test_leaves_what_it_says(quick_run):
     assert "| 0.7 | self_information |" in card and "{{" not in card
 
 
+@pytest.mark.slow
 def test_another_run_learns_from_its_warm_start_data_and_goes_on_from_its_policy(quick_run, tmp_path):
     out, _ = quick_run
     start = ForgetModel.from_pretrained(out / "warm_start", with_reconstructor=False)
@@ -173,6 +175,7 @@ def test_another_run_learns_from_its_warm_start_data_and_goes_on_from_its_policy
     assert torch.equal(kept.policy.to_head.weight, start.policy.to_head.weight)
 
 
+@pytest.mark.slow
 def test_a_sample_is_compressed_and_restored(quick_run):
     out, _ = quick_run
     shown = call("show_sample", "--model", out)

@@ -140,7 +140,14 @@ def source(tmp_path_factory, texts) -> str:
     return str(path)
 
 
-@pytest.fixture(scope="module", params=[(k, layout) for k in FAMILIES for layout in LAYOUTS], ids="-".join)
+# Two families are run each time, and all of them in the slow suite.
+RUNS = [
+    pytest.param((kind, layout), id=f"{kind}-{layout}", marks=() if kind in ("gpt2", "llama") else pytest.mark.slow)
+    for kind in FAMILIES for layout in LAYOUTS
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=RUNS)
 def run(request, bases, tmp_path_factory):
     """Warm start, a few joint steps, and the folder that they leave: trainer, tokenizer, folder."""
     kind, layout = request.param
