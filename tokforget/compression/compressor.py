@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence, Set
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from tokforget.compression.chunks import CHUNK, CONTEXT, blocks, chunk_ends
+from tokforget.compression.counting import CandidateCounter
 from tokforget.compression.fences import scan_fences
 from tokforget.compression.messages import (
     MIN_MESSAGE_TOKENS,
@@ -355,15 +356,10 @@ class Compressor:
         for item in active:
             item.prepare(request)
         groups = [active] * bool(active) if request.budget == "corpus" else [[item] for item in active]
-        counts = self._reencode
-        if request.counter is not None:
-            counts = lambda strings: [range(count) for count in request.counter(strings)]  # noqa: E731
-        choices = run_searches([search(group, request) for group in groups], counts)
         done: dict[int, CompressedText] = {}
-        for group, choice in zip(groups, choices):
+        for group, choice, own in zip(groups, *self._search(groups, request)):
             unreached = _check_feasible(choice, group, request.on_impossible, vocabulary)
             start = 0
-            own = choice.encoded if request.counter is None else self._reencode(choice.outputs)
             for item, text, encoded, counted in zip(group, choice.outputs, own, choice.encoded):
                 keep = choice.keep[start : start + len(item.pieces)]
                 start += len(item.pieces)
@@ -379,6 +375,28 @@ class Compressor:
         for result in results:
             result.seconds = seconds * len(result.scores)
         return results
+
+    def _search(self, groups: list[list[RankedText]], request: Request) -> tuple[list[Choice], list[list]]:
+        """The choice for each group of texts with a common budget, and the encodings of its outputs."""
+
+        def run(groups: list[list[RankedText]], counts: Callable) -> tuple[list[Choice], list[list]]:
+            choices = run_searches([search(group, request) for group in groups], counts)
+            encoded = iter(self._reencode([text for choice in choices for text in choice.outputs]))
+            return choices, [[next(encoded) for _ in choice.outputs] for choice in choices]
+
+        if request.counter is not None:
+            return run(groups, lambda strings: [range(count) for count in request.counter(strings)])
+        if self._candidate_counter is None:
+            return run(groups, self._reencode)
+        choices, encoded = run(groups, self._candidate_counter)
+        for place, (choice, own) in enumerate(zip(choices, encoded)):
+            if any(len(one) != len(counted) for one, counted in zip(own, choice.encoded)):
+                ((choices[place],), (encoded[place],)) = run([groups[place]], self._reencode)
+        return choices, encoded
+
+    @cached_property
+    def _candidate_counter(self) -> CandidateCounter | None:
+        return CandidateCounter(self.tokenizer) if CandidateCounter.fits(self.tokenizer) else None
 
     def compress_messages(
         self,

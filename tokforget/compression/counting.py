@@ -20,6 +20,10 @@ from tokforget.compression.results import encodable
 from tokforget.files import TOKENIZER
 
 
+# A space between two words, over which byte-level BPE does not merge; of several spaces in a row none is one.
+_BETWEEN_WORDS = re.compile(r" (?<=\S )(?=\S)")
+# Most words whose counts are held.
+_WORDS_HELD = 2**16
 # Names of tiktoken's encodings, to recognise them if tiktoken is not installed.
 _TIKTOKEN_NAMES = re.compile(r"(?:cl100k|o200k|p50k|r50k)_\w+|gpt-(?:3\.5|4)[\w.-]*|o[134](?:-\w+)*")
 _ALLOWED = (
@@ -90,6 +94,43 @@ class TokenCounter:
             name = getattr(given, "__name__", type(given).__name__)
             return cls("a function" if name == "<lambda>" else name, _Each(given))
         raise TypeError(f"`count_tokens` takes {_ALLOWED}; got a {type(given).__name__}, {given!r:.60}.")
+
+
+class CandidateCounter:
+    """
+    Token counts of the candidates of a search, from those of their words.
+
+    Byte-level BPE never merges over a space between two words. Most words of one candidate stand in the others, too, so
+    that a candidate takes a tenth of the time of its encoding. A result is encoded as a whole in the end, which also
+    checks its count.
+
+    Args:
+        tokenizer (`tokenizers.Tokenizer`): One for which [`CandidateCounter.fits`].
+    """
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self._first, self._later = {}, {}  # of the first word of a string, and of words behind a space
+
+    @staticmethod
+    def fits(tokenizer) -> bool:
+        """Whether a tokenizer is byte-level, and leaves strings as they are before it."""
+        return tokenizer.normalizer is None and "ByteLevel(add_prefix_space=False" in repr(tokenizer.pre_tokenizer)
+
+    def __call__(self, texts: list[str]) -> list[range]:
+        """Objects whose `len` is the number of tokens of each text."""
+        if max(len(self._first), len(self._later)) > _WORDS_HELD:
+            self._first, self._later = {}, {}
+        first, later = self._first, self._later  # another thread may replace them
+        words = [_BETWEEN_WORDS.split(encodable(text)) for text in texts]
+        new = {one[0] for one in words}.difference(first)
+        self._count(sorted(new), first, "")
+        self._count(sorted(set().union(*(one[1:] for one in words)).difference(later)), later, " ")
+        return [range(first[one[0]] + sum(map(later.__getitem__, one[1:]))) for one in words]
+
+    def _count(self, words: list[str], known: dict[str, int], before: str) -> None:
+        encoded = self.tokenizer.encode_batch_fast([before + word for word in words], add_special_tokens=False)
+        known |= zip(words, map(len, encoded))
 
 
 class _Each:
