@@ -9,13 +9,14 @@ import pytest
 import tiktoken
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, normalizers
 from transformers import AutoTokenizer
 
+from tests.conftest import packaged_compressor
 from tests.support import fuzz_compressor as fuzz
 from tokforget import CompressedText, Compressor
 from tokforget.compression import counting
-from tokforget.compression.counting import TokenCounter
+from tokforget.compression.counting import CandidateCounter, TokenCounter
 from tokforget.integrations.huggingface import compress_column
 from tokforget.integrations.langchain import Document, ForgetDocumentCompressor
 from tokforget.integrations.llmlingua import PromptCompressor
@@ -211,3 +212,34 @@ def test_adapters_count_with_it(compressor, other):
     assert lingua["compressed_tokens"] == len(other.encode(lingua["compressed_prompt"]).ids) <= 60
     assert lingua["vocabulary"] == OTHER.name and lingua["origin_tokens"] == len(other.encode(f"{TEXT}\n\n{TEXT}").ids)
     assert PromptCompressor(compressor)(TEXT)["vocabulary"] == "SmolLM2-135M-Instruct"
+
+
+@usual
+@given(st.lists(st.text(st.sampled_from("ab1.,()\n\t \u00a0\u3000é’'日<|>"), max_size=40), max_size=4))
+def test_candidates_have_the_tokens_of_their_words(texts):
+    for model in (packaged_compressor(), ANY_OPINION):
+        counter = CandidateCounter(model.tokenizer)
+        assert CandidateCounter.fits(model.tokenizer)
+        for _ in range(2):  # the second time from what is held
+            expected = [len(one) for one in model.tokenizer.encode_batch(texts, add_special_tokens=False)]
+            assert [len(one) for one in counter(texts)] == expected
+
+
+def test_a_count_that_does_not_add_up_is_searched_again(monkeypatch):
+    model = Compressor.from_pretrained()
+    texts = ["The bridge was built in 1874, and it carried a tram line until 1956.", "It is closed on Mondays."] * 3
+    expected = [result.text for result in model.compress(texts, rate=0.5)]
+    wrong = lambda texts: [range(len(text) % 7) for text in texts]  # noqa: E731
+    monkeypatch.setattr(model, "_candidate_counter", wrong)
+    assert [result.text for result in model.compress(texts, rate=0.5)] == expected
+    monkeypatch.setattr(model, "_candidate_counter", None)
+    assert [result.text for result in model.compress(texts, rate=0.5)] == expected
+
+
+def test_other_tokenizers_encode_their_candidates():
+    for tokenizer in (
+        Tokenizer(models.BPE()),
+        Tokenizer.from_str(Compressor.from_pretrained().tokenizer.to_str()),
+    ):
+        tokenizer.normalizer = normalizers.Prepend("▁")
+        assert not CandidateCounter.fits(tokenizer)

@@ -843,17 +843,17 @@ def _are_rows(lines: list[str]) -> bool:
     alike = sum(
         _has_number(line) or bool(_COLUMNS.search(line.strip())) or bool(_SETTING.match(line.strip())) for line in full
     )
-    words = [bare_word(word) for line in shown for word in line]
+    if alike < _ROW_SHARE * len(full):
+        return False
     sentences = sum(len(line) >= _SENTENCE_WORDS and line[-1][-1] in ".!?:…" for line in shown)
-    return (
-        alike >= _ROW_SHARE * len(full)
-        and sentences <= _ROW_SENTENCES * len(full)
-        and sum(word in STOP_WORDS for word in words) <= _ROW_STOP_WORDS * len(words)
-    )
+    words = [bare_word(word) for line in shown for word in line]
+    return sentences <= _ROW_SENTENCES * len(full) and sum(
+        word in STOP_WORDS for word in words
+    ) <= _ROW_STOP_WORDS * len(words)
 
 
 def _has_number(line: str) -> bool:
-    return any(character.isdigit() for character in line)
+    return any(map(str.isdigit, line))
 
 
 def _add_printed_rows(parts: _Parts, lines: list[str]) -> None:
