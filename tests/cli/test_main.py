@@ -192,6 +192,23 @@ def test_several_files_follow_each_other_or_fill_a_folder(shell, compressor):
     assert json.loads(Path("new/a.txt.json").read_text())["text"] == short["a.txt"]
 
 
+def test_the_summary_says_why_a_text_is_whole(shell):
+    Path("data.json").write_text(json.dumps({"rows": [{"id": n, "text": "a dog ran"} for n in range(8)]}))
+    Path("a.txt").write_text("The meeting is on Tuesday, and the report is due on Friday.\n")
+    said = shell("compress", "data.json", "--quality", "0.7", model=False)
+    assert "data.json is returned whole: no quality is calibrated for JSON; `--rate` shortens it." in said.err
+    assert said.out == Path("data.json").read_bytes()
+    said = shell("compress", "a.txt", "data.json", "--min-tokens", "500", model=False).err
+    assert "a.txt is returned whole: it has fewer tokens than `--min-tokens`. So is one more." in said
+    said = shell("compress", "a.txt", "--quality", "0.999", model=False).err
+    assert (
+        "a.txt is returned whole: no shorter text is sure to reach the quality; a higher `--risk` allows one." in said
+    )
+    said = shell("compress", "data.json", "--rate", "0.2", model=False).err
+    assert "for less, pass `--omit-records` or `--unit word`." in said
+    assert json.loads(shell("compress", "data.json", "--rate", "0.4", "--omit-records", model=False).out)
+
+
 def test_the_summary_names_a_text_that_is_not_cut_by_words(shell):
     Path("a.txt").write_text("The meeting is on Tuesday, and the report is due on Friday of the same week.\n" * 3)
     Path("data.json").write_text(json.dumps({"rows": [{"id": n, "text": "a dog ran to the house"} for n in range(8)]}))

@@ -296,7 +296,7 @@ def check_content(kind: str, text: str, result: CompressedText, options: dict) -
     if kind == "html" and roomy:
         check_tags(output)
     if kind == "json":
-        check_json(json.loads(text), json.loads(output))
+        check_json(json.loads(text), json.loads(result.text))
     found = (
         find_structure(text, np.stack([np.arange(len(text)), np.arange(len(text)) + 1], 1)) if text.strip() else None
     )

@@ -52,6 +52,12 @@ _STRUCTURED = {
     "json": "JSON", "code": "code", "log": "a log", "diff": "a diff", "csv": "CSV", "settings": "a settings file",
     "rows": "printed columns",
 }  # fmt: skip
+# What it says of a text that is returned whole.
+_WHOLE = {
+    "json": "no quality is calibrated for JSON; `--rate` shortens it.",
+    "quality": "no shorter text is sure to reach the quality; a higher `--risk` allows one.",
+    "min_tokens": "it has fewer tokens than `--min-tokens`.",
+}
 # Least bytes of input for a progress bar; for less it would only flicker.
 _BAR_BYTES = 1_000_000
 
@@ -150,12 +156,22 @@ def _check_files(files: list[str]) -> None:
             raise UserError(f"{name} is a folder: name its files, for instance {name.rstrip('/')}/*.txt.")
 
 
-# Arguments of the library that are options here, and how those are written that have another name.
+# Arguments of the library that are options here, alone or with a value, and how those are written that have another name.
 _OPTION = re.compile(
     "`(rate|target_tokens|threshold|quality|risk|unit|protect|min_tokens|min_message_tokens|question|roles|device|count_tokens|"
-    "abstain_below|batch_size|gap)`"
+    "abstain_below|batch_size|gap|omit_records|on_impossible|mark_omissions)(?:=(True)|='([^'`]*)')?`"
 )
 _WRITTEN = {"count_tokens": "count_with"}
+
+
+def _as_options(message: str) -> str:
+    """A message of the library with the names of the command line."""
+
+    def option(match: re.Match) -> str:
+        name = _WRITTEN.get(match[1], match[1]).replace("_", "-")
+        return f"`--{name} {match[3]}`" if match[3] else f"`--{name}`"
+
+    return _OPTION.sub(option, message)
 
 
 @contextmanager
@@ -164,7 +180,7 @@ def _users_mistake(place: str = "") -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OSError) as error:
-        message = _OPTION.sub(lambda match: f"`--{_WRITTEN.get(match[1], match[1]).replace('_', '-')}`", str(error))
+        message = _as_options(str(error))
         raise UserError(f"{place}: {message}" if place else message) from error
 
 
@@ -201,6 +217,7 @@ class _Report:
     vocabulary: str = ""
     unreached: int = 0
     structured: str = ""
+    whole: list[str] = field(default_factory=list)
     rejected: list[str] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
 
@@ -238,7 +255,12 @@ class _Report:
         if result.unreached:
             self.unreached += 1
             if self.unreached <= _NAMED:
-                sys.stderr.write(f"tokforget: warning: {place}: {result.unreached}\n")
+                sys.stderr.write(f"tokforget: warning: {place}: {_as_options(result.unreached)}\n")
+
+    def see_whole(self, place: str, reason: str | None) -> None:
+        """Remember a text that is returned whole, for the summary."""
+        if reason in _WHOLE:
+            self.whole.append(f"{place} is returned whole: {_WHOLE[reason]}")
 
     def see_structure(self, place: str, kind: str | None) -> None:
         """Remember the first text that is not cut by words, for the summary."""
@@ -267,6 +289,10 @@ class _Report:
             of = f" of {self.vocabulary}" if self.vocabulary else ""
             share = f", {self.chars / self.original_chars:.0%} of the characters" if self.original_chars else ""
             sys.stderr.write(f"tokforget: {texts}{before:,} -> {after:,} tokens{of}{rate}{share}\n{self.structured}")
+            if self.whole:
+                others = len(self.whole) - 1
+                more = f" So are {others:,} more." if others > 1 else " So is one more." * others
+                sys.stderr.write(f"tokforget: {self.whole[0]}{more}\n")
         if not self.rejected:
             return 0
         left = len(self.rejected) - _NAMED
@@ -324,6 +350,7 @@ def _compress(args: argparse.Namespace) -> int:
             for group in _groups(records, args.budget == "corpus"):
                 for record, result in _compress_group(compressor, group, options, report):
                     report.add(result)
+                    report.see_whole(record.place, result.returned_whole)
                     if args.unit is None:
                         report.see_structure(record.place, result.kind)
                     if args.report and not args.json:
