@@ -669,3 +669,24 @@ def test_of_quotations_and_brackets_no_empty_ones_are_left(compressor):
         short = compressor.compress(text, target_tokens=target, unit="word").text
         assert not re.search(r'"[.?]?"(?!\n*"\w)|\([.\s]*\)', short.replace('"\n', '" \n')), short
         assert all(line.count('"') in (0, 2) for line in short.splitlines()), short
+
+
+@pytest.mark.parametrize(
+    "text, one, other, both",
+    [
+        ("The board moves the meeting from Thursday to Friday because of the strike.", "Thursday", "Friday", "from Thursday to Friday"),
+        ("The night train from Berlin to Hamburg was cancelled again today.", "Berlin", "Hamburg", "from Berlin to Hamburg"),
+        ("The ferry Oslo to Kiel sails again.", "Oslo", "Kiel", "Oslo to Kiel"),
+        ("Das Geschäft ist jetzt von Montag bis Freitag am Abend offen.", "Montag", "Freitag", "Montag bis Freitag"),
+        ("Le train va de Paris à Lyon sans arrêt chaque soir.", "Paris", "Lyon", "de Paris à Lyon"),
+    ],
+)  # fmt: skip
+def test_between_two_names_the_way_is_told(text, one, other, both):
+    came = 0
+    for chosen in (fuzz.make_compressor(), packaged_compressor()):
+        for rate in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8):
+            output = chosen.compress(text, rate=rate, unit="word").text
+            if one in output and other in output:
+                came += 1
+                assert both in output, output
+    assert came

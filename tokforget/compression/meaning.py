@@ -196,6 +196,10 @@ _RANGE = re.compile(
     r"|(and|und|et|y|e|en|och|og|i|и))\s+(?:[$€£¥₹]\s?)?\d",
     re.IGNORECASE,
 )
+# The word between two names is kept if both are: "from Thursday to Friday" is not "Thursday Friday".
+_TO_NAME = re.compile(
+    r"(?<=\w) (?:to|till|until|through|bis|nach|à|hasta|até|naar|tot|til|do|до)(?= [^\W\d_a-zß-öø-ÿа-я]\w)"
+)
 _FROM = frozenset(re.findall(r"\w+", "from von vom de du desde da dal dalle van från fra od с от"))
 _BETWEEN = frozenset(
     re.findall(r"\w+", "between zwischen entre tra fra tussen mellan mellem mellom między mezi между")
@@ -885,6 +889,13 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
         opens = before in _BETWEEN if match[3] else before in _FROM
         if opens or match[1]:
             made.tie_all(first - opens, last)
+    for match in _TO_NAME.finditer(text):
+        at, behind = made.touched(match.start() + 1, match.end())
+        if at + 1 == behind < len(pieces) and at and made.word(at - 1).strip()[:1].isupper():
+            made.rows.append((at, behind, behind + 1, at - 1))
+            opening = next((n for n in range(at - 2, max(at - 5, -1), -1) if made.traits[n].bare in _FROM), None)
+            if opening is not None:
+                made.rows.append((opening, at, at + 1, -1))
     for match in _INITIALS.finditer(text):
         first, last = made.touched(match.start(), match.end() - 1)
         name = made.touched(match.end(), match.end() + 1)[0]
