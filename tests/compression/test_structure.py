@@ -7,6 +7,7 @@ import json
 import re
 import tomllib
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -238,7 +239,7 @@ def test_lists_of_other_things_are_never_left_out(packaged):
     nested = [[{"x": [one, two]} for one in range(4)] for two in range(5)]
     short = json.loads(packaged.compress(json.dumps(nested), rate=0.5, omit_records=True).text)
     assert all(row in nested for row in short if not isinstance(row, str))
-    with pytest.raises(ValueError, match="`omit_records` needs the structure of JSON"):
+    with pytest.raises(ValueError, match="`omit_records` needs `unit=.auto.`"):
         packaged.compress(json.dumps(value), omit_records=True, unit="word")
     assert packaged.compress("Not JSON at all, and none in it.", rate=0.5, omit_records=True).text
 
@@ -884,3 +885,153 @@ def test_what_stands_behind_a_table_is_not_joined_to_what_stands_before_it():
     text = "# knows so dog\n\n| a | b |\n|---|---|\n| one | two |\n| three | four |\n\nnobody\n\n the, fox while.\n"
     for target in range(1, 30):
         assert "dognobody" not in ANY_OPINION.compress(text, target_tokens=target, unit="auto").text
+
+
+# -- faults that a review found ----------------------------------------------------------------------------------------
+ROWS = [{"id": number, "name": f"user {number}", "note": "ok"} for number in range(12)]
+SENTENCE = "a long line of words about the town and its river"
+
+
+def _json_lines(output: str) -> list:
+    return [json.loads(line) for line in output.split("\n") if line.strip()]
+
+
+@pytest.mark.parametrize("target", [1, 3, 10, 20, 30, 60])
+def test_lines_of_json_are_whole_however_small_the_budget(packaged, target):
+    text = "\n".join(json.dumps({"id": number, "text": SENTENCE}) for number in range(3))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        result = packaged.compress(text, target_tokens=target, omit_records=True)
+    values = _json_lines(result.text)
+    assert sum(_left_out(value) or 1 for value in values) == 3
+    assert (result.compressed_tokens > target) == bool(said) == bool(result.unreached)
+
+
+@pytest.mark.parametrize("protect", ["numbers", "re:user 4", "last:5", "first:5"])
+@pytest.mark.parametrize("separator", [None, "\n"])
+def test_what_is_protected_keeps_its_record(packaged, protect, separator):
+    text = json.dumps(ROWS) if separator is None else separator.join(map(json.dumps, ROWS))
+    output = packaged.compress(text, rate=0.5, omit_records=True, protect=[protect], on_impossible="warn").text
+    values = json.loads(output) if separator is None else _json_lines(output)
+    assert sum(_left_out(value) or 1 for value in values) == len(ROWS)
+    assert all(value in ROWS for value in values if isinstance(value, dict))
+    assert protect != "re:user 4" or ROWS[4] in values
+
+
+def test_signs_that_end_a_line_elsewhere_do_not_in_json(packaged):
+    rows = [{"id": number, "text": "a\u2028b\x85c of the harbour"} for number in range(5)]
+    text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    for one in (text, f"Result:\n{text}"):
+        values = _json_lines(packaged.compress(one, rate=0.5, omit_records=True).text.removeprefix("Result:\n"))
+        assert all(value in rows for value in values if isinstance(value, dict))
+        assert sum(_left_out(value) or 1 for value in values) == 5
+
+
+@pytest.mark.parametrize("separator", [None, "\n"])
+def test_records_are_counted_through_several_calls(packaged, separator):
+    text = json.dumps(ROWS) if separator is None else separator.join(map(json.dumps, ROWS))
+    for rate in (0.7, 0.7, 0.6):
+        text = packaged.compress(text, rate=rate, omit_records=True).text
+        values = json.loads(text) if separator is None else _json_lines(text)
+        assert sum(_left_out(value) or 1 for value in values) == len(ROWS)
+        assert not any(_left_out(one) and _left_out(other) for one, other in pairwise(values))
+
+
+@pytest.mark.parametrize("rate", [0.25, 0.35, 0.5, 0.65, 0.8])
+def test_a_literal_goes_with_all_of_its_lines(packaged, rate):
+    code = 'config = {"name": "x",\n          "size": 3}\n\nlimit = len(config)\nprint(config, limit)\nrun(config)\n'
+    ast.parse(packaged.compress(code, rate=rate).text)
+    script = (
+        "const config = { name: 'x',\n  size: 3,\n  more: [1, 2] };\nstart(config);\nconst limit = 4;\nstop(limit);\n"
+    )
+    output = packaged.compress(script, rate=rate).text
+    assert output.count("{") == output.count("}")
+
+
+@pytest.mark.parametrize(
+    "frame", ["\ufeff{}", "tool: {}", "Result: {}", "{}\nThat is all.\n", "tool:\n{}", "\u00a0{}"]
+)
+def test_json_is_seen_behind_a_label_or_before_words(packaged, frame):
+    result = packaged.compress(frame.format(json.dumps(ROWS)), rate=0.7, omit_records=True)
+    found = result.text[result.text.index("[") : result.text.rindex("]") + 1]
+    assert result.kind == "json" and all(row in ROWS for row in json.loads(found) if isinstance(row, dict))
+    assert "tool" not in frame or result.text.startswith("tool:")
+
+
+def test_json_with_a_comment_before_it_becomes_plain(packaged):
+    for text in ("// users\n{}", "/* users */\n{}"):
+        assert json.loads(packaged.compress(text.format(json.dumps(ROWS)), rate=0.95).text) == ROWS
+
+
+def test_json_in_a_fence_keeps_the_fence(packaged):
+    block = '```json\n{"a": 1, "b": [1, 2, 3, 4, 5, 6, 7, 8]}\n```'
+    for rate in (0.5, 0.7, 0.8, 0.9):
+        output = packaged.compress(f"Here it is:\n{block}\nBye for now.", rate=rate, on_impossible="warn").text
+        assert output.count("```") == 2, output
+    prose = "The settings of the second server were changed on Monday by the night shift, which had been told to. " * 4
+    value = json.dumps({"server": {"name": "b", "port": 80, "hosts": ["x", "y"]}}, indent=2)
+    for rate in (0.3, 0.5, 0.7, 0.9):
+        output = packaged.compress(f"{prose}\n\n```json\n{value}\n```\n\n{prose}", rate=rate).text
+        assert output.count("```") in (0, 2)
+        assert "```" not in output or json.loads(output.split("```")[1].removeprefix("json"))
+
+
+def test_a_deep_text_is_not_an_error(packaged):
+    assert packaged.compress("[" * 2000 + ",]", rate=0.3).text
+
+
+def test_a_question_finds_its_record_on_one_line(packaged):
+    cities = [
+        "Bergen",
+        "Tromsø",
+        "Oslo",
+        "Moss",
+        "Hamar",
+        "Molde",
+        "Narvik",
+        "Bodø",
+        "Alta",
+        "Skien",
+        "Larvik",
+        "Vardø",
+    ]
+    rows = [{"id": number, "city": city, "mayor": f"M{number * 7}"} for number, city in enumerate(cities)]
+    for options in ({}, {"separators": (",", ":")}, {"indent": 2}):
+        found = [
+            row in json.loads(packaged.compress(json.dumps(rows, **options), rate=0.35, omit_records=True,
+                                                question=f"Who is the mayor of {row['city']}?").text)
+            for row in rows
+        ]  # fmt: skip
+        assert sum(found) >= 11, options
+
+
+def test_records_that_are_shorter_than_a_note_stay(packaged):
+    for text in ("[[],[],[]]", "[[1],[2],[3]]"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert packaged.compress(text, rate=0.9, omit_records=True).text == text
+
+
+def test_long_records_lose_words_where_none_of_them_fits(packaged):
+    rows = [{"id": number, "text": f"{SENTENCE}. " * 8} for number in range(5)]
+    text = json.dumps(rows)
+    assert packaged.compress(text, rate=0.2, omit_records=True).text == packaged.compress(text, rate=0.2).text
+    pages = "\n".join(
+        json.dumps({"page": n, "items": [{"id": i, "n": "a name"} for i in range(30)]}) for n in range(2)
+    )
+    found = _json_lines(packaged.compress(pages, rate=0.4, omit_records=True).text)
+    assert [page["page"] for page in found] == [0, 1] and any(map(_left_out, found[0]["items"]))
+
+
+def test_flat_settings_are_settings(packaged):
+    text = (
+        "# The run\nmax_steps: 150\nlearning_rate: 2.0e-3\nseed: 0\n\n# Saving\neval_strategy: steps\nsave_steps: 50\n"
+    )
+    for rate in (0.3, 0.5, 0.7):
+        result = packaged.compress(text, rate=rate)
+        assert result.kind == "settings" and yaml.safe_load(result.text).items() <= yaml.safe_load(text).items()
+    for letter in (
+        "Name: Anna Petersen\nTown: Bergen\nPhone: none\nNote: call me\n",
+        "user: hi\nbot: hello\nuser: bye\n",
+    ):
+        assert packaged.compress(letter, rate=0.7).kind != "settings"

@@ -32,7 +32,7 @@ from tokforget.compression.request import Request, as_texts
 from tokforget.compression.results import CompressedText, encodable
 from tokforget.compression.scores import WINDOW, score
 from tokforget.compression.search import Choice, run_searches
-from tokforget.compression.structure import find_structure, is_json
+from tokforget.compression.structure import find_structure, is_json, records_on_lines
 from tokforget.files import CONFIG, TRAINING
 from tokforget.forks import let_children_compute
 from tokforget.models.folders import (
@@ -336,7 +336,8 @@ class Compressor:
         items = self._encode_chunks(texts, request) if request.prefix_stable else self._encode(texts, request.tags)
         if self.takes_question:
             for item, question in zip(items, questions or [None] * len(items)):
-                item.features, item.asked = self._features(item, question), bool(question)
+                by_lines = bool(question) and request.omit_records
+                item.features, item.asked = self._features(item, question, by_lines), bool(question)
         vocabulary = self.vocabulary if request.counter is None else request.counter.name
         if request.counter is not None:
             for item, total in zip(items, request.counter([item.text for item in items])):
@@ -358,7 +359,7 @@ class Compressor:
         groups = [active] * bool(active) if request.budget == "corpus" else [[item] for item in active]
         done: dict[int, CompressedText] = {}
         for group, choice, own in zip(groups, *self._search(groups, request)):
-            unreached = _check_feasible(choice, group, request.on_impossible, vocabulary)
+            unreached = _check_feasible(choice, group, request, vocabulary)
             start = 0
             for item, text, encoded, counted in zip(group, choice.outputs, own, choice.encoded):
                 keep = choice.keep[start : start + len(item.pieces)]
@@ -611,13 +612,14 @@ class Compressor:
             num_rows = 1 if item.chunks is None else len(item.chunks)
             item.logits = np.concatenate([next(logits) for _ in range(num_rows)])
 
-    def _features(self, item: RankedText, question: str | None) -> np.ndarray:
+    def _features(self, item: RankedText, question: str | None, by_lines: bool = False) -> np.ndarray:
         """
-        Features of every token of a text. Those of a chunk are computed from the last few chunks up to its end, so
+        Features of every token of a text, for which each record of a JSON is a line of its own with `by_lines`. Those of a chunk are computed from the last few chunks up to its end, so
         that appended text does not change them.
         """
         if item.chunks is None:
-            return token_features(item.text, item.offsets, self._rarity, question)
+            text = records_on_lines(item.text) if by_lines else item.text
+            return token_features(text, item.offsets, self._rarity, question)
         found, start = [], 0
         ends = item.chunks.tolist()
         for number, (end_char, end) in enumerate(ends):
@@ -787,23 +789,22 @@ def _moved(policy, device):
                          "there is a GPU.") from error  # fmt: skip
 
 
-def _check_feasible(choice: Choice, group: list[RankedText], on_impossible: str | None, vocabulary: str) -> str | None:
+def _check_feasible(choice: Choice, group: list[RankedText], request: Request, vocabulary: str) -> str | None:
     """
     The reason if a budget is not reached, else `None`; by `on_impossible` it is raised as `ValueError` or given as a
     warning. `None` warns of texts that are cut by their structure, in which a protected number keeps its line, and raises
     for other texts.
     """
-    target = group[0].target
+    target, on_impossible = group[0].target, request.on_impossible
     # With "return" the caller checks the tokens.
     if target is None or choice.count <= target or on_impossible == "return":
         return None
     is_json = any(item.kind == "json" for item in group)
     structured = any(item.kind is not None for item in group)
-    what, remedy = (
-        ("JSON needs to stay whole", "pass `omit_records=True` or `unit='word'`")
-        if is_json
-        else ("is protected", "protect less")
-    )
+    what, remedy = "is protected", "protect less"
+    if is_json:
+        what = "JSON needs to stay whole"
+        remedy = "pass `unit='word'`" if request.omit_records else "pass `omit_records=True` or `unit='word'`"
     before = sum(item.num_counted for item in group)
     found = f"{choice.count} of {before}" if choice.count < before else f"all {before} that there were"
     needs = f"What {what} takes {choice.count} tokens of {vocabulary}, the budget is {target}."

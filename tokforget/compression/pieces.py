@@ -113,8 +113,9 @@ class Pieces:
             character before which it is written, and its text.
         similar (`list[tuple[list[int], list[int], bool]]`): Groups of similar lines: their pieces, the ends of the
             lines, and whether they are identical. The number of dropped ones is noted after the first kept line.
-        records (`list[tuple[list[int], str]]`): Lists of records that may be dropped: their pieces, and the character
-            that separates two of them. A string in the output says how many are missing.
+        records (`list[tuple[list[int], list[int], str]]`): Lists of records that may be dropped: their pieces, the number of
+            records that each one stands for, and the character that separates two of them. A string in the output says how
+            many are missing.
         lines (`Lines`, *optional*): The lines of the text, if omissions are marked in the output.
     """
 
@@ -124,7 +125,7 @@ class Pieces:
     blank: np.ndarray
     notes: list[tuple[int, int, str]] = field(default_factory=list)
     similar: list[tuple[list[int], list[int], bool]] = field(default_factory=list)
-    records: list[tuple[list[int], str]] = field(default_factory=list)
+    records: list[tuple[list[int], list[int], str]] = field(default_factory=list)
     lines: Lines | None = None
 
     def __len__(self) -> int:

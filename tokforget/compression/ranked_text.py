@@ -115,7 +115,12 @@ class RankedText:
         forced = _covered(pieces, protected + [(s.start, s.end) for s in self.segments if s.rate == 1.0])
         if structure is not None:
             forced |= needed
+            for first, last in structure.required:
+                own = np.where(self.bonds.marks[first:last], np.inf, self.ranks[first:last])
+                forced[first + int(np.argmin(own))] = True
         forced |= (pieces.starts[:-1] < protection.first) | (pieces.starts[1:] > num_tokens - protection.last)
+        for group in structure.pieces.shared if structure is not None else ():
+            forced[group] |= forced[group].any()  # no part of a record stays without the others
         excluded = _inside(pieces, [(s.start, s.end) for s in self.segments if s.rate == 0.0]) & ~forced
         if self.ends is not None:
             excluded |= (pieces.chars[:-1] >= self.ends) & ~forced
@@ -142,6 +147,13 @@ class RankedText:
         """The structure of the text, unless its lines are too long for the budget."""
         structure = find_structure(self.text, self.offsets, request.protection.readable, request.omit_records)
         if (
+            request.omit_records
+            and request.budget == "per_text"
+            and request.threshold is None
+            and self._fits_no_record(structure, request)
+        ):
+            structure = find_structure(self.text, self.offsets, request.protection.readable)
+        if (
             structure is None
             or structure.kind == "json"
             or request.budget == "corpus"
@@ -154,6 +166,16 @@ class RankedText:
             self.ends = int(structure.pieces.chars[1])
         counts = ~structure.bonds.marks if structure.alone is None else ~structure.bonds.marks | structure.alone
         return structure if structure.pieces.sizes[counts].min(initial=target + 1) <= target else None
+
+    def _fits_no_record(self, structure: Structure | None, request: Request) -> bool:
+        """Whether the budget is too small for any record of a JSON, so that the words of its strings have to go instead."""
+        if structure is None or structure.kind != "json" or not structure.pieces.shared or structure.required:
+            return False
+        target = request.target_tokens or _count(self.num_counted, request.rate)
+        sizes = structure.pieces.sizes
+        least = min(int(sizes[group[0]]) for group in structure.pieces.shared)
+        room = target * len(self.ids) // max(self.num_counted, 1) - int(sizes[structure.needed].sum())
+        return least + _NOTE_TOKENS > room
 
     def _cut(self, unit: str) -> Pieces:
         """
@@ -344,6 +366,8 @@ def _search_budget(ranked: Ranked, target: int) -> Search:
     return choice
 
 
+# Tokens of a note in place of records.
+_NOTE_TOKENS = 10
 # Larger than any difference of two scores.
 _FAR = 1e6
 

@@ -123,6 +123,7 @@ def csv_rows(lines: Sequence[str]) -> list[int] | None:
 
 # -- settings ----------------------------------------------------------------------------------------------------------
 _KEY = re.compile(r"\s*(?:- +)*(?:[\w./$-]+|\"[^\"]+\"|'[^']+'|<<) ?:(?:\s|$)|\s*- |\s*-$|\s*#|---\s*$")
+_NAME = re.compile(r"[a-z][a-z0-9]*(?:[_.-][a-z0-9]+)*")
 _PARENT = re.compile(
     r"\s*(?:- +)*[^\s#][^#]*:\s*(?:[&!]\S+\s*)?(?:#.*)?$|\s*(?:- +)*[^\s#].*:\s*[|>][-+\d]*\s*(?:#.*)?$"
 )
@@ -188,7 +189,8 @@ def _is_yaml(text: str, shown: Sequence[str]) -> bool:
     """
     Whether it is YAML with a block or a list and short values; a letter or a conversation may also be valid YAML.
     """
-    if not any(_PARENT.match(line) for line in shown) and not any(line.lstrip().startswith("- ") for line in shown):
+    nested = any(_PARENT.match(line) or line.lstrip().startswith("- ") for line in shown)
+    if not nested and not _are_names([line.split(":", 1)[0] for line in shown if not line.lstrip().startswith("#")]):
         return False
     values = [line.split(":", 1)[1].split(" #")[0] for line in shown if _KEY.match(line) and ":" in line]
     if len(values) < _SETTINGS_LINES or sum(len(value.split()) > _VALUE_WORDS for value in values) > len(values) / 4:
@@ -201,6 +203,15 @@ def _is_yaml(text: str, shown: Sequence[str]) -> bool:
     except (yaml.YAMLError, ValueError, RecursionError):
         return False
     return bool(documents) and all(isinstance(one, (dict, list)) for one in documents)
+
+
+def _are_names(keys: Sequence[str]) -> bool:
+    """Whether flat keys are names of settings, such as `max_steps`, and not those who speak or parts of a form."""
+    return (
+        len(set(keys)) == len(keys)
+        and all(_NAME.fullmatch(key) for key in keys)
+        and sum(len(re.split("[_.-]", key)) > 1 for key in keys) >= _SETTINGS_LINES - 1
+    )
 
 
 def _grouped(lines: Sequence[str], statements: Sequence[int]) -> list[list[str]]:

@@ -98,7 +98,7 @@ class Request:
             ),
             (
                 self.omit_records and self.unit != "auto",
-                "`omit_records` needs the structure of JSON: pass `unit='auto'`, or leave it out.",
+                "`omit_records` needs `unit='auto'`, which goes without `quality`, `tags` and `prefix_stable`: leave it out, or these.",
             ),
             (corpus and threshold, "A `threshold` is no budget: leave out `budget='corpus'`."),
             (

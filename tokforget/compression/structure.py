@@ -45,17 +45,21 @@ from tokforget.text_units import STOP_WORDS, bare_word
 
 # Least words of a JSON string that is prose and can be shortened.
 _LONG = 8
-# Least records of a JSON of which some may be dropped.
-_RECORDS = 3
+# Least records of a JSON of which some may be dropped, and their least mean length: the note would be longer.
+_RECORDS, _RECORD_LENGTH = 3, 20
+# The note of an earlier call.
+_LEFT_OUT = re.compile("… ([0-9]+) left out")
 _RECORD_PART = re.compile(r'(?:[^\s"]|"[^"\\]*(?:\\.[^"\\]*)*")+|\s+', re.DOTALL)
 _JSON_MARK = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},]', re.DOTALL)
 _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 # A string or a comment; and a trailing comma.
 _COMMENTED = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|/\*(?:(?!\*/).){0,4000}\*/', re.DOTALL)
 _LAST_COMMA = re.compile(r'"(?:[^"\\\n]|\\.)*"|,(?=\s*[\]}])')
-# A JSON after an introduction begins on a new line.
-_JSON_LINE = re.compile(r"(?<=\n)[ \t]*[\[{]")
-_JSON_TRIES, _PREFACE_LINES = 2, 3
+# A JSON after an introduction begins on a new line, or behind a label.
+_JSON_START = re.compile(r"\A\s*\ufeff?\s*(?:[\w .()#*-]{1,60}:)?[^\S\n]*(?=[\[{])|(?<=\n)[ \t]*(?=[\[{])")
+_LINE = re.compile(r"[^\n]*\n|[^\n]+")
+_FENCE = ("```", "~~~")
+_JSON_TRIES, _PREFACE_LINES, _LABEL_WORDS = 2, 3, 4
 _DECODER = json.JSONDecoder()
 _ESCAPE = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.|.", re.DOTALL)
 
@@ -102,6 +106,8 @@ _TRIES = re.compile(r"\s*try\b")
 # What opens a block that is not one of these.
 _HEAD = re.compile(r"[:{]\s*(?:(?:#|//).*)?\Z|\A\s*(?:(?:export |local |async )*(?:def|class|module|function|sub))\b")
 _QUOTED = re.compile(r"\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|(?:#|//).*")
+# A literal with its first entry behind the brace; with nothing behind it a brace opens a block.
+_BEGUN_LITERAL = re.compile(r"[=:(,\[]\s*\{[^{}]*\S[^{}]*$|\breturn\s*\{[^{}]*\S[^{}]*$")
 # A bracket that stays open for longer belongs to prose or to a string.
 _STATEMENT_LINES = 40
 # So long may a text in triple quotes be.
@@ -176,7 +182,8 @@ class Structure:
         kind (`str`): `"json"`, `"code"`, `"log"`, `"diff"`, `"csv"`, `"settings"` (YAML, TOML or INI), `"rows"`, `"fences"` or `"tables"`.
         pieces (`TextPieces`), bonds (`Bonds`): The pieces, and which of them are kept together.
         needed (`np.ndarray` of shape `(num_pieces,)`): Pieces without which the structure would be broken; bool.
-        groups (`list[tuple[int, int]]`): Ranges of pieces of which one should be kept.
+        groups (`list[tuple[int, int]]`), required (`list[tuple[int, int]]`): Ranges of pieces of which one should be
+            kept, and of which one must be.
         severity (`np.ndarray` of shape `(num_pieces,)`): Pieces of higher severity are kept first, whatever their
             scores, if there is no question; 0 for most.
         alone (`np.ndarray` of shape `(num_pieces,)`, *optional*): Pieces that may be kept without their bonds if no
@@ -190,6 +197,7 @@ class Structure:
     groups: list[tuple[int, int]]
     severity: np.ndarray
     alone: np.ndarray | None = None
+    required: list[tuple[int, int]] = field(default_factory=list)
 
 
 class _Parts:
@@ -197,7 +205,8 @@ class _Parts:
 
     def __init__(self, text: str, readable: bool, omit_records: bool = False):
         self.text, self.readable, self.omit_records, self.edges = text, readable, omit_records, [0]
-        self.records: list[tuple[list[int], str]] = []
+        self.records: list[tuple[list[int], list[int], str]] = []
+        self.required: list[tuple[int, int]] = []
         self.shared: list[list[int]] = []
         self.bound, self.blank, self.mark, self.needed, self.first_of_all, self.leads_to = [], [], [], [], [], []
         self.rows: list[tuple[int, int, int, int]] = []
@@ -264,7 +273,7 @@ class _Parts:
         rows = np.array(self.rows, dtype=np.int64).reshape(-1, 4).T
         bonds = Bonds(*rows, np.array(self.mark), np.array(self.first_of_all), np.array(self.leads_to))
         alone = None if self.alone is None else np.isin(np.arange(len(self)), self.alone)
-        return Structure(kind, pieces, bonds, np.array(self.needed), self.groups, severity, alone)
+        return Structure(kind, pieces, bonds, np.array(self.needed), self.groups, severity, alone, self.required)
 
 
 def find_structure(
@@ -342,17 +351,24 @@ def _is_json(text: str) -> bool:
     except ValueError:
         lines = [line for line in text.split("\n") if line.strip()]
     try:
-        return len(lines) > 1 and all(isinstance(json.loads(line), (dict, list)) for line in lines)
+        values = [json.loads(line) for line in lines]
+        return len(lines) > 1 and all(isinstance(value, dict | list) or _left_out(value) for value in values)
     except (ValueError, RecursionError):
         return False
+
+
+def _left_out(value) -> int:
+    """The number of records in whose place a string was put; 0 for any other value."""
+    said = _LEFT_OUT.fullmatch(value) if isinstance(value, str) else None
+    return int(said[1]) if said else 0
 
 
 def _json_within(text: str) -> tuple[int, int] | None:
     """Span of a JSON that is most of a text, after a line or two of introduction."""
     if (records := _records_within(text)) is not None:
         return records
-    for line in islice(_JSON_LINE.finditer(text), _JSON_TRIES):
-        start = line.end() - 1
+    for found in islice(_JSON_START.finditer(text), _JSON_TRIES):
+        start = found.end()
         if text.count("\n", 0, start) > _PREFACE_LINES:
             return None
         try:
@@ -369,7 +385,7 @@ def _records_within(text: str) -> tuple[int, int] | None:
     if text.count("\n{") + text.startswith("{") < 2:
         return None
     place, start, end, found = 0, None, 0, 0
-    for line in text.splitlines(keepends=True):
+    for line in _LINE.findall(text):
         bare, begin = line.strip(), place
         place += len(line)
         if not bare and start is not None:
@@ -384,7 +400,10 @@ def _records_within(text: str) -> tuple[int, int] | None:
 
 def _plain_json(text: str) -> str | None:
     """JSON with comments and trailing commas blanked out, of the same length; `None` if it is not JSON."""
-    if text.lstrip()[0] not in "[{" or not ("//" in text or "/*" in text or re.search(r",\s*[\]}]", text)):
+    begins = text.lstrip()
+    if begins[0] not in "[{" and not begins.startswith(("//", "/*")):
+        return None
+    if not ("//" in text or "/*" in text or re.search(r",\s*[\]}]", text)):
         return None
     blank = lambda found: found[0] if found[0][0] == '"' else re.sub(r"\S", " ", found[0])  # noqa: E731
     plain = _COMMENTED.sub(blank, text)
@@ -393,13 +412,27 @@ def _plain_json(text: str) -> str | None:
 
 
 def _add_around_json(parts: _Parts, start: int, end: int) -> None:
-    """Add a JSON and the words before and after it; the line breaks between them are always kept."""
+    """
+    Add a JSON and the words before and after it. The white space between them, a label of the JSON and the lines of a code
+    fence around it are always kept.
+    """
     text = parts.text
     before, behind = len(text[:start].rstrip()), len(text) - len(text[end:].lstrip())
-    _add_prose(parts, 0, before)
+    line = text.rfind("\n", 0, before) + 1
+    label = text[line:before].strip()
+    if label.startswith(_FENCE) or (label.endswith(":") and len(label.split()) <= _LABEL_WORDS):
+        _add_prose(parts, 0, len(text[:line].rstrip()))
+        parts.add(line, needed=True)
+        parts.add(before, needed=True)
+    else:
+        _add_prose(parts, 0, before)
     parts.add(start, needed=True)
     _add_json(parts, start, end)
     parts.add(behind, needed=True)
+    if text.startswith(_FENCE, behind):
+        closed = _LINE.match(text, behind).end()
+        parts.add(closed, needed=True)
+        behind = closed
     _add_prose(parts, behind, len(text))
 
 
@@ -407,17 +440,21 @@ def _add_json(parts: _Parts, start: int = 0, end: int | None = None) -> None:
     end = len(parts.text) if end is None else end
     lines = not _one_value(parts.text[start:end])
     for spans, separator in _find_records(parts.text, start, end, lines) if parts.omit_records else ():
-        members = []
+        members, counts = [], []
         for a, b in spans:
             _add_values(parts, start, a, lines)
             members.append(len(parts))
-            _add_record(parts, b)
+            counts.append(_left_out(parts.text[a:b].strip(" \t\r\n,")[1:-1]))
+            if counts[-1]:  # its number is told with that of its neighbours
+                parts.add(b, mark=True)
+            else:
+                _add_record(parts, b)
             start = b
         worst = severities([parts.text[a:b] for a, b in spans])
         parts.severity |= {member: own for member, own in zip(members, worst) if own >= TROUBLE}
-        parts.records.append((members, separator))
-        if lines:  # no list says that something was here
-            parts.groups.append((members[0], len(parts)))
+        parts.records.append((members, [count or 1 for count in counts], separator))
+        if separator == "\n":  # no list says that something was here
+            parts.required.append((members[0], len(parts)))
     _add_values(parts, start, end, lines)
 
 
@@ -447,13 +484,13 @@ def _find_records(text: str, start: int, end: int, lines: bool) -> list[tuple[li
     The spans of records that may be dropped, each with the comma or line break behind it, and that separator: the lines
     of a JSON, or the items of outermost lists of at least `_RECORDS` objects or lists.
     """
-    if lines:
+    if lines and text.count("\n{", start, end) + text.count("\n[", start, end) >= _RECORDS - 1:
         spans, place = [], start
-        for line in text[start:end].splitlines(keepends=True):
+        for line in _LINE.findall(text[start:end]):
             if line.strip():
                 spans.append((place + len(line) - len(line.lstrip()), place + len(line)))
             place += len(line)
-        return [(spans, "\n")] if len(spans) >= _RECORDS else []
+        return [(spans, "\n")] if _are_records(spans) else []
     found: list[tuple[int, list[tuple[int, int]]]] = []
     open_: list[_Open] = []
     for match in _JSON_MARK.finditer(text, start, end):
@@ -462,16 +499,34 @@ def _find_records(text: str, start: int, end: int, lines: bool) -> list[tuple[li
             open_.append(_Open(match.start(), sign == "["))
         elif sign in "]}":
             closed = open_.pop()
-            if closed.is_list and len(closed.items) == closed.commas + 1 >= _RECORDS:
+            if closed.is_list and len(closed.items) == closed.commas + 1 and _are_records(closed.items):
                 found = [one for one in found if one[0] < closed.start]  # those within it are not outermost
                 found.append((closed.start, closed.items))
             if open_:
                 open_[-1].items.append((closed.start, match.end()))
-        elif sign == ",":
+        elif sign[0] == '"':
+            if open_ and open_[-1].is_list and _left_out(sign[1:-1]):
+                open_[-1].items.append(match.span())
+        elif sign == "," and open_:
             open_[-1].commas += 1
             if items := open_[-1].items:
                 items[-1] = (items[-1][0], match.end())
     return [(items, ",") for _, items in found]
+
+
+def _are_records(spans: list[tuple[int, int]]) -> bool:
+    return len(spans) >= _RECORDS and sum(b - a for a, b in spans) >= _RECORD_LENGTH * len(spans)
+
+
+def records_on_lines(text: str) -> str:
+    """A JSON with its records on lines of their own, character by character in the same place."""
+    if not is_json(text):
+        return text
+    signs = list(text)
+    for spans, _ in _find_records(text, 0, len(text), False):
+        for _, end in spans[:-1]:
+            signs[end - 1] = "\n"
+    return "".join(signs)
 
 
 def _add_values(parts: _Parts, start: int, end: int, records: bool) -> None:
@@ -496,7 +551,7 @@ def _add_values(parts: _Parts, start: int, end: int, records: bool) -> None:
 def _one_value(text: str) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
@@ -592,7 +647,7 @@ def _statements(lines: list[str], opening: str = "([", closing: str = ")]") -> l
             sizes.append(end - at)
             at = end
             continue
-        depth, quotes, size = 0, 0, 0
+        depth, quotes, size, own, ends = 0, 0, 0, opening, closing
         for line in lines[at : at + _QUOTED_LINES]:
             if size >= _STATEMENT_LINES and not quotes % 2:
                 break
@@ -600,7 +655,9 @@ def _statements(lines: list[str], opening: str = "([", closing: str = ")]") -> l
             quotes += line.count('"""') + line.count("'''")
             if not quotes % 2:
                 bare = _QUOTED.sub("", line)
-                depth += sum(map(bare.count, opening)) - sum(map(bare.count, closing))
+                if size == 1 and opening == "([" and _BEGUN_LITERAL.search(bare):
+                    own, ends = "([{", ")]}"
+                depth += sum(map(bare.count, own)) - sum(map(bare.count, ends))
             if depth <= 0 and not quotes % 2:
                 break
         sizes.append(size if depth <= 0 and not quotes % 2 else 1)
@@ -914,7 +971,11 @@ def _add_fences(parts: _Parts, spans: list[tuple[int, int]], tables: set[tuple[i
         parts.add(start + len(lines[0]), mark=True)
         closed = len(lines) > 1 and lines[-1].strip(" \t\r\n>")[:3] in ("```", "~~~")
         inside = lines[1 : len(lines) - closed]
-        _add_code(parts, inside)
+        body = "".join(inside)
+        if body.lstrip()[:1] in ("{", "[") and _one_value(body):
+            parts.add(parts.edges[-1] + len(body))  # a JSON without some of its lines does not parse
+        else:
+            _add_code(parts, inside)
         last = len(parts)
         parts.rows.append((opened, opened + 1, last, -1))
         if before >= 0 and parts.mark[before]:  # the line break before the fence
