@@ -146,13 +146,8 @@ class RankedText:
     def _find_structure(self, request: Request) -> Structure | None:
         """The structure of the text, unless its lines are too long for the budget."""
         structure = find_structure(self.text, self.offsets, request.protection.readable, request.omit_records)
-        if (
-            request.omit_records
-            and request.budget == "per_text"
-            and request.threshold is None
-            and self._fits_no_record(structure, request)
-        ):
-            structure = find_structure(self.text, self.offsets, request.protection.readable)
+        if request.omit_records and request.budget == "per_text" and request.threshold is None:
+            structure = self._with_records(structure, request)
         if (
             structure is None
             or structure.kind == "json"
@@ -167,15 +162,21 @@ class RankedText:
         counts = ~structure.bonds.marks if structure.alone is None else ~structure.bonds.marks | structure.alone
         return structure if structure.pieces.sizes[counts].min(initial=target + 1) <= target else None
 
-    def _fits_no_record(self, structure: Structure | None, request: Request) -> bool:
-        """Whether the budget is too small for any record of a JSON, so that the words of its strings have to go instead."""
+    def _with_records(self, structure: Structure | None, request: Request) -> Structure | None:
+        """
+        The same structure, unless the budget is too small for any record of a JSON, but not for all of them without the
+        words of their strings.
+        """
         if structure is None or structure.kind != "json" or not structure.pieces.shared or structure.required:
-            return False
+            return structure
         target = request.target_tokens or _count(self.num_counted, request.rate)
+        target = target * len(self.ids) // max(self.num_counted, 1)
         sizes = structure.pieces.sizes
         least = min(int(sizes[group[0]]) for group in structure.pieces.shared)
-        room = target * len(self.ids) // max(self.num_counted, 1) - int(sizes[structure.needed].sum())
-        return least + _NOTE_TOKENS > room
+        if int(sizes[structure.needed].sum()) + least + _NOTE_TOKENS <= target:
+            return structure
+        whole = find_structure(self.text, self.offsets, request.protection.readable)
+        return whole if int(whole.pieces.sizes[whole.needed].sum()) <= target else structure
 
     def _cut(self, unit: str) -> Pieces:
         """
