@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from tokforget.compression.chunks import CHUNK, CONTEXT, blocks, chunk_ends
 from tokforget.compression.counting import CandidateCounter
 from tokforget.compression.fences import scan_fences
+from tokforget.compression.json_text import is_json, records_on_lines
 from tokforget.compression.messages import (
     MIN_MESSAGE_TOKENS,
     MIN_RATE,
@@ -32,7 +33,7 @@ from tokforget.compression.request import Request, as_texts
 from tokforget.compression.results import CompressedText, encodable
 from tokforget.compression.scores import WINDOW, score
 from tokforget.compression.search import Choice, run_searches
-from tokforget.compression.structure import find_structure, is_json, records_on_lines
+from tokforget.compression.structure import find_structure
 from tokforget.files import CONFIG, TRAINING
 from tokforget.forks import let_children_compute
 from tokforget.models.folders import (

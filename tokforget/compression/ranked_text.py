@@ -8,6 +8,7 @@ import numpy as np
 from tokforget.compression.chunks import search_chunks
 from tokforget.compression.meaning import Bonds, find_bonds
 from tokforget.compression.omissions import Lines
+from tokforget.compression.parts import Structure
 from tokforget.compression.pieces import Pieces, cut
 from tokforget.compression.protection import Segment
 from tokforget.compression.quality import token_worth
@@ -25,7 +26,7 @@ from tokforget.compression.search import (
     separated,
     try_pieces,
 )
-from tokforget.compression.structure import Structure, find_structure
+from tokforget.compression.structure import find_structure
 from tokforget.rates import allowed_tokens
 
 
