@@ -1035,3 +1035,71 @@ def test_flat_settings_are_settings(packaged):
         "user: hi\nbot: hello\nuser: bye\n",
     ):
         assert packaged.compress(letter, rate=0.7).kind != "settings"
+
+
+PYTHON_TRACE = """Traceback (most recent call last):
+  File "/srv/app/main.py", line 88, in <module>
+    run(args)
+  File "/srv/app/run.py", line 41, in run
+    rows = load(path)
+           ^^^^^^^^^^
+  File "/srv/app/io.py", line 12, in load
+    with open(path) as f:
+FileNotFoundError: [Errno 2] No such file or directory: '/data/rows.csv'
+"""
+JAVA_TRACE = """Exception in thread "main" java.lang.IllegalStateException: Failed to load ApplicationContext
+\tat org.springframework.test.context.cache.DefaultCache.load(DefaultCache.java:98)
+\tat org.springframework.test.context.support.DefaultTestContext.get(DefaultTestContext.java:124)
+\tat org.junit.jupiter.engine.Exec.run(Exec.java:55)
+Caused by: java.net.ConnectException: Connection refused
+\tat java.base/sun.nio.ch.Net.pollConnect(Native Method)
+\t... 27 more
+"""
+TESTS_RUN = """collected 12 items
+
+tests/test_a.py ....F.                                                   [ 50%]
+tests/test_b.py ......                                                   [100%]
+
+    def test_total():
+>       assert total([1, 2]) == 4
+E       assert 3 == 4
+
+tests/test_a.py:14: AssertionError
+FAILED tests/test_a.py::test_total - assert 3 == 4
+========================= 1 failed, 11 passed in 0.31s =========================
+"""
+ORDERS_XML = """<?xml version="1.0"?>
+<orders>
+  <order id="17"><item>Lamp</item><price>12.50</price><state>shipped</state></order>
+  <order id="18"><item>Chair</item><price>80.00</price><state>cancelled</state></order>
+  <order id="19"><item>Table</item><price>190.00</price><state>shipped</state></order>
+</orders>
+"""
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.45, 0.6, 0.8])
+def test_a_stack_trace_keeps_what_failed_and_whole_frames(packaged, rate):
+    output = packaged.compress(PYTHON_TRACE, rate=rate).text
+    assert "FileNotFoundError: [Errno 2] No such file or directory: '/data/rows.csv'" in output
+    lines_left(PYTHON_TRACE, output)
+    for frame in re.findall(r"  File .*\n    .*\n", PYTHON_TRACE):
+        assert (frame.splitlines()[0] in output) == (frame.splitlines()[1] in output)
+    output = packaged.compress(JAVA_TRACE, rate=rate).text
+    assert "Caused by: java.net.ConnectException: Connection refused" in output
+    lines_left(JAVA_TRACE, output)
+
+
+def test_prose_about_failures_is_no_stack_trace(packaged):
+    text = "The first run failed at noon.\nIt was aborted by an error of the driver.\nNobody saw an exception.\nWe try again.\n"
+    assert packaged.compress(text, rate=0.5).kind is None
+
+
+@pytest.mark.parametrize("rate", [0.35, 0.5, 0.7])
+def test_of_printed_rows_those_of_failures_come_first(packaged, rate):
+    output = packaged.compress(TESTS_RUN, rate=rate).text
+    assert "E       assert 3 == 4" in output and "FAILED tests/test_a.py::test_total" in output
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.5, 0.7])
+def test_tags_on_lines_of_numbers_stay_balanced(packaged, rate):
+    fuzz.check_tags(packaged.compress(ORDERS_XML, rate=rate).text)

@@ -18,7 +18,7 @@ FAILED, TROUBLE, WARNING, PLAIN, SIMILAR = 3, 2, 1, 0, -1
 _FAILED = re.compile(
     r"\b(?:ERROR|ERR|FATAL|CRITICAL|CRIT|SEVERE|EMERG|EMERGENCY|ALERT|PANIC)\b|^[\[<]?[EF]\d{4}\b|\bpanic:|"
     r"[\[<](?:error|fatal|critical|crit|alert|emerg)[\]>:]|\blevel=\"?(?:error|fatal|critical|panic)\b|^\s*Caused by:|\bException in thread\b|"
-    r"^(?:[\w$]+\.)*[A-Z]\w*(?:Error|Exception)\b"
+    r"^(?:[\w$]+\.)*[A-Z]\w*(?:Error|Exception)\b|^E {3,}\S"
 )
 _TROUBLE = re.compile(
     r"(?<!\b0 )\bfail(?:ed|ure|s|ing)?\b(?!\s*[=:]\s*0\b)|\bexception\b|\btraceback\b|\btimed[ -]?out\b|\btimeout\b|\brefused\b|\bdenied\b|"
@@ -28,6 +28,11 @@ _TROUBLE = re.compile(
 _WARNING = re.compile(r"\b(?:WARN|WARNING)\b|^[\[<]?W\d{4}\b|[\[<]warn(?:ing)?[\]>:]|\blevel=\"?warn")
 _TRACE = re.compile(r"^\s*Traceback \(most recent call last\)")
 _FRAME = re.compile(r"^(?:\s+\S|\t)")
+# Frames of stack traces: Java and JavaScript, Python, Ruby, Rust and Go, debuggers.
+_STACK_FRAME = re.compile(
+    r"\s+at \S|\s*File \"[^\"]+\", line \d+|\s+\.\.\. \d+ (?:more|common)|\s+from \S+:\d+:in |\s+\d+: \S|\s*#\d+\s+\S|\t\S+\.\w+:\d+"
+)
+_TRACE_SHARE, _TRACE_FRAMES = 0.8, 2
 # Parts that differ between similar lines: numbers, ids, quoted names, addresses, paths with a number.
 _DIFFERS = re.compile(r"\"[^\"]*\"|'[^']*'|\b[0-9a-fA-F]{8,}(?:-[0-9a-fA-F]+)*\b|[\w./:-]*\d[\w./:-]*")
 
@@ -59,6 +64,29 @@ def severities(lines: Sequence[str]) -> list[int]:
         else:
             found.append(WARNING if _WARNING.search(line) else PLAIN)
     return found
+
+
+def trace_frames(lines: Sequence[str]) -> list[int] | None:
+    """
+    The number of lines of each part of a stack trace; a frame has the lines of its source below it. `None` if the lines are
+    no stack trace.
+    """
+    sizes, frames, known, at = [], 0, 0, 0
+    while at < len(lines):
+        end = at + 1
+        if _STACK_FRAME.match(lines[at]):
+            frames += 1
+            if lines[at].lstrip().startswith("File "):
+                depth = len(lines[at]) - len(lines[at].lstrip())
+                while end < len(lines) and lines[end].strip() and len(lines[end]) - len(lines[end].lstrip()) > depth:
+                    end += 1
+            known += end - at
+        elif _FAILED.search(lines[at]) or _TRACE.match(lines[at]):
+            known += 1
+        sizes.append(end - at)
+        at = end
+    shown = sum(bool(line.strip()) for line in lines)
+    return sizes if frames >= _TRACE_FRAMES and known >= _TRACE_SHARE * shown else None
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ Find the structure of texts that are more than words, such as JSON, program code
 * JSON, alone or after a line or two of introduction, stays JSON: keys, numbers, short strings and brackets are kept, white space
   outside of strings is dropped first, and the words of long strings are kept or dropped as in any text. On request whole
   records are kept or dropped instead.
-* Code and logs are kept or dropped by whole lines. A line of code is kept together with the lines that open and close its
+* Code, logs and stack traces are kept or dropped by whole lines. A line of code is kept together with the lines that open and close its
   blocks. Log lines that differ only in their time are counted after the first of them. Failures are kept first; lines that
   differ only in numbers are dropped first and counted, too ([`tokforget.compression.records`]).
 * YAML, TOML and INI are kept or dropped by whole entries, with the keys and sections that contain them; CSV by
@@ -26,6 +26,7 @@ from tokforget.compression.json_text import add_json, is_one_value
 from tokforget.compression.parts import Parts, Structure
 from tokforget.compression.program_code import add_code, is_code, statement_sizes
 from tokforget.compression.records import (
+    FAILED,
     PLAIN,
     SIMILAR,
     TROUBLE,
@@ -36,6 +37,7 @@ from tokforget.compression.records import (
     find_tables,
     severities,
     template,
+    trace_frames,
 )
 from tokforget.text_units import STOP_WORDS, bare_word
 
@@ -87,6 +89,9 @@ def find_structure(
         elif _is_log(lines):
             kind = "log"
             _add_log(parts, lines)
+        elif not fences and (frames := trace_frames(lines)):
+            kind = "log"
+            _add_trace(parts, lines, frames)
         elif not fences and (settings := find_settings(text, lines, statement_sizes(lines, "[{", "]}"))):
             kind = "settings"
             _add_settings(parts, lines, settings)
@@ -174,6 +179,18 @@ def _add_log(parts: Parts, lines: list[str]) -> None:
             alike.append(number)
 
 
+def _add_trace(parts: Parts, lines: list[str], sizes: list[int]) -> None:
+    """Add a stack trace; what failed comes before where it did."""
+    place, at = 0, 0
+    worst = severities(lines)
+    for size in sizes:
+        place += sum(map(len, lines[at : at + size]))
+        if size == 1 and (worst[at] == FAILED or not lines[at][:1].isspace()):
+            parts.severity[len(parts)] = worst[at]
+        parts.add(place, mark=not "".join(lines[at : at + size]).strip())
+        at += size
+
+
 # -- tables and settings -----------------------------------------------------------------------------------------------
 def _add_csv(parts: Parts, lines: list[str], sizes: list[int]) -> None:
     _add_rows(parts, lines, sizes, 1)
@@ -218,7 +235,8 @@ def _are_rows(lines: list[str]) -> bool:
     alike = sum(
         _has_number(line) or bool(_COLUMNS.search(line.strip())) or bool(_SETTING.match(line.strip())) for line in full
     )
-    if alike < _ROW_SHARE * len(full):
+    # Lines of HTML and XML are kept in pairs of tags.
+    if alike < _ROW_SHARE * len(full) or 2 * sum(line.lstrip().startswith("<") for line in full) > len(full):
         return False
     sentences = sum(len(line) >= _SENTENCE_WORDS and line[-1][-1] in ".!?:…" for line in shown)
     words = [bare_word(word) for line in shown for word in line]
@@ -237,6 +255,7 @@ def _add_printed_rows(parts: Parts, lines: list[str]) -> None:
         place += len(line)
         parts.add(place, mark=not line.strip())
     full = [number for number, line in enumerate(lines) if line.strip()]
+    parts.severity |= {base + number: own for number, own in enumerate(severities(lines)) if own >= TROUBLE}
     opener = None
     for at, number in enumerate(full):
         behind = full[at + 1] if at + 1 < len(full) else len(lines)
