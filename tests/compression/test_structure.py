@@ -1103,3 +1103,22 @@ def test_of_printed_rows_those_of_failures_come_first(packaged, rate):
 @pytest.mark.parametrize("rate", [0.3, 0.5, 0.7])
 def test_tags_on_lines_of_numbers_stay_balanced(packaged, rate):
     fuzz.check_tags(packaged.compress(ORDERS_XML, rate=rate).text)
+
+
+def test_words_and_blocks_between_them_keep_the_same_share(packaged):
+    prose = (
+        "The second server was moved to the cellar in May, because the first floor is too warm in summer. "
+        "Nobody has to change anything, but the backup of the night now begins at two instead of one. "
+    ) * 3
+    table = "".join(f"| host{number} | 10.0.0.{number} | Bergen | {number * 7} GB |\n" for number in range(20))
+    code = "```python\n" + "".join(f"start(host={number}, port={8000 + number})\n" for number in range(20)) + "```\n"
+    text = f"{prose}\n\n| name | address | town | disk |\n|---|---|---|---|\n{table}\n{prose}\n\n{code}"
+    for rate in (0.4, 0.5, 0.6):
+        result = packaged.compress(text, rate=rate)
+        kept = result.keep_mask
+        offsets = np.array(packaged.tokenizer.encode(text, add_special_tokens=False).offsets)[:, 0]
+        inside = (offsets >= text.index("| name")) & (offsets < text.index("GB |\n\n")) | (
+            offsets >= text.index("```")
+        )
+        for part in (inside, ~inside):
+            assert abs(kept[part].mean() - rate) < 0.17, (rate, kept[inside].mean(), kept[~inside].mean())

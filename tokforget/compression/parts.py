@@ -60,6 +60,7 @@ class Structure:
         needed (`np.ndarray` of shape `(num_pieces,)`): Pieces without which the structure would be broken; bool.
         groups (`list[tuple[int, int]]`), required (`list[tuple[int, int]]`): Ranges of pieces of which one should be
             kept, and of which one must be.
+        blocks (`list[tuple[int, int]]`): Ranges of pieces that are fences and tables between words.
         severity (`np.ndarray` of shape `(num_pieces,)`): Pieces of higher severity are kept first, whatever their
             scores, if there is no question; 0 for most.
         alone (`np.ndarray` of shape `(num_pieces,)`, *optional*): Pieces that may be kept without their bonds if no
@@ -74,6 +75,7 @@ class Structure:
     severity: np.ndarray
     alone: np.ndarray | None = None
     required: list[tuple[int, int]] = field(default_factory=list)
+    blocks: list[tuple[int, int]] = field(default_factory=list)
 
 
 class Parts:
@@ -83,6 +85,7 @@ class Parts:
         self.text, self.readable, self.omit_records, self.edges = text, readable, omit_records, [0]
         self.records: list[tuple[list[int], list[int], str]] = []
         self.required: list[tuple[int, int]] = []
+        self.blocks: list[tuple[int, int]] = []
         self.shared: list[list[int]] = []
         self.bound, self.blank, self.mark, self.needed, self.first_of_all, self.leads_to = [], [], [], [], [], []
         self.rows: list[tuple[int, int, int, int]] = []
@@ -154,4 +157,6 @@ class Parts:
         rows = np.array(self.rows, dtype=np.int64).reshape(-1, 4).T
         bonds = Bonds(*rows, np.array(self.mark), np.array(self.first_of_all), np.array(self.leads_to))
         alone = None if self.alone is None else np.isin(np.arange(len(self)), self.alone)
-        return Structure(kind, pieces, bonds, np.array(self.needed), self.groups, severity, alone, self.required)
+        return Structure(
+            kind, pieces, bonds, np.array(self.needed), self.groups, severity, alone, self.required, self.blocks
+        )

@@ -102,6 +102,8 @@ class RankedText:
             self.pieces.lines = Lines(self.text)
         pieces = self.pieces
         self.ranks = -pieces.means(self.logits)
+        if structure is not None and structure.blocks and not self.asked and request.threshold is None:
+            self.ranks = self._shared_evenly(structure.blocks)
         if self.bonds is not None:
             self.ranks = self.bonds.rank(self.ranks)
         if structure is not None and not self.asked and request.threshold is None:
@@ -143,6 +145,21 @@ class RankedText:
         self.ranks[forced] = -np.inf
         if request.quality is not None:
             self.pieces_needed = self._pieces_for_worth(self.worth_needed)
+
+    def _shared_evenly(self, blocks: list[tuple[int, int]]) -> np.ndarray:
+        """
+        Ranks by which the words between fences and tables, and these, keep the same share of their tokens. Scores of words
+        and means of lines are spread differently: by them half of a page would be its tables, and its sentences three words.
+        """
+        within = np.zeros(len(self.pieces), dtype=bool)
+        for first, last in blocks:
+            within[first:last] = True
+        ranks = np.empty(len(self.pieces))
+        for own in (np.flatnonzero(within), np.flatnonzero(~within)):
+            order = own[np.argsort(self.ranks[own], kind="stable")]
+            taken = np.cumsum(self.pieces.sizes[order])
+            ranks[order] = taken / max(int(taken[-1]), 1) if len(order) else taken
+        return ranks
 
     def _find_structure(self, request: Request) -> Structure | None:
         """The structure of the text, unless its lines are too long for the budget."""

@@ -297,6 +297,7 @@ def _add_fences(parts: Parts, spans: list[tuple[int, int]], tables: set[tuple[in
                 parts.add(behind, mark=True)
                 parts.rows.append((last, first, last, -1))
             place = behind
+            parts.blocks.append((before + 1, len(parts)))
             continue
         start = max(start, place)
         parts.add_prose(place, start)
@@ -321,6 +322,7 @@ def _add_fences(parts: Parts, spans: list[tuple[int, int]], tables: set[tuple[in
             parts.add(end, mark=True)
             parts.rows.append((last, opened + 1, last, -1))
         place = end
+        parts.blocks.append((before + 1, len(parts)))
     parts.add_prose(place, len(text))
     for before in before_spans:
         if (
