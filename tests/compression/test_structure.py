@@ -1122,3 +1122,24 @@ def test_words_and_blocks_between_them_keep_the_same_share(packaged):
         )
         for part in (inside, ~inside):
             assert abs(kept[part].mean() - rate) < 0.17, (rate, kept[inside].mean(), kept[~inside].mean())
+
+
+CONTRACT = """The supplier shall obtain all licenses that are required by the law;
+
+(c) as of the date of this agreement, the buyer has told the supplier of any letters about the site;
+
+(d) the buyer has the title to the property that it needs to do what it has to under this agreement;
+"""
+BRIEF = """Your task is to:
+- Ensure the dashboard is responsive and user-friendly.
+- Implement best practices for security and performance.
+
+Rules:
+- Use Next.js for server-side rendering and API routes.
+- Utilize Tailwind CSS for styling and responsive design.
+"""
+
+
+@pytest.mark.parametrize("text", [CONTRACT, BRIEF])
+def test_sentences_are_no_code_and_no_settings(packaged, text):
+    assert packaged.compress(text, rate=0.6).kind is None

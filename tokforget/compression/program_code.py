@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from tokforget.compression.parts import Parts
 from tokforget.compression.records import SIMILAR
+from tokforget.text_units import STOP_WORDS, bare_word
 
 
 _CODE_LINE = re.compile(
@@ -27,6 +28,8 @@ _CODE_LINE = re.compile(
     r"|.*[;{}]\s*$)"
 )
 _CODE_SHARE, _CODE_LINES = 0.6, 3
+# Least words of a sentence, and its least share of function words.
+_SENTENCE_WORDS, _STOP_WORDS = 8, 0.3
 # Without one of these, lines that end in such characters are a list or a letter.
 _SURELY_CODE = re.compile(
     r"^\s*(?:def \w+\(|class \w+|import \w+|from [\w.]+ import |#include|function\b|const |let |var |public |private |func |fn |return\b.*[;)]?$"
@@ -66,12 +69,18 @@ _QUOTED_LINES = 400
 def is_code(lines: list[str]) -> bool:
     """Whether lines are program code."""
     shown = [line for line in _outside_comments(_outside_docstrings(lines)) if line.strip()]
-    found = sum(bool(_CODE_LINE.match(line)) for line in shown)
+    found = [line for line in shown if _CODE_LINE.match(line) and not _is_sentence(line)]
     return (
         len(shown) >= _CODE_LINES
-        and found >= _CODE_SHARE * len(shown)
-        and sum(bool(_SURELY_CODE.match(line)) for line in shown) >= 2
+        and len(found) >= _CODE_SHARE * len(shown)
+        and sum(bool(_SURELY_CODE.match(line)) for line in found) >= 2
     )
+
+
+def _is_sentence(line: str) -> bool:
+    """Whether a line is words and ends as code may: the items of a contract end with semicolons, too."""
+    words = [word for word in map(bare_word, line.split()) if word.isalpha()]
+    return len(words) >= _SENTENCE_WORDS and sum(map(STOP_WORDS.__contains__, words)) > _STOP_WORDS * len(words)
 
 
 def _outside_docstrings(lines: list[str]) -> list[str]:

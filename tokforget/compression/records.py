@@ -223,6 +223,9 @@ def _is_yaml(text: str, shown: Sequence[str]) -> bool:
     values = [line.split(":", 1)[1].split(" #")[0] for line in shown if _KEY.match(line) and ":" in line]
     if len(values) < _SETTINGS_LINES or sum(len(value.split()) > _VALUE_WORDS for value in values) > len(values) / 4:
         return False
+    items = [line for line in shown if line.lstrip().startswith("- ")]
+    if sum(line.rstrip().endswith((".", "!", "?")) for line in items) > len(items) / 4:  # a list of sentences
+        return False
     import yaml  # a slow import, and few texts look like YAML
 
     try:
