@@ -690,3 +690,33 @@ def test_between_two_names_the_way_is_told(text, one, other, both):
                 came += 1
                 assert both in output, output
     assert came
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.45, 0.6, 0.75])
+def test_words_of_chinese_are_kept_or_dropped_whole(rate):
+    text = "应用程序在启动时读取配置文件，如果字符串不是有效的地址，服务器会返回错误信息。管理员可以修改数据库的端口。"
+    words = [
+        "应用",
+        "程序",
+        "启动",
+        "读取",
+        "配置",
+        "文件",
+        "字符串",
+        "地址",
+        "服务器",
+        "返回",
+        "错误",
+        "信息",
+        "管理员",
+        "修改",
+        "数据库",
+        "端口",
+    ]
+    for chosen in (fuzz.make_compressor(), packaged_compressor()):
+        output = chosen.compress(text, rate=rate, unit="word").text
+        for word in words:
+            assert word in output or not set(word) & (set(output) - set("".join(w for w in words if w != word))), (
+                word,
+                output,
+            )

@@ -132,6 +132,12 @@ _MARKUP = re.compile(
 _DOTTED = re.compile(
     r"(?<!\w)(?:[A-Za-z]\.){2,}(?!\w)|(?:(?<=\b[ia]m )|(?<=\bvom )|(?<=\bzum )|(?<=\bde[rmns] )|(?<=\bdie )|(?<=\bdas ))\d{1,2}\.(?= [^\W\d_])"
 )
+# Words of Chinese and Japanese, which have no spaces between them: most have two characters, and words of one character
+# are among those that are left out here. The last three of an odd run are one word.
+_HAN_FUNCTION = "的了和是在不时時我你他她它这那這就也都与與及或等被把从從到对對为為以于於而但並并由其之所将將可会會能要没沒未无無很更最再又还還只已个個们們"
+_HAN = rf"(?:(?![{_HAN_FUNCTION}])[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])"
+_HAN_WORD = re.compile(f"{_HAN}{{2,3}}(?!{_HAN})|{_HAN}{{2}}")
+_HAS_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 # Before a full stop within the former, or behind the digits of the latter.
 _DOT = re.compile(r"\.(?=[A-Za-z]\.| )")
 # A text without one of these characters has no such span.
@@ -238,5 +244,7 @@ def find_wholes(text: str) -> Iterator[tuple[int, int]]:
         yield from matches(_MORE, text)
     if "." in text:
         yield from _dotted(text)
+    if not text.isascii() and _HAS_HAN.search(text):
+        yield from matches(_HAN_WORD, text)
     if "<" in text and ">" in text:
         yield from matches(_MARKUP, text)
