@@ -88,6 +88,7 @@ class Parts:
         self.blocks: list[tuple[int, int]] = []
         self.shared: list[list[int]] = []
         self.bound, self.blank, self.mark, self.needed, self.first_of_all, self.leads_to = [], [], [], [], [], []
+        self.clause_marks, self.stops, self.denies, self.is_word, self.sentences, self.pairs = [], [], [], [], [], []
         self.rows: list[tuple[int, int, int, int]] = []
         self.groups: list[tuple[int, int]] = []
         self.notes: list[tuple[int, int, str]] = []
@@ -109,6 +110,12 @@ class Parts:
             self.mark.append(mark)
             self.needed.append(needed)
             self.first_of_all.append(False)
+            for row in (self.clause_marks, self.stops, self.denies, self.is_word):
+                row.append(False)
+            self.sentences.append(self._next_sentence())
+
+    def _next_sentence(self) -> int:
+        return self.sentences[-1] + 1 if self.sentences else 0
 
     def add_words(self, shown: str, places: np.ndarray) -> None:
         """
@@ -129,6 +136,12 @@ class Parts:
         self.mark += bonds.marks.tolist()
         self.first_of_all += bonds.first_of_all.tolist()
         self.leads_to += (bonds.leads_to + base).tolist()
+        self.clause_marks += bonds.clause_marks.tolist()
+        self.stops += bonds.stops.tolist()
+        self.denies += bonds.denies.tolist()
+        self.is_word += bonds.words.tolist()
+        self.sentences += (bonds.sentences + self._next_sentence()).tolist()
+        self.pairs += (bonds.pairs + base).tolist()
         self.needed += [False] * len(pieces)
         begin = np.where(bonds.begin < 0, -1, bonds.begin + base)
         self.rows += zip(*((c + base).tolist() for c in (bonds.pieces, bonds.first, bonds.last)), begin.tolist())
@@ -155,7 +168,12 @@ class Parts:
         severity = np.zeros(len(self), dtype=np.int64)
         severity[list(self.severity)] = list(self.severity.values())
         rows = np.array(self.rows, dtype=np.int64).reshape(-1, 4).T
-        bonds = Bonds(*rows, np.array(self.mark), np.array(self.first_of_all), np.array(self.leads_to))
+        of_words = (np.array(row, dtype=bool) for row in (self.clause_marks, self.stops))
+        bonds = Bonds(
+            *rows, np.array(self.mark), np.array(self.first_of_all), np.array(self.leads_to), *of_words,
+            np.array(self.pairs, dtype=np.int64).reshape(-1, 2), np.array(self.denies, dtype=bool),
+            np.array(self.is_word, dtype=bool), np.array(self.sentences, dtype=np.int64),
+        )  # fmt: skip
         alone = None if self.alone is None else np.isin(np.arange(len(self)), self.alone)
         return Structure(
             kind, pieces, bonds, np.array(self.needed), self.groups, severity, alone, self.required, self.blocks
