@@ -1145,3 +1145,11 @@ Rules:
 @pytest.mark.parametrize("text", [CONTRACT, BRIEF])
 def test_sentences_are_no_code_and_no_settings(packaged, text):
     assert packaged.compress(text, rate=0.6).kind is None
+
+
+def test_of_texts_with_one_budget_a_page_with_a_table_is_not_weighed_by_shares(packaged):
+    weak = "Well, it is as it was, and so it is, for all of them. " * 8
+    table = "| it | and |\n|---|---|\n" + "| of it | and so |\n" * 12
+    facts = "The bridge over the Arve was built in 1874 by Louis Favre. " * 8
+    page, prose = packaged.compress([f"{weak}\n\n{table}", facts], rate=0.5, budget="corpus")
+    assert page.kind == "tables" and page.compression_rate < 0.4 and prose.compression_rate > 0.9

@@ -102,7 +102,9 @@ class RankedText:
             self.pieces.lines = Lines(self.text)
         pieces = self.pieces
         self.ranks = -pieces.means(self.logits)
-        if structure is not None and structure.blocks and not self.asked and request.threshold is None:
+        # Shares of one text cannot be compared with the scores of another.
+        alone = request.budget == "per_text" and request.threshold is None
+        if structure is not None and structure.blocks and alone and not self.asked:
             self.ranks = self._shared_evenly(structure.blocks)
         if self.bonds is not None:
             self.ranks = self.bonds.rank(self.ranks)
@@ -173,12 +175,16 @@ class RankedText:
             or request.threshold is not None
         ):
             return structure
-        target = request.target_tokens or _count(self.num_counted, request.rate)
-        target = target * len(self.ids) // max(self.num_counted, 1)
+        target = self._own_tokens(request)
         if structure.kind == "csv":  # if not all column names fit, keep as many as do
             self.ends = int(structure.pieces.chars[1])
         counts = ~structure.bonds.marks if structure.alone is None else ~structure.bonds.marks | structure.alone
         return structure if structure.pieces.sizes[counts].min(initial=target + 1) <= target else None
+
+    def _own_tokens(self, request: Request) -> int:
+        """The budget of this text in the model's tokens."""
+        target = request.target_tokens or _count(self.num_counted, request.rate)
+        return target * len(self.ids) // max(self.num_counted, 1)
 
     def _with_records(self, structure: Structure | None, request: Request) -> Structure | None:
         """
@@ -187,9 +193,7 @@ class RankedText:
         """
         if structure is None or structure.kind != "json" or not structure.pieces.shared or structure.required:
             return structure
-        target = request.target_tokens or _count(self.num_counted, request.rate)
-        target = target * len(self.ids) // max(self.num_counted, 1)
-        sizes = structure.pieces.sizes
+        target, sizes = self._own_tokens(request), structure.pieces.sizes
         least = min(int(sizes[group[0]]) for group in structure.pieces.shared)
         if int(sizes[structure.needed].sum()) + least + _NOTE_TOKENS <= target:
             return structure

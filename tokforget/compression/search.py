@@ -176,11 +176,12 @@ def notes_of(pieces: Pieces, keep: np.ndarray) -> list[tuple[int, str]]:
         if (0 if same else 1) < left_out < len(members):
             note = f" (x{left_out + 1})" if same else f" (… {left_out} similar lines)"
             notes.append((ends[int(np.argmax(kept))], note))
+    latest = np.maximum.accumulate(np.where(keep, np.arange(len(keep)), -1)) if pieces.records else None
     for members, counts, separator in pieces.records:
         kept = keep[members]
         for first, last in zip(*runs(~kept)) if keep.any() else ():
-            before = np.flatnonzero(keep[: members[first]])
-            place = int(pieces.chars[before[-1] + 1] if len(before) else pieces.chars[np.argmax(keep)])
+            before = latest[members[first]]  # the record itself is not kept
+            place = int(pieces.chars[before + 1] if before >= 0 else pieces.chars[np.argmax(keep)])
             notes.append((place, f'"… {sum(counts[first:last])} left out"' + separator * bool(last < len(members))))
     if pieces.lines is not None and keep.any():
         first, last = runs(keep)
