@@ -1,8 +1,10 @@
-"""Let forked processes compute with torch: `datasets.map(num_proc=...)` and `multiprocessing` fork on Linux."""
+"""Let the processes of a pool compute with torch and NumPy: `datasets.map(num_proc=...)` and `multiprocessing`."""
 
 import os
 import sys
 from functools import cache
+
+from tokforget.optional import needed
 
 
 @cache
@@ -22,3 +24,18 @@ def _compute_alone() -> None:
     torch = sys.modules.get("torch")  # a process that has not loaded it has no pool of threads
     if torch is not None:
         torch.set_num_threads(1)
+
+
+@cache
+def share_cores(pid: int) -> None:
+    """
+    Give NumPy one thread in a process of a pool, such as those of `map(num_proc=2)`. Each of them would otherwise use all
+    cores, and two processes would be slower than one (LOG.md). It runs once in each process, and leaves a number that
+    was set in the environment.
+    """
+    pools = [sys.modules[name] for name in ("multiprocessing", "multiprocess") if name in sys.modules]
+    if any(pool.parent_process() is not None for pool in pools) and not os.environ.get("OMP_NUM_THREADS"):
+        with needed("`map` in several processes"):
+            from threadpoolctl import threadpool_limits
+
+        threadpool_limits(1)

@@ -1,9 +1,7 @@
 """A function for `datasets.map`, and a callable like a `transformers` pipeline."""
 
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
 from itertools import islice
 from pathlib import Path
 
@@ -11,8 +9,8 @@ from tokforget.compression.compressor import Compressor
 from tokforget.compression.counting import TokenCounter
 from tokforget.compression.request import check_rows
 from tokforget.compression.results import COLUMNS, columns
+from tokforget.forks import share_cores
 from tokforget.integrations._common import check_batch_size, ready, without_other_budgets
-from tokforget.optional import needed
 
 
 class ColumnCompressor:
@@ -56,7 +54,7 @@ class ColumnCompressor:
                 "Rows came as a table of Arrow or Polars, and what is read is a dictionary of columns: map `dataset.with_format(None)`."
             )
         self.check_columns(rows)
-        _share_cores(os.getpid())
+        share_cores(os.getpid())
         texts = rows[self.column]
         if texts is not None and (isinstance(texts, bytes) or not isinstance(texts, Iterable)):
             raise TypeError(
@@ -94,21 +92,6 @@ class ColumnCompressor:
         vars(self).update(state)
         if calibration is not None:
             self.compressor.calibration = calibration
-
-
-@cache
-def _share_cores(pid: int) -> None:
-    """
-    Give NumPy one thread in a process of a pool, such as those of `map(num_proc=2)`. Each of them would otherwise use all
-    cores, and two processes would be slower than one (LOG.md). It runs once in each process, and leaves a number that
-    was set in the environment.
-    """
-    pools = [sys.modules[name] for name in ("multiprocessing", "multiprocess") if name in sys.modules]
-    if any(pool.parent_process() is not None for pool in pools) and not os.environ.get("OMP_NUM_THREADS"):
-        with needed("`map` in several processes"):
-            from threadpoolctl import threadpool_limits
-
-        threadpool_limits(1)
 
 
 def compress_column(
