@@ -128,6 +128,36 @@ def test_who_was_taken_is_answered_before_it_stops(expected):
         assert "stopped" in service.log.splitlines()[-1] and "ERROR" not in service.log
 
 
+def test_who_has_connected_may_still_ask_after_the_signal(expected):
+    body = post("/v1/compress", json.dumps({"texts": TEXT, "rate": 0.5}).encode())
+    with Served("--timeout", "600") as service:
+        address = ("127.0.0.1", service.port)
+        early = [socket.create_connection(address, timeout=60) for _ in range(3)]
+        wait_until(lambda: len(connections(service.process.pid)) == 3)
+        early[0].sendall(body[:40])  # a part of the headers
+        early[1].sendall(body[:-10])  # a part of the body
+        os.kill(service.process.pid, signal.SIGSTOP)
+        late = [socket.create_connection(address, timeout=60) for _ in range(3)]  # the system holds them
+        late[0].sendall(body)
+        service.process.send_signal(signal.SIGTERM)
+        os.kill(service.process.pid, signal.SIGCONT)
+        wait_until(lambda: refuses(address))  # it no longer listens
+        for client, rest in zip([*early, *late[1:]], (body[40:], body[-10:], body, body, body)):
+            client.sendall(rest)
+        for client in [*early, *late]:
+            answer = b"".join(iter(lambda: receive(client), b""))  # noqa: B023
+            assert json.loads(answer.partition(b"\r\n\r\n")[2])["text"] == expected
+        assert service.process.wait(60) == 0
+
+
+def refuses(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, timeout=60).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 def test_a_stop_waits_no_longer_than_it_may():
     with Served("--stop-timeout", "1", "--timeout", "600") as service:
         answers = []

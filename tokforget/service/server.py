@@ -8,7 +8,7 @@ import logging
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import h11
 import uvicorn
@@ -23,6 +23,8 @@ from tokforget.service.settings import Settings, url_host
 log = logging.getLogger("tokforget.service")
 # Most connections at once, each with a file descriptor and some kilobytes; further ones are answered with 503.
 _MAX_CONNECTIONS = 512
+# Longest time that a stop waits for the first request of a connection that has sent none yet.
+_FIRST_REQUEST_SECONDS = 2.0
 
 
 class _Protocol(H11Protocol):
@@ -34,6 +36,17 @@ class _Protocol(H11Protocol):
         super().__init__(*args, **options)
         self._reading: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
+        self._stopping = False
+
+    @property
+    def waits_for_first_request(self) -> bool:
+        return self.cycle is None and not self.transport.is_closing()
+
+    def finish(self) -> None:
+        """Close the connection after the request that runs or, where there was none yet, that comes first."""
+        self._stopping = True
+        if not self.waits_for_first_request:
+            self.shutdown()
 
     def connection_made(self, transport) -> None:
         super().connection_made(transport)
@@ -41,6 +54,8 @@ class _Protocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        if self._stopping and self.cycle is not None:
+            self.cycle.keep_alive = False
         self._watch_headers()
 
     def _watch_headers(self) -> None:
@@ -104,6 +119,42 @@ class _Server(uvicorn.Server):
             yield
             self._captured_signals.clear()  # uvicorn would send them to this process again
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # uvicorn resets connections that are not accepted yet or have not sent their request. Their clients would see
+        # an error, although they connected before the stop.
+        loop = asyncio.get_running_loop()
+        for listener in sockets or []:
+            loop.remove_reader(listener)
+        await asyncio.sleep(0.01)  # the loop finishes what it has accepted
+        accepted = [connection for listener in sockets or [] for connection in _accept_all(listener)]
+        for server in self.servers:
+            server.close()  # at once, so that nobody connects in between
+        for connection in accepted:
+            await loop.connect_accepted_socket(self._protocol, connection)
+        await asyncio.sleep(0.01)  # the loop reads what has arrived
+        until = loop.time() + min(_FIRST_REQUEST_SECONDS, self.config.timeout_graceful_shutdown or 0)
+        for connection in list(self.server_state.connections):
+            connection.finish()
+        while any(one.waits_for_first_request for one in self.server_state.connections):
+            if self.force_exit or loop.time() > until:
+                break
+            await asyncio.sleep(0.01)
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> _Protocol:
+        return self.config.http_protocol_class(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+
+
+def _accept_all(listener: socket.socket) -> list[socket.socket]:
+    """Accept the connections that wait."""
+    accepted = []
+    with suppress(BlockingIOError):
+        while True:
+            accepted.append(listener.accept()[0])
+    return accepted
+
 
 def bind(settings: Settings) -> socket.socket:
     """
@@ -149,7 +200,7 @@ def run(
         try:
             protocol = type("_Protocol", (_Protocol,), {"read_timeout": settings.read_timeout})
             config = uvicorn.Config(
-                service.app, http=protocol, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
+                service.app, http=protocol, loop="asyncio", ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
                 proxy_headers=False, timeout_keep_alive=5, timeout_graceful_shutdown=settings.stop_timeout,
                 limit_concurrency=_MAX_CONNECTIONS, backlog=1024,
             )  # fmt: skip
