@@ -64,8 +64,8 @@ def test_form_and_place_of_words(rarity):
 def test_the_sentence_of_the_answer_is_nearest_to_the_question(rarity):
     text = "The harbour was rebuilt. The bridge was built by Louis Favre in 1874. Trams cross it."
     _, features = word_features(text, rarity, "When were the bridges built?")
-    best = column(features, "is_best")
-    assert [word for word, is_best in zip(text.split(), best) if is_best] == [
+    best = column(features, "nearly_best")
+    assert [word for word, value in zip(text.split(), best) if value == 1] == [
         "The",
         "bridge",
         "was",
@@ -87,7 +87,15 @@ def test_the_sentence_of_the_answer_is_nearest_to_the_question(rarity):
 def test_a_question_that_stands_in_the_text_is_no_answer_to_itself(rarity):
     text = "The bridge was built by Favre.\n\nWho built the bridge?"
     _, features = word_features(text, rarity, "Who built the bridge?")
-    assert column(features, "is_best").tolist() == [1] * 6 + [0] * 4
+    assert column(features, "nearly_best").tolist() == [1] * 6 + [0] * 4
+
+
+def test_a_sentence_that_shares_nearly_as_much_with_the_question_is_nearly_the_best(rarity):
+    text = "Anna Weber painted the old bridge. Anna Weber sold a bridge. Anna slept. Trams cross it."
+    _, features = word_features(text, rarity, "Which old bridge did Anna Weber paint?")
+    overlap, best = (column(features, name)[[0, 6, 11, 13]] for name in ("overlap", "nearly_best"))
+    assert overlap[0] > overlap[1] > overlap[2] > overlap[3] == 0
+    assert best[0] == 1 > best[1] > best[2] > best[3] == 0 and best[2] < 0.01
 
 
 def test_tokens_take_the_features_of_their_word(rarity):

@@ -22,6 +22,10 @@ BUCKETS = 2**16
 LOG_STEPS = 16.0
 # Decay per word of the closeness to a word of the question.
 _NEAR_DECAY = 0.8
+# How fast a sentence loses to the one that shares most with the question, as its overlap falls. The other words of a
+# person's question often stand in the sentence that answers it by other names: a sentence that is nearly the best may
+# answer it, too (LOG.md).
+_BEST_DECAY = 10.0
 _TIME = re.compile(r"\b(when|year|date|day|month|century|how (?:many|much|long|old|far|often|large|big|high|tall)|what (?:number|percent\w*|time|age|price|cost))\b", re.I)  # fmt: skip
 _WHO = re.compile(r"\b(who|whom|whose|where|which (?:country|city|state|person|company|team|river|king)|what (?:country|city|state|person|company|team|river|name))\b", re.I)  # fmt: skip
 
@@ -41,7 +45,7 @@ PLACE = ("from_start", "place", "from_end", "sentence", "in_sentence", "sentence
          "in_paragraph", "title_like")  # fmt: skip
 TEXT = ("earlier", "later", "name", "sentence_idf", "sentence_marked", "sentence_stop", "previous_marked", "next_marked", "previous_stop",
         "next_stop")  # fmt: skip
-QUESTION = ("asked", "match", "stem_match", "overlap", "best_overlap", "is_best", "neighbour_overlap", "after_match", "before_match",
+QUESTION = ("asked", "match", "stem_match", "overlap", "best_overlap", "nearly_best", "neighbour_overlap", "after_match", "before_match",
             "asks_number", "asks_name", "number_in_asked", "name_in_asked")  # fmt: skip
 NUM_FEATURES = len(FORM) + len(PLACE) + len(TEXT) + len(QUESTION)
 _MARKED, _BREAK, _STOP, _IDF = 10, 11, FORM.index("stop_word"), FORM.index("idf")
@@ -190,11 +194,12 @@ def _question_features(
     shown = ["".join(words[a:b]).strip() for a, b in zip(starts, [*starts[1:], n])]
     overlap[[bool(one) and one in question for one in shown]] = 0.0
     best = overlap.max() or 1.0
+    nearly_best = np.exp(-_BEST_DECAY * (best - overlap)) * (overlap > 0)
     around = np.maximum(np.concatenate([[0.0], overlap[:-1]]), np.concatenate([overlap[1:], [0.0]]))
     content = match * (form[:, _STOP] == 0) + 0.3 * match
     number, who = bool(_TIME.search(question)), bool(_WHO.search(question))
     return np.stack(
-        [np.ones(n), same, match, overlap[sentence], (overlap / best)[sentence], (overlap == best)[sentence] & (overlap[sentence] > 0),
+        [np.ones(n), same, match, overlap[sentence], (overlap / best)[sentence], nearly_best[sentence],
          around[sentence], _decayed(content), _decayed(content[::-1])[::-1], np.full(n, number), np.full(n, who),
          number * form[:, FORM.index("digit")], who * name], 1)  # fmt: skip
 
