@@ -79,13 +79,15 @@ def prefix_rows(
         pad_token_id (`int`): Fills the columns that the attention mask hides.
     """
     kept, lengths = keep_mask.sum(1), valid.sum(1)  # (B,)
-    row_length = int((kept + 1 + lengths).max())
-    rows = input_ids.new_full((len(input_ids), row_length), pad_token_id)
-    compressed = kept_tokens(input_ids, keep_mask, pad_token_id)
-    rows[:, : compressed.shape[1]] = compressed
-    rows.scatter_(1, kept[:, None], sep_token_id)
-    text, position = valid.nonzero(as_tuple=True)
-    rows[text, kept[text] + 1 + position] = input_ids[valid]
+    row_length = int((kept + 1 + lengths).max())  # the only number that the host waits for
+    # Every token is sent to its column, and padding to one more column, which is cut off.
+    position = torch.arange(input_ids.shape[1], device=input_ids.device)
+    copied = torch.where(keep_mask, keep_mask.cumsum(1) - 1, row_length)
+    original = torch.where(valid, kept[:, None] + 1 + position, row_length)
+    rows = input_ids.new_full((len(input_ids), row_length + 1), pad_token_id)
+    rows.scatter_(1, copied, input_ids).scatter_(1, original, input_ids).scatter_(1, kept[:, None], sep_token_id)
     columns = torch.arange(row_length, device=rows.device)
     attention_mask = (columns < (kept + 1 + lengths)[:, None]).long()
-    return PrefixRows(input_ids=rows, attention_mask=attention_mask, original_start=kept + 1)
+    return PrefixRows(
+        input_ids=rows[:, :row_length].contiguous(), attention_mask=attention_mask, original_start=kept + 1
+    )

@@ -1,12 +1,14 @@
 """Scores and restorations of both layouts, on GPT-2 and Llama-type models, against slow constructions."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tests.conftest import make_gpt2
 from tokforget.models.loading import add_adapter, marker_token_id
-from tokforget.models.reconstructor import _LEAST_ROWS, LAYOUTS, Reconstructor
+from tokforget.models.reconstructor import LAYOUTS, PASSES, Reconstructor
 
 
 LN2 = 0.6931471805599453
@@ -53,27 +55,70 @@ def test_prefix_scores_equal_one_row_at_a_time(kind, batch, keep_mask):
         assert not scores.nll[row, length:].any()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_large_batch_goes_in_groups_of_like_lengths_and_scores_the_same(layout, monkeypatch):
+@pytest.fixture
+def many() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """40 texts of 2 to 20 tokens: ids, keep mask and validity, each `(40, 20)`."""
     generator, lengths = torch.Generator().manual_seed(0), torch.arange(40) % 19 + 2
     valid = torch.arange(20) < lengths[:, None]
     ids = torch.randint(1, 200, valid.shape, generator=generator).masked_fill(~valid, 0)
-    keep_mask = (torch.rand(valid.shape, generator=generator) < 0.5) & valid
-    reconstructor, forwards, found = build("gpt2", layout), [], []
-    run = reconstructor.model.forward
-    monkeypatch.setattr(reconstructor.model, "forward", lambda **shown: forwards.append(shown) or run(**shown))
+    return ids, (torch.rand(valid.shape, generator=generator) < 0.5) & valid, valid
+
+
+def scores_and_gradients(reconstructor: Reconstructor, rows: tuple[torch.Tensor, ...]) -> tuple:
+    scores = reconstructor.token_nll(*rows)
+    weights = torch.rand(rows[2].shape, generator=torch.Generator().manual_seed(1))
+    reconstructor.zero_grad()
+    (scores.nll * weights).sum().backward()
+    return scores, [p.grad.clone() for p in reconstructor.parameters() if p.requires_grad]
+
+
+def assert_alike(one: tuple, two: tuple) -> None:
+    torch.testing.assert_close(one[0].nll, two[0].nll, rtol=0, atol=1e-4)
+    assert torch.equal(one[0].correct, two[0].correct)
+    torch.testing.assert_close(one[1], two[1], rtol=1e-3, atol=1e-4)
+
+
+def shapes_of_forwards(reconstructor: Reconstructor, monkeypatch) -> list[torch.Size]:
+    shapes, run = [], reconstructor.model.forward
+    monkeypatch.setattr(
+        reconstructor.model, "forward", lambda **shown: shapes.append(shown["input_ids"].shape) or run(**shown)
+    )
+    return shapes
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_large_batch_goes_in_groups_of_like_lengths_and_scores_the_same(layout, many, monkeypatch):
+    reconstructor, found = build("gpt2", layout), []
+    shapes = shapes_of_forwards(reconstructor, monkeypatch)
     for least in (40, 16):
-        monkeypatch.setitem(_LEAST_ROWS, "cpu", least)
-        scores = reconstructor.token_nll(ids, keep_mask, valid)
-        weights = torch.rand(valid.shape, generator=torch.Generator().manual_seed(1))
-        reconstructor.zero_grad()
-        (scores.nll * weights).sum().backward()
-        found.append((scores, [p.grad.clone() for p in reconstructor.parameters() if p.requires_grad]))
-    assert [len(shown["input_ids"]) for shown in forwards] == [40, 20, 20]
-    assert forwards[1]["input_ids"].shape[1] < forwards[2]["input_ids"].shape[1] == forwards[0]["input_ids"].shape[1]
-    (one, gradients), (two, their_gradients) = found
-    assert torch.allclose(one.nll, two.nll, atol=1e-4) and torch.equal(one.correct, two.correct)
-    assert all(torch.allclose(g, other, rtol=1e-3, atol=1e-4) for g, other in zip(gradients, their_gradients))
+        monkeypatch.setitem(PASSES, "cpu", replace(PASSES["cpu"], least_rows=least))
+        found.append(scores_and_gradients(reconstructor, many))
+    assert [rows for rows, _ in shapes] == [40, 20, 20]
+    assert shapes[1][1] < shapes[2][1] == shapes[0][1]
+    assert_alike(*found)
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout"),
+    [("gpt2", "prefix"), ("gpt2", "infill"), ("llama", "prefix"), ("llama", "infill"), ("gemma2", "prefix")],
+)
+def test_the_passes_of_a_gpu_have_rounded_widths_and_score_the_same(kind, layout, many, monkeypatch):
+    reconstructor = build(kind, layout)
+    expected = scores_and_gradients(reconstructor, many)
+    shapes = shapes_of_forwards(reconstructor, monkeypatch)
+    # Widths at most 41 (prefix) or 21 tokens, rounded to 48 or 32: 20 rows of them fit.
+    most_tokens = 20 * (48 if layout == "prefix" else 32)
+    for passes in (PASSES["cuda"], replace(PASSES["cuda"], width_step=16, most_tokens=most_tokens)):
+        monkeypatch.setitem(PASSES, "cpu", passes)
+        assert_alike(expected, scores_and_gradients(reconstructor, many))
+    assert shapes[0] == (40, 64)
+    assert [rows for rows, _ in shapes[1:]] == [20, 20] and all(width % 16 == 0 for _, width in shapes[1:])
+    # The context ends at 96 tokens: no width beyond it.
+    ids = torch.ones(1, reconstructor.max_tokens, dtype=torch.long)
+    keep_mask = torch.arange(ids.shape[1])[None] > 0
+    monkeypatch.setitem(PASSES, "cpu", PASSES["cuda"])
+    assert reconstructor.token_nll(ids, keep_mask, torch.ones_like(keep_mask)).nll[0, 0] > 0
+    assert 64 < shapes[-1][1] <= 96
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])

@@ -182,7 +182,8 @@ class ForgetModel(PreTrainedModel):
         trains = torch.ones(len(episode_ids), dtype=torch.bool, device=episode_ids.device)
         if learning is not None:
             trains[:num_episodes] = learning.repeat_interleave(num_masks)
-        nll, correct = self._score(rows, trains, in_step)
+        learnt = trains.nonzero().squeeze(1)  # indices, because a GPU counts a mask in every use, and the host waits
+        nll, correct = self._score(rows, learnt, trains, in_step)
         num_dropped = (~keep_mask & episode_valid).sum(1)
         return ForgetOutput(
             actions=decisions.actions,
@@ -191,27 +192,36 @@ class ForgetModel(PreTrainedModel):
             keep_logits=decisions.keep_logits,
             token_nll=nll[:num_episodes],
             token_correct=correct[:num_episodes],
-            bits_per_dropped=(nll.sum(1) / num_dropped.clamp(min=1))[trains],
+            bits_per_dropped=(nll.sum(1) / num_dropped.clamp(min=1))[learnt],
         )
 
     def _score(
-        self, rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], trains: torch.Tensor, in_step: bool
+        self,
+        rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        learnt: torch.Tensor,
+        trains: torch.Tensor,
+        in_step: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        `nll` and `correct` of [`TokenScores`] for all rows, with a gradient only for rows in `trains` `(N + R,)`.
+        `nll` and `correct` of [`TokenScores`] for all rows, with a gradient only for rows in `trains` `(N + R,)`, whose
+        indices are `learnt`.
         """
         if in_step:
             scores = self.reconstructor.token_nll(*rows, in_groups=False)
             return scores.nll, scores.correct
-        if trains.all() or not trains.any():
-            with torch.set_grad_enabled(torch.is_grad_enabled() and bool(trains.any())):
+        if len(learnt) in (0, len(trains)):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and len(learnt) > 0):
                 scores = self.reconstructor.token_nll(*rows)
             return scores.nll, scores.correct
-        learnt = self.reconstructor.token_nll(*(part[trains] for part in rows))
+        others = (~trains).nonzero().squeeze(1)
+        with_gradient = self.reconstructor.token_nll(*(part[learnt] for part in rows))
         with torch.no_grad():
-            scored = self.reconstructor.token_nll(*(part[~trains] for part in rows))
-        back = torch.cat([trains.nonzero(), (~trains).nonzero()]).squeeze(1).argsort()
-        return torch.cat([learnt.nll, scored.nll])[back], torch.cat([learnt.correct, scored.correct])[back]
+            without = self.reconstructor.token_nll(*(part[others] for part in rows))
+        back = torch.cat([learnt, others]).argsort()
+        return (
+            torch.cat([with_gradient.nll, without.nll])[back],
+            torch.cat([with_gradient.correct, without.correct])[back],
+        )
 
     @torch.no_grad()
     def keep_mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:

@@ -32,9 +32,45 @@ from tokforget.packing import kept_tokens, like_lengths, prefix_rows
 
 LAYOUTS = ("prefix", "infill")
 _LN2 = math.log(2.0)
-# Least rows per forward pass. Smaller groups mean less padding but more passes: padding is expensive on a CPU, and
-# passes on a GPU, whose kernels end before the CPU has launched the next (LOG.md).
-_LEAST_ROWS = {"cpu": 8, "cuda": 64}
+
+
+@dataclass(frozen=True)
+class Passes:
+    """
+    How the rows of a call are divided into forward passes on a kind of device.
+
+    Args:
+        least_rows (`int`): Fewest rows of a pass.
+        most_passes (`int`): Most passes, unless `most_tokens` asks for more.
+        most_tokens (`int`): Tokens of a pass, with padding, that its memory allows.
+        width_step (`int`): The widths of rows are multiples of it.
+    """
+
+    least_rows: int
+    most_passes: int
+    most_tokens: int
+    width_step: int
+
+    def divide(self, lengths: torch.Tensor, widest: int) -> list[torch.Tensor]:
+        """Indices of the rows of each pass, for rows of `lengths` `(B,)`, at most `widest` tokens."""
+        fitting = max(1, self.most_tokens // self.width(widest))  # rows
+        needed = -(-len(lengths) // fitting)
+        if needed > self.most_passes:
+            return like_lengths(lengths, 1, needed)
+        return like_lengths(lengths, self.least_rows, self.most_passes) if self.most_passes > 1 else []
+
+    def width(self, longest: int) -> int:
+        return -(-longest // self.width_step) * self.width_step
+
+
+# Several passes of rows of like lengths mean less padding, but more launches: padding is expensive on a CPU, and launches
+# on a GPU, whose kernels end before the CPU has launched the next (LOG.md). So a GPU gets all rows at once, and with
+# rounded widths: shapes that repeat from step to step find their memory and their compiled kernels again. 64 is the tile
+# of attention kernels. 65,536 tokens of GPT-2's width take 0.4 GB for a layer's widest output in bfloat16.
+PASSES = {
+    "cpu": Passes(least_rows=8, most_passes=8, most_tokens=2**30, width_step=1),
+    "cuda": Passes(least_rows=1, most_passes=1, most_tokens=2**16, width_step=64),
+}
 
 
 @dataclass
@@ -102,10 +138,13 @@ class Reconstructor(nn.Module):
     @property
     def max_tokens(self) -> int | None:
         """Longest text in tokens that fits the context under any keep mask; `None` if the model states no limit."""
-        positions = getattr(self.base_model.config.get_text_config(), "max_position_embeddings", None)
-        if positions is None:
+        if self._positions is None:
             return None
-        return (positions - 1) // 2 if self.layout == "prefix" else positions - 1
+        return (self._positions - 1) // 2 if self.layout == "prefix" else self._positions - 1
+
+    @property
+    def _positions(self) -> int | None:
+        return getattr(self.base_model.config.get_text_config(), "max_position_embeddings", None)
 
     def check_max_length(self, max_length: int) -> None:
         """Raise `ValueError` if texts of `max_length` tokens do not fit the model's context."""
@@ -157,8 +196,9 @@ class Reconstructor(nn.Module):
         self._check_length(input_ids)
         keep_mask = keep_mask & valid
         row_lengths = valid.sum(1) + (keep_mask.sum(1) if self.layout == "prefix" else 0)
-        least = _LEAST_ROWS.get(input_ids.device.type, _LEAST_ROWS["cpu"])
-        groups = like_lengths(row_lengths, least) if in_groups else []
+        # Known without asking the device, which would have to finish its work first.
+        widest = 1 + input_ids.shape[1] * (2 if self.layout == "prefix" else 1)
+        groups = self._passes(input_ids).divide(row_lengths, widest) if in_groups else []
         if len(groups) <= 1:
             return self._score_rows(input_ids, keep_mask, valid)
         parts = [self._score_rows(*self._cut(input_ids[rows], keep_mask[rows], valid[rows])) for rows in groups]
@@ -175,28 +215,52 @@ class Reconstructor(nn.Module):
         longest = int(valid.sum(1).max())
         return input_ids[:, :longest], keep_mask[:, :longest], valid[:, :longest]
 
+    def _passes(self, input_ids: torch.Tensor) -> Passes:
+        return PASSES.get(input_ids.device.type, PASSES["cpu"])
+
     def _score_rows(self, input_ids: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor) -> TokenScores:
-        dropped = ~keep_mask & valid
-        nll, best = self._score_places(*self._dropped_places(input_ids, keep_mask, valid, dropped), input_ids[dropped])
-        # masked_scatter keeps the gradient and leaves exact zeros elsewhere.
-        nll = nll.new_zeros(input_ids.shape).masked_scatter(dropped, nll / _LN2)
-        correct = torch.zeros_like(dropped).masked_scatter(dropped, best == input_ids[dropped])
+        # Indices instead of the mask in each use: a GPU counts a mask anew, and the host waits for it.
+        dropped = (~keep_mask & valid).nonzero(as_tuple=True)
+        target = input_ids[dropped]
+        nll, best = self._score_places(*self._dropped_places(input_ids, keep_mask, valid, *dropped), target)
+        # It keeps the gradient and leaves exact zeros elsewhere.
+        nll = nll.new_zeros(input_ids.shape).index_put(dropped, nll / _LN2)
+        correct = torch.zeros_like(keep_mask).index_put(dropped, best == target)
         return TokenScores(nll=nll, correct=correct)
 
     def _dropped_places(
-        self, input_ids: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor, dropped: torch.Tensor
+        self,
+        input_ids: torch.Tensor,
+        keep_mask: torch.Tensor,
+        valid: torch.Tensor,
+        text: torch.Tensor,
+        position: torch.Tensor,
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
-        """Inputs of the model, and the row and column whose output predicts each dropped token."""
-        text, position = dropped.nonzero(as_tuple=True)
+        """
+        Inputs of the model, and the row and column whose output predicts each dropped token, which is at `position`
+        `(N,)` of `text` `(N,)`.
+        """
+        passes = self._passes(input_ids)
         if self.layout == "prefix":
             rows = prefix_rows(input_ids, keep_mask, valid, self.marker_token_id, self.marker_token_id)
-            shown = {"input_ids": rows.input_ids, "attention_mask": rows.attention_mask}
+            shown = {"input_ids": self._widened(passes, rows.input_ids)}
+            # All padding is on the right, where no token looks, so that it needs no mask; a GPU's fastest attention takes
+            # none. On a CPU other sums would be rounded otherwise than in earlier runs.
+            if passes.width_step == 1:
+                shown["attention_mask"] = rows.attention_mask
             return shown, text, rows.original_start[text] + position - 1
-        ids, present = self._infill_rows(input_ids, keep_mask, valid)
+        ids, present = (self._widened(passes, part) for part in self._infill_rows(input_ids, keep_mask, valid))
         # Explicit positions: some models would derive others from a two-dimensional mask.
         columns = torch.arange(ids.shape[1], device=ids.device)[None]
         shown = {"input_ids": ids, "attention_mask": self._full_attention(present), "position_ids": columns}
         return shown, text, position
+
+    def _widened(self, passes: Passes, rows: torch.Tensor) -> torch.Tensor:
+        """Rows `(B, W)` with columns of zeros on the right up to the next of the widths, or up to the model's context."""
+        width, longest = passes.width(rows.shape[1]), rows.shape[1]
+        if self._positions is not None:
+            width = max(longest, min(width, self._positions))
+        return F.pad(rows, (0, width - longest)) if width > longest else rows
 
     def _infill_rows(
         self, input_ids: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor
@@ -319,7 +383,8 @@ class Reconstructor(nn.Module):
         self, shown: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         dropped = ~keep_mask & valid
-        best, token = self._most_likely(self._logits_at(*self._dropped_places(shown, keep_mask, valid, dropped)))
+        places = self._dropped_places(shown, keep_mask, valid, *dropped.nonzero(as_tuple=True))
+        best, token = self._most_likely(self._logits_at(*places))
         restored = shown.masked_scatter(dropped, token)
         return restored, best.new_zeros(shown.shape).masked_scatter(dropped, best)
 

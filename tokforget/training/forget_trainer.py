@@ -314,7 +314,7 @@ class ForgetTrainer(BaseForgetTrainer):
             "keep_price": episodes.price(episodes.token_nll).mean(),
             "advantage_std": spread.std(),
             "frac_advantage_zero": (spread == 0).float().mean(),
-            "frac_undecided": ((episodes.keep_probability - 0.5).abs() < 0.45)[valid].float().mean(),
+            "frac_undecided": (((episodes.keep_probability - 0.5).abs() < 0.45) & valid).sum() / tokens.sum(),
             "frac_unscored": unscored.float().mean(),
             "decisions_per_episode": episodes.decisions_per_episode.float().mean(),
         }
