@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tokforget.masking import keep_count
-from tokforget.models.policy import KeepMaskPolicy, meet_budget
+from tokforget.models.policy import SEARCHES, KeepMaskPolicy, meet_budget
 
 
 def make_policy(**shape) -> KeepMaskPolicy:
@@ -120,6 +120,13 @@ def test_the_bias_carries_its_gradient():
     assert logits.grad.sum() == pytest.approx(0, abs=1e-9), "a shift of all logits changes nothing"
 
 
+@pytest.fixture(params=["cpu", "cuda"])
+def search(request, monkeypatch) -> None:
+    """The bias is searched for as on a CPU, and as on a GPU."""
+    monkeypatch.setitem(SEARCHES, "cpu", SEARCHES[request.param])
+
+
+@pytest.mark.usefixtures("search")
 @pytest.mark.parametrize("offset", [-60.0, 0.0, 60.0])
 def test_the_bound_leaves_the_margin_alone_wherever_it_lies(offset):
     """Eight cheap tokens far below one dear one, or all of them far off: two to keep, and their odds are told apart."""
@@ -130,11 +137,29 @@ def test_the_bound_leaves_the_margin_alone_wherever_it_lies(offset):
     assert (biased[0, 1] - biased[0, 2]).item() == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.usefixtures("search")
 def test_a_budget_out_of_reach_goes_as_far_as_the_bound():
     valid = torch.tensor([[True, True, True, False]])
     for count, sign in ((-1, -1), (0, -1), (3, 1), (9, 1)):
         biased = meet_budget(torch.tensor([[40.0, 0.0, -40.0, 0.0]]), torch.tensor([count]), valid, bound=8.0)
         assert torch.allclose(biased[0, :3], torch.full((3,), sign * 8.0), atol=0.05), count
+
+
+@pytest.mark.parametrize("sizes", [None, torch.arange(200) % 3 + 1])
+def test_both_searches_find_the_same_logits(sizes, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    logits = 20 * torch.randn(50, 200, generator=generator)
+    valid = torch.arange(200) < torch.randint(1, 201, (50, 1), generator=generator)
+    weigh = valid.long() if sizes is None else valid * sizes
+    counts = (weigh.sum(1) * torch.rand(50, generator=generator)).long()
+    found = []
+    for device in ("cpu", "cuda"):
+        monkeypatch.setitem(SEARCHES, "cpu", SEARCHES[device])
+        found.append(meet_budget(logits, counts, valid, 8.0, sizes))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+    kept = (torch.sigmoid(found[1]) * weigh).sum(1)
+    inside = (counts > 0) & (counts < weigh.sum(1))
+    torch.testing.assert_close(kept[inside], counts[inside].float(), rtol=1e-3, atol=0.1)
 
 
 def test_a_text_shorter_than_a_window_is_one_decision():
