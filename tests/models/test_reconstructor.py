@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tests.conftest import make_gpt2
@@ -119,6 +120,24 @@ def test_the_passes_of_a_gpu_have_rounded_widths_and_score_the_same(kind, layout
     monkeypatch.setitem(PASSES, "cpu", PASSES["cuda"])
     assert reconstructor.token_nll(ids, keep_mask, torch.ones_like(keep_mask)).nll[0, 0] > 0
     assert 64 < shapes[-1][1] <= 96
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_compiled_layers_score_the_same_and_are_compiled_once_for_each_width(layout, many):
+    plain, compiled = build("gpt2", layout), build("gpt2", layout)
+    counter = CompileCounterWithBackend("aot_eager")  # needs no C++ compiler
+    compiled.compile_scoring(counter)
+    ids, keep_mask, valid = many
+    for width in (20, 19, 12, 20):  # rounded, all have one
+        rows = tuple(part[:, :width] for part in (ids, keep_mask, valid))
+        assert_alike(scores_and_gradients(plain, rows), scores_and_gradients(compiled, rows))
+    assert counter.frame_count == 1
+    with torch.no_grad():
+        compiled.token_nll(*many)
+    assert counter.frame_count == 2, "once more without gradients"
+    compiled.eval().token_nll(*(part[:7] for part in many))
+    assert torch.equal(plain.restore(*many).input_ids, compiled.restore(*many).input_ids)
+    assert counter.frame_count == 2, "neither evaluating nor restoring is compiled"
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])

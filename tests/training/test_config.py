@@ -7,7 +7,9 @@ from tokforget.data.arguments import DataArguments, PreparationArguments
 from tokforget.evaluation.arguments import EvaluationArguments
 from tokforget.models.arguments import ModelArguments
 from tokforget.parsing import as_record, parse_arguments
-from tokforget.training.config import ForgetConfig
+from tokforget.training import config
+from tokforget.training.config import ForgetConfig, ReconstructorConfig
+from tokforget.training.reader_arguments import ReaderPolicyConfig
 
 
 TYPES = (DataArguments, ModelArguments, ForgetConfig)
@@ -201,3 +203,16 @@ def test_help_comes_in_groups_and_the_hosts_keys_behind_help_all(word, capsys):
         < shown.index("--num_masks")
     )
     assert len(shown.splitlines()) < (250 if word == "--help" else 1000)
+
+
+@pytest.mark.parametrize("name", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"])
+def test_compiling_is_refused_where_weights_are_sharded(name, tmp_path, monkeypatch):
+    ReconstructorConfig(output_dir=str(tmp_path), use_cpu=True, torch_compile=True)
+    monkeypatch.setattr(config, "parse_flag_from_env", lambda flag: flag == name)
+    with pytest.raises(ValueError, match="`torch_compile` is not supported under DeepSpeed and FSDP"):
+        ReconstructorConfig(output_dir=str(tmp_path), use_cpu=True, torch_compile=True)
+
+
+def test_compiling_is_refused_for_a_policy_that_learns_from_a_reader(tmp_path):
+    with pytest.raises(ValueError, match="`torch_compile` is not supported here"):
+        ReaderPolicyConfig(output_dir=str(tmp_path), use_cpu=True, torch_compile=True)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from shutil import which
 
 import pytest
 import torch
@@ -289,6 +290,42 @@ def test_bfloat16_autocast_trains_to_similar_figures(base_folder, tokenizer, tmp
         logs.append(next(log for log in trainer.state.log_history if "policy_loss" in log))
     assert logs[1]["reconstruction_loss"] == pytest.approx(logs[0]["reconstruction_loss"], rel=0.02)
     assert logs[0]["reconstruction_loss"] != logs[1]["reconstruction_loss"], "it was switched on"
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "aot_eager",
+        pytest.param(
+            "inductor",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(which("g++") is None, reason="needs a C++ compiler"),
+                pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),  # of torch's own parts
+            ],
+        ),
+    ],
+)
+def test_a_compiled_run_learns_what_another_learns(base_folder, tokenizer, tmp_path, backend):
+    logs = []
+    for chosen in (None, backend):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        trainer = make_trainer(
+            base_folder,
+            tokenizer,
+            tmp_path / str(chosen),
+            torch_compile_backend=chosen,
+            reconstructor_text_fraction=0.25,
+        )
+        trainer.train()
+        logs.append([log for log in trainer.state.log_history if "policy_loss" in log])
+    names = ("loss", "grad_norm", "policy_loss", "reconstruction_loss", "bits_lost")
+    for plain, compiled in zip(*logs):
+        assert [compiled[name] for name in names] == pytest.approx([plain[name] for name in names], rel=1e-3)
+    counters = torch._dynamo.utils.counters
+    # Texts of one width: rows that train the reconstructor, and rows that do not.
+    assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
 
 
 def test_an_empty_training_set(base_folder, tokenizer, tmp_path):

@@ -15,7 +15,7 @@ token, which never occurs inside a text. Therefore the adapter fits the unchange
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -123,6 +123,7 @@ class Reconstructor(nn.Module):
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
         self._switch_off_functional_dropout()
+        self._compiled: Callable | None = None  # the forward pass of the base model's layers
 
     def _switch_off_functional_dropout(self) -> None:
         # For functional dropout the rate is an attribute of a module or, for some attention kernels, of the config.
@@ -173,6 +174,18 @@ class Reconstructor(nn.Module):
                 "`--layout prefix`, or take another model."
             ) from reason
 
+    def compile_scoring(self, backend: str = "inductor", mode: str | None = None) -> None:
+        """
+        Compile the base model's layers for scoring in training mode, where shapes repeat: rows then have the widths of
+        a GPU's on any device. Each width is compiled once with and once without gradients, up to torch's
+        `recompile_limit`, beyond which a pass runs as it does without. Restoring and evaluating do not change, because
+        their shapes rarely repeat.
+
+        Args:
+            backend (`str`), mode (`str`, *optional*): As `torch.compile` takes them.
+        """
+        self._compiled = torch.compile(self.base_model.base_model.forward, dynamic=False, backend=backend, mode=mode)
+
     # -- scoring ---------------------------------------------------------------------------------------------------
     def forward(self, input_ids: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """Bits `(B, T)` of [`Reconstructor.token_nll`]. Trainers call it, so that hooks on the module run."""
@@ -216,7 +229,11 @@ class Reconstructor(nn.Module):
         return input_ids[:, :longest], keep_mask[:, :longest], valid[:, :longest]
 
     def _passes(self, input_ids: torch.Tensor) -> Passes:
-        return PASSES.get(input_ids.device.type, PASSES["cpu"])
+        return PASSES["cuda"] if self._compiles else PASSES.get(input_ids.device.type, PASSES["cpu"])
+
+    @property
+    def _compiles(self) -> bool:
+        return self._compiled is not None and self.training
 
     def _score_rows(self, input_ids: torch.Tensor, keep_mask: torch.Tensor, valid: torch.Tensor) -> TokenScores:
         # Indices instead of the mask in each use: a GPU counts a mask anew, and the host waits for it.
@@ -286,20 +303,36 @@ class Reconstructor(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`-log p` of the targets `(N,)` in nats and the most likely tokens `(N,)` at the given places."""
         if not self._head_is_plain:
-            return dense_cross_entropy(self._logits_at(shown, rows, columns), target)
+            with self._compiled_layers():
+                logits = self._logits_at(shown, rows, columns)
+            return dense_cross_entropy(logits, target)
         found: list[torch.Tensor] = []
 
         def take(_, inputs):
             found.append(inputs[0][rows, columns])
             return (inputs[0][:1, :1],)
 
-        self._run_with_head_hook(take, **shown, use_cache=False)
+        with self._compiled_layers():
+            self._run_with_head_hook(take, **shown, use_cache=False)
         return frozen_head_cross_entropy(found[0], self.base_model.get_output_embeddings(), target)
 
     def _logits_at(self, shown: dict[str, torch.Tensor], rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """Logits `(N, V)` at the given places."""
         output = self._run_with_head_hook(lambda _, i: (i[0][rows, columns][None],), **shown, use_cache=False)
         return output.logits.squeeze(0)
+
+    @contextmanager
+    def _compiled_layers(self) -> Iterator[None]:
+        # Only the layers below the head: its hook selects another number of places in every step.
+        if not self._compiles:
+            yield
+            return
+        layers = self.base_model.base_model
+        layers.forward = self._compiled
+        try:
+            yield
+        finally:
+            del layers.forward
 
     def _run_with_head_hook(self, hook, **inputs):
         handle = self.base_model.get_output_embeddings().register_forward_pre_hook(hook)

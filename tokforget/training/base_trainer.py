@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import TorchDynamoPlugin
 from torch.utils.data import RandomSampler, Sampler
 from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import HubStrategy
@@ -89,6 +90,8 @@ class BaseForgetTrainer(InterruptibleTrainer):
         )
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+        if args.torch_compile:
+            reconstructor.compile_scoring(args.torch_compile_backend, args.torch_compile_mode)
         record = run_record or as_record(args)
         self.run_record = record | self._resolved(model, record) | {"texts_per_step": texts_per_step(args)}
         self.run_facts = RunFacts(self.accelerator.num_processes, RESULTS)
@@ -100,6 +103,13 @@ class BaseForgetTrainer(InterruptibleTrainer):
 
     def _send_telemetry(self) -> None:
         """TRL's base class would report the use of a trainer here; tokforget sends no telemetry."""
+
+    def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
+        """
+        As in Transformers, but Accelerate compiles nothing: in the whole model Python reads numbers from tensors every
+        few lines, at each of which the graph would break. See [`Reconstructor.compile_scoring`].
+        """
+        return super()._build_accelerator_args(**kwargs) | {"dynamo_plugin": TorchDynamoPlugin(backend="no")}
 
     @property
     def _unwrapped(self):

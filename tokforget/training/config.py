@@ -43,6 +43,13 @@ class BaseForgetConfig(_BaseConfig):
     gradient_checkpointing: bool | None = field(
         default=None, metadata={"help": "Not supported: models of the sizes trained here fit without it."}
     )
+    torch_compile: bool = field(
+        default=False,
+        metadata={
+            "help": "Compile the reconstructor's base model for the scoring of training steps, the only part whose shapes repeat. Not "
+            "under DeepSpeed and FSDP."
+        },
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator takes the columns it needs."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rates."})
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Texts per process and micro-batch."})
@@ -84,8 +91,7 @@ class BaseForgetConfig(_BaseConfig):
         if self.bf16 is None:
             # Not by default under DeepSpeed and FSDP: they store the weights in bfloat16, which is not the same as
             # autocast.
-            sharded = any(parse_flag_from_env(name) for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"))
-            self.bf16 = not self.fp16 and not self.use_cpu and not sharded and _gpu_has_bf16()
+            self.bf16 = not self.fp16 and not self.use_cpu and not _is_sharded() and _gpu_has_bf16()
         if self.data_seed is None:
             self.data_seed = self.seed  # else the order of the texts would depend on the state of torch's generator
         if self.use_cpu or not _has_gpu():
@@ -116,6 +122,10 @@ class BaseForgetConfig(_BaseConfig):
         if self.gradient_checkpointing:
             raise ValueError(
                 "`activation_checkpointing` is not supported: models of the sizes trained here fit without it."
+            )
+        if self.torch_compile and _is_sharded():
+            raise ValueError(
+                "`torch_compile` is not supported under DeepSpeed and FSDP, which gather the weights of the compiled layers."
             )
         self._check_best_model()
         if self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
@@ -331,6 +341,10 @@ class ForgetConfig(BaseForgetConfig):
         for name in ("policy_learning_rate", "reconstructor_learning_rate", "entropy_coef"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must be finite and not negative, got {getattr(self, name)}.")
+
+
+def _is_sharded() -> bool:
+    return any(parse_flag_from_env(name) for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"))
 
 
 def _has_gpu() -> bool:

@@ -179,6 +179,10 @@ class ReaderPolicyConfig(BaseForgetConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.torch_compile:
+            raise ValueError(
+                "`torch_compile` is not supported here: answers and retellings differ in length in every step."
+            )
         check_at_least(self, "num_masks", 2)
         check_at_least(self, "lookups_per_text", 1)
         if self.trained_part not in ("head", "all"):
