@@ -1,8 +1,8 @@
 """
 Measure the cost of the policy as ratios within one run: medians over alternating repetitions, after a warm-up.
 
-    python recipes/benchmark.py                                    # all ratios except those of bulk runs, one thread
-    python recipes/benchmark.py --only compress                    # one part: train, policy, compress, backends, service or bulk
+    python recipes/benchmark.py                                    # all tables except that of bulk runs, one thread
+    python recipes/benchmark.py --only compress                    # one part: train, policy, compress, backends, service, bulk or launches
     python recipes/benchmark.py --reconstructor_name_or_path <folder> --max_length 128 --batch_size 8
 
 1. joint step / reconstructor step: one optimiser step of the joint loop against forward, backward and optimiser step of
@@ -38,6 +38,12 @@ send requests one
    sending the model, but not the start of the engine, and for `datasets.map` not that of the first process. Medians
    over `--repeats` rounds in which the engines alternate; the last column is the rate of two workers relative to one.
 
+10. launches, a separate table (`--only launches`): operations that the host sends for the forward and backward passes
+of a joint step and of the reconstructor's step on the same masks, counted on the CPU in bfloat16, with the rows in
+groups as on a CPU and in one pass as on a GPU; those that compute, about one kernel each; and those for which the host
+waits. Small kernels end before the next is launched, so that these numbers bound a GPU's step. They depend on the
+number of the base model's layers, not on its width.
+
 Parts 3 to 9 use the standard library's documentation, the packaged tokenizer, and a policy of the default shape with
 random weights (the speed does not depend on them), or the model of `--model`.
 
@@ -59,14 +65,15 @@ import threading
 import time
 import tracemalloc
 import urllib.request
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from importlib.util import find_spec
 from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
+from unittest.mock import patch
 
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -78,6 +85,7 @@ import torch
 from datasets import Dataset, disable_progress_bars, enable_progress_bars
 from rich.console import Console
 from rich.table import Table
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     BertConfig,
@@ -94,11 +102,13 @@ from tokforget.compression.compressor import BACKENDS, Compressor
 from tokforget.data.blocks import BlockCollator, load_blocks
 from tokforget.data.embedded_corpus import embedded_documents
 from tokforget.integrations.huggingface import compress_column
+from tokforget.models.cross_entropy import CHUNK_TOKENS
 from tokforget.models.folders import export_onnx, local_folder, read_tokenizer
 from tokforget.models.forget_model import ForgetModel, ForgetModelConfig
 from tokforget.models.loading import load_tokenizer
 from tokforget.models.onnx_policy import GRAPHS
-from tokforget.models.policy import KeepMaskPolicy
+from tokforget.models.policy import SEARCHES, KeepMaskPolicy
+from tokforget.models.reconstructor import PASSES
 from tokforget.optional import MissingPackage
 from tokforget.packaged import base_model_path, reader_model_path
 from tokforget.training.config import ForgetConfig
@@ -123,7 +133,9 @@ class JointStep:
     there. The weights change by a negligible amount.
     """
 
-    def __init__(self, name: str, dataset: str, max_length: int, batch_size: int, device: str):
+    def __init__(
+        self, name: str, dataset: str, max_length: int, batch_size: int, device: str, bf16: bool | None = None
+    ):
         tokenizer = load_tokenizer(name)
         blocks = load_blocks(dataset, tokenizer, max_length, max_length)
         self.model = ForgetModel.from_base(name, tokenizer, window=max_length // 4)
@@ -132,6 +144,7 @@ class JointStep:
             self.args = ForgetConfig(
                 output_dir=scratch,
                 use_cpu=device == "cpu",
+                bf16=bf16,
                 report_to="none",
                 per_device_train_batch_size=batch_size,
                 reconstructor_text_fraction=1.0,
@@ -150,7 +163,7 @@ class JointStep:
         self.adapter = [p for p in self.model.reconstructor.parameters() if p.requires_grad]
         self.own_optimizer = torch.optim.AdamW(self.adapter, lr=0.0)
         self.parts: dict[str, list[float]] = {}
-        self.timed = False
+        self.watch: Callable[[str], AbstractContextManager] = lambda name: nullcontext()
         self.rows: dict[str, torch.Tensor] = {}
         policy, reconstructor = self.model.policy, self.model.reconstructor
         self.token_nll = reconstructor.token_nll
@@ -169,16 +182,17 @@ class JointStep:
         self.trainer.optimizer.step()
 
     def _part(self, name: str, function: Callable) -> Callable:
-        def timed(*args, **kwargs):
-            if not self.timed:  # synchronising would slow down an asynchronous device
+        def watched(*args, **kwargs):
+            with self.watch(name):
                 return function(*args, **kwargs)
-            start = self.now()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.parts.setdefault(name, []).append(self.now() - start)
 
-        return timed
+        return watched
+
+    @contextmanager
+    def _clock(self, name: str) -> Iterator[None]:
+        start = self.now()  # synchronises, which slows down an asynchronous device: only to time the parts
+        yield
+        self.parts.setdefault(name, []).append(self.now() - start)
 
     def now(self) -> float:
         if self.args.device.type == "cuda":
@@ -187,22 +201,28 @@ class JointStep:
 
     def joint(self) -> None:
         self.trainer.optimizer.zero_grad()
-        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
-            loss = self.trainer.compute_loss(self.model, self.inputs)
-        self.backward(loss)
+        self.joint_gradients()
         self.step()
         self.now()
 
+    def joint_gradients(self) -> None:
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
+            loss = self.trainer.compute_loss(self.model, self.inputs)
+        self.backward(loss)
+
     def alone(self) -> None:
         self.own_optimizer.zero_grad()
+        self.own_gradients()
+        torch.nn.utils.clip_grad_norm_(self.adapter, 1.0)
+        self.own_optimizer.step()
+        self.now()
+
+    def own_gradients(self) -> None:
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
             scores = self.token_nll(**self.rows)
             dropped = (~self.rows["keep_mask"] & self.rows["valid"]).sum(1)
             loss = (scores.nll.sum(1) / dropped).mean()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.adapter, 1.0)
-        self.own_optimizer.step()
-        self.now()
 
     def flops(self) -> int:
         """FLOPs of the matrix products and the attention in one joint step."""
@@ -213,14 +233,94 @@ class JointStep:
 
     def seconds_by_part(self, repeats: int) -> dict[str, float]:
         """Mean seconds of each part of a joint step, with a synchronisation after each, and of the rest."""
-        self.timed, whole = True, 0.0
+        self.watch, whole = self._clock, 0.0
         for _ in range(repeats):
             start = self.now()
             self.joint()
             whole += self.now() - start
-        self.timed = False
+        self.watch = lambda name: nullcontext()
         parts = {name: sum(times) / repeats for name, times in self.parts.items()}
         return parts | {"rewards, advantages, the rest": whole / repeats - sum(parts.values())}
+
+
+class LaunchCounter(TorchDispatchMode):
+    """
+    Counts the ATen operations of each part of a step, on any device: a GPU gets the same ones from the host.
+
+    `launches` are those that compute something, about one kernel each. `waits` are those among them whose result has a
+    size or a Python value that depends on the numbers, so that the host must wait until a GPU has come this far. Copies
+    between devices and `tolist`, which wait as well, cannot be seen on a CPU.
+    """
+
+    # Memory alone; and the generators here are those of the CPU, whatever the device.
+    _NO_LAUNCH = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "rand", "randn"}
+    _WAITS = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select"}
+
+    def __init__(self):
+        super().__init__()
+        self.operations, self.launches, self.waits = Counter(), Counter(), Counter()
+        self._part = "the rest"
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        outer, self._part = self._part, name
+        try:
+            yield
+        finally:
+            self._part = outer
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        self.operations[self._part] += 1
+        self.launches[self._part] += not func.is_view and name not in self._NO_LAUNCH
+        self.waits[self._part] += name in self._WAITS or _by_mask(name, args)
+        return func(*args, **(kwargs or {}))
+
+
+def _by_mask(name: str, args: tuple) -> bool:
+    """Whether an operation takes a boolean mask for indices, which it must count first."""
+    return name in ("index", "index_put", "index_put_") and any(
+        isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+    )
+
+
+def count_launches(step: JointStep, compute: Callable[[], None]) -> LaunchCounter:
+    """Count the forward and backward passes of `compute`, which is `step.joint_gradients` or `step.own_gradients`."""
+    step.model.zero_grad()
+    counter = LaunchCounter()
+    step.watch = counter.part
+    try:
+        with counter:
+            compute()
+    finally:
+        step.watch = lambda name: nullcontext()
+    return counter
+
+
+def launch_rows(args: argparse.Namespace) -> Iterator[tuple[str, ...]]:
+    """Rows of the table about launches."""
+    step = JointStep(
+        args.reconstructor_name_or_path, args.dataset_name, args.max_length, args.batch_size, "cpu", bf16=True
+    )
+    model, forwards = step.model.reconstructor.model, []
+    model.register_forward_pre_hook(lambda *_: forwards.append(1))
+    settings = {"in groups, as on a CPU": "cpu", "in one pass, as on a GPU": "cuda"}
+    for setting, device in settings.items():
+        with ExitStack() as stack:
+            for by_device in (PASSES, CHUNK_TOKENS, SEARCHES):
+                stack.enter_context(patch.dict(by_device, cpu=by_device[device]))
+            step.joint_gradients()  # the first call also tests the head
+            forwards.clear()
+            joint = count_launches(step, step.joint_gradients)
+            num_forwards = len(forwards)
+            alone = count_launches(step, step.own_gradients)
+        for name, of_step in (("joint", joint), ("reconstructor's own", alone)):
+            totals = (f"{count.total():,}" for count in (of_step.operations, of_step.launches, of_step.waits))
+            ratio = f"{of_step.launches.total() / alone.launches.total():.2f}x"
+            yield f"{name} step, rows {setting}", f"{num_forwards}", *totals, ratio
+        for part, launches in joint.launches.items():
+            share = f"{100 * launches / joint.launches.total():.0f} %"
+            yield f"  {part}", "", f"{joint.operations[part]:,}", f"{launches:,}", f"{joint.waits[part]:,}", share
 
 
 def joint_rows(args: argparse.Namespace) -> Iterator[tuple[str, str, str, str, str]]:
@@ -714,7 +814,9 @@ def main() -> None:
         "--device", choices=["cpu", "cuda"], default="cpu", help="device of the joint step; the rest runs on CPUs"
     )
     parser.add_argument(
-        "--only", choices=["train", "policy", "compress", "backends", "service", "bulk"], help="one part of the table"
+        "--only",
+        choices=["train", "policy", "compress", "backends", "service", "bulk", "launches"],
+        help="one part of the table",
     )
     parser.add_argument("--texts", type=int, default=1000, help="texts for the table of backends")
     parser.add_argument(
@@ -777,6 +879,13 @@ def main() -> None:
         for row in rows:
             service.add_row(*row)
         Console(width=130).print(service)
+    if args.only in (None, "launches"):
+        launches = Table(title=f"{args.batch_size} texts of {args.max_length} tokens, torch {torch.__version__}")
+        for column in ("forward and backward pass of a", "forwards", "operations", "launches", "waits", "ratio"):
+            launches.add_column(column, justify="left" if column.startswith("forward and") else "right")
+        for row in launch_rows(args):
+            launches.add_row(*row)
+        Console(width=130).print(launches)
     if args.only == "bulk":  # it takes minutes, and few have these engines
         rows = list(bulk_rows(args.model, args.num_rows, args.repeats))
         bulk = Table(

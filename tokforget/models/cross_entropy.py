@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 # Tokens per chunk. A CPU needs chunks that fit its caches; a GPU needs large products (4,096 by GPT-2's vocabulary:
 # 0.8 GB).
-_CHUNK_TOKENS = {"cpu": 128, "cuda": 4096}
+CHUNK_TOKENS = {"cpu": 128, "cuda": 4096}
 
 
 class _FrozenHeadCrossEntropy(torch.autograd.Function):
@@ -23,7 +23,7 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
         device = hidden.device.type
         if torch.is_autocast_enabled(device):  # cast once instead of in every product
             hidden = hidden.to(torch.get_autocast_dtype(device))
-        weight, size = weight.to(hidden.dtype), _CHUNK_TOKENS.get(device, _CHUNK_TOKENS["cpu"])
+        weight, size = weight.to(hidden.dtype), CHUNK_TOKENS.get(device, CHUNK_TOKENS["cpu"])
         nll = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         best = torch.empty_like(target)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
