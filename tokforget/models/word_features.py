@@ -8,6 +8,7 @@ Features are computed over the whole text, so that a text scored in windows has 
 import math
 import re
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -22,10 +23,11 @@ BUCKETS = 2**16
 LOG_STEPS = 16.0
 # Decay per word of the closeness to a word of the question.
 _NEAR_DECAY = 0.8
-# How fast a sentence loses to the one that shares most with the question, as its overlap falls. The other words of a
-# person's question often stand in the sentence that answers it by other names: a sentence that is nearly the best may
-# answer it, too (LOG.md).
-_BEST_DECAY = 10.0
+# How fast a sentence loses to the one that shares most with the question, as its share falls. The sentence that answers
+# a person's question often has other words for some of it: one that shares nearly as much may answer it, too (LOG.md).
+_BEST_DECAY = 8.0
+# Weight of a stop word of the question.
+_STOP_WORTH = 0.1
 _TIME = re.compile(r"\b(when|year|date|day|month|century|how (?:many|much|long|old|far|often|large|big|high|tall)|what (?:number|percent\w*|time|age|price|cost))\b", re.I)  # fmt: skip
 _WHO = re.compile(r"\b(who|whom|whose|where|which (?:country|city|state|person|company|team|river|king)|what (?:country|city|state|person|company|team|river|name))\b", re.I)  # fmt: skip
 
@@ -179,7 +181,9 @@ def _question_features(
     n = len(stems)
     asked = [word for word in question.split() if bare_word(word)]
     exact = {bare_word(word) for word in asked}
-    worth = {stem(word): rarity(word) * (0.1 if bare_word(word) in STOP_WORDS else 1.0) for word in asked}
+    rarities = {stem(word): rarity(word) for word in asked}
+    factors = {stem(word): _STOP_WORTH if bare_word(word) in STOP_WORDS else 1.0 for word in asked}
+    worth = {s: rarities[s] * factors[s] for s in rarities}
     match = np.array([worth.get(s, 0.0) for s in stems])
     same = np.array([float(bare_word(word) in exact) for word in words]) * match
     # For each sentence the total weight of the question's words in it, each counted once.
@@ -194,7 +198,12 @@ def _question_features(
     shown = ["".join(words[a:b]).strip() for a, b in zip(starts, [*starts[1:], n])]
     overlap[[bool(one) and one in question for one in shown]] = 0.0
     best = overlap.max() or 1.0
-    nearly_best = np.exp(-_BEST_DECAY * (best - overlap)) * (overlap > 0)
+    # Words that most sentences of this text share do not tell which of them answers.
+    sentences_with = Counter(s for stems_of in held for s in stems_of)
+    telling = {s: rarities[s] ** 0.5 * factors[s] * _rarity_within(sentences_with[s], num_sentences) for s in worth}
+    shared = np.array([sum(telling[s] for s in stems_of) for stems_of in held]) / (sum(telling.values()) or 1.0)
+    shared[overlap == 0] = 0.0
+    nearly_best = np.exp(-_BEST_DECAY * (shared.max() - shared)) * (overlap > 0)
     around = np.maximum(np.concatenate([[0.0], overlap[:-1]]), np.concatenate([overlap[1:], [0.0]]))
     content = match * (form[:, _STOP] == 0) + 0.3 * match
     number, who = bool(_TIME.search(question)), bool(_WHO.search(question))
@@ -202,6 +211,11 @@ def _question_features(
         [np.ones(n), same, match, overlap[sentence], (overlap / best)[sentence], nearly_best[sentence],
          around[sentence], _decayed(content), _decayed(content[::-1])[::-1], np.full(n, number), np.full(n, who),
          number * form[:, FORM.index("digit")], who * name], 1)  # fmt: skip
+
+
+def _rarity_within(count: int, total: int) -> float:
+    """Rarity of a word in `count` of `total` sentences: about 1 for a word in none of them, near 0 for one in all."""
+    return math.log((total + 1) / (count + 0.5)) / math.log((total + 1) / 0.5)
 
 
 def token_features(text: str, offsets: np.ndarray, rarity: Rarity, question: str | None = None) -> np.ndarray:

@@ -169,9 +169,10 @@ def _draw(path: Path, rows: Sequence[dict], task: str, key: str | None, label: s
         x = [row["achieved_rate"] if key is None else row[key] for row in points]
         y = [row["retention"] for row in points]
         spans = [row["interval"] or (row["retention"],) * 2 for row in points]
+        # Never negative: of one text both ends of the interval are the value, but for rounding.
         errors = [
-            [value - low for value, (low, _) in zip(y, spans)],
-            [high - value for value, (_, high) in zip(y, spans)],
+            [max(value - low, 0.0) for value, (low, _) in zip(y, spans)],
+            [max(high - value, 0.0) for value, (_, high) in zip(y, spans)],
         ]
         axes.errorbar(x, y, yerr=errors, label=name, color=colours[place % 20], marker="os^D"[place % 4], markersize=4,
                       linewidth=1, elinewidth=0.6, capsize=2, linestyle="-" if place < 20 else "--")  # fmt: skip
