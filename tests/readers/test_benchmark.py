@@ -30,6 +30,7 @@ from tokforget.readers.cost import break_even_tokens
 from tokforget.readers.language_model import Reader
 from tokforget.readers.oracle import gate_ranks, search_best_words
 from tokforget.readers.questions import Question
+from tokforget.readers.report import _draw
 from tokforget.readers.spans import find_lookups
 from tokforget.readers.tasks import (
     ReadingItem,
@@ -92,6 +93,16 @@ def test_intervals_are_drawn_over_passages():
     assert high - low > 1.5 * (apart_high - apart_low)  # sqrt(4) in expectation
     low, high = difference_interval(bits - 1, bits, full, none, groups, seed=0)
     assert low == pytest.approx(high) == pytest.approx(1 / 20)
+
+
+def test_one_passage_is_drawn_though_its_interval_is_rounded(tmp_path):
+    rows = [
+        {"task": "lookup", "kind": "all", "compressor": "head", "rate": rate, "retention": 0.9, "interval": interval, "achieved_rate": rate}
+        for rate, interval in ((0.3, [0.9, 0.9]), (0.5, [0.9000001, 0.9000001]), (0.7, None))
+    ]  # fmt: skip
+    path = tmp_path / "lookup.png"
+    assert _draw(path, rows, "lookup", None, None)
+    assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_full_is_one_and_none_is_zero_exactly(reader):
