@@ -354,6 +354,8 @@ class Compressor:
                 item.worth_needed = 1.0 if needed is None else needed
                 item.returned_whole_because = "quality" if needed is None else None
         self._score(items, request.conditioning_rates([item.num_counted for item in items]))
+        for item in items:
+            item.features = None  # most of the memory, and no longer needed
         active = [item for item in items if not item.returned_whole_because]
         for item in active:
             item.prepare(request)

@@ -76,8 +76,13 @@ def score(
         return [scores[:0] for _ in texts]
     windows = np.concatenate(tables)
     window_rates = np.repeat([r for r, n in zip(rates, lengths) if n], [len(table) for table in tables])
-    told = None if features is None else np.concatenate(features)
+    own = None
+    if features is not None:  # slices, because a copy of all features would take much of the memory
+        own = [
+            told[first:end] for length, told in zip(lengths, features) if length for first, end, *_ in layout(length)
+        ]
     for rows in _batches(windows[:, 1] - windows[:, 0]):
+        told = None if own is None else [own[row] for row in rows]
         _score_rows(policy, ids, windows[rows], window_rates[rows], scores, told)
     if not np.isfinite(scores).all():  # sorting nan would keep the order of the text, and only truncate it
         raise ValueError(
@@ -103,14 +108,19 @@ def _score_rows(
     windows: np.ndarray,
     rates: np.ndarray,
     scores: np.ndarray,
-    features: np.ndarray | None,
+    features: list[np.ndarray] | None,
 ) -> None:
-    """Score one batch of windows, and write the used parts to `scores`."""
+    """Score one batch of windows, and write the used parts to `scores`; `features` are those of each window."""
     starts, ends, first, last = (column[:, None] for column in windows.T)
     longest = max((ends - starts).max(), _SHORTEST)
     place = starts + np.arange(-(-longest // TOGETHER) * TOGETHER)
     valid = place < ends
     within = np.minimum(place, len(ids) - 1)
-    plan = policy.plan_arrays(ids[within], valid, rates, None if features is None else features[within])
+    told = None
+    if features is not None:
+        told = np.zeros((*place.shape, features[0].shape[1]), dtype=np.float32)
+        for row, of_window in zip(told, features):
+            row[: len(of_window)] = of_window
+    plan = policy.plan_arrays(ids[within], valid, rates, told)
     own = (place >= first) & (place < last)
     scores[place[own]] = np.round(plan[own] * _STEPS) / _STEPS

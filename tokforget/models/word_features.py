@@ -161,12 +161,15 @@ def word_features(text: str, rarity: Rarity, question: str | None = None) -> tup
     of_text = np.stack(
         [np.log2(1 + earlier) / 3, np.log2(1 + later) / 3, name, *(_mean_over(sentence, x)[sentence] for x in (form[:, _IDF], name, stop)),
          _moved(name, 1), _moved(name, -1), _moved(stop, 1), _moved(stop, -1)], 1)  # fmt: skip
-    asked = (
-        _question_features(question, rarity, stems, words, sentence, form, name)
-        if question
-        else np.zeros((n, len(QUESTION)))
-    )
-    return edges, np.concatenate([form, places, of_text, asked], 1).astype(np.float32)
+    features = np.zeros((n, NUM_FEATURES), dtype=np.float32)
+    parts = [form, places, of_text]
+    if question:
+        parts.append(_question_features(question, rarity, stems, words, sentence, form, name))
+    first = 0
+    for part in parts:
+        features[:, first : first + part.shape[1]] = part
+        first += part.shape[1]
+    return edges, features
 
 
 def _question_features(
