@@ -122,6 +122,7 @@ def test_the_passes_of_a_gpu_have_rounded_widths_and_score_the_same(kind, layout
     assert 64 < shapes[-1][1] <= 96
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_compiled_layers_score_the_same_and_are_compiled_once_for_each_width(layout, many):
     plain, compiled = build("gpt2", layout), build("gpt2", layout)
