@@ -135,6 +135,9 @@ It is far from certain that the merger will succeed this year.|succeed|far from 
 She failed to submit the form on time for the grant.|submit|failed
 The minister refused to sign the agreement on Friday.|sign|refused
 The witness denied seeing the car before the crash.|seeing|denied
+The school became independent from Durham University in 1963.|became|independent
+The public's part in it still remains limited because no member is told.|remains|limited
+Many Americans, at first hostile to empire, became supportive when Germany attacked.|became|supportive
 There is little evidence that the vaccine is unsafe for children.|evidence|little
 The motor seldom starts in cold weather here.|starts|seldom
 The service is unlikely to return before Christmas.|return|unlikely

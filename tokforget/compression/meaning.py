@@ -170,6 +170,8 @@ _REFUSALS = WordPattern(
     "|refusent|refusé|interdit|interdite|interdits|niega|niegan|negó|negaron|prohíbe|prohibido|prohibida|rifiuta|rifiutato|vietato|vietata"
     "|recusa|recusou|proibido|proibida|verboden|verbiedt|отказался|отказалась|отказались|отказывается|запрещено|запрещена|запрещает"
 )
+# Verbs that are never kept without the word they lead to: "became independent from Durham" does not mean "became Durham".
+_BECOMES = WordPattern("become|becomes|became|becoming|remain|remains|remained|remaining")
 # Auxiliary verbs of the passive.
 _PASSIVE = frozenset(
     re.findall(
@@ -871,6 +873,11 @@ def find_bonds(text: str, pieces: Pieces) -> Bonds:
             # "Refused" may be kept without the rest of the clause, but the rest not without "refused".
             made.rows += [(index, at, at + 1 if passive else made.clause_end(at), -1) for index in range(first, last)]
             made.tie_clause(at)
+    for match in _BECOMES.finditer(found):
+        first, last = made.touched(*match.span())
+        at = made.next_content_word(last, 1)
+        if at is not None:
+            made.rows.append((at, first, last, -1))
     denied = {last for _, last in negations}
     for match in _COMPARED.finditer(text):
         first, last = made.touched(*match.span())
