@@ -618,8 +618,7 @@ class Compressor:
     def _features(self, item: RankedText, question: str | None, by_lines: bool = False) -> np.ndarray:
         """
         Features of every token of a text; with `by_lines` each record of a JSON counts as a line of its own. Those of a
-        chunk are computed from the last few chunks up to its end, so
-        that appended text does not change them.
+        chunk are computed from the last few chunks up to its end, so that appended text does not change them.
         """
         if item.chunks is None:
             text = records_on_lines(item.text) if by_lines else item.text
