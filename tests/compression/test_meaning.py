@@ -595,6 +595,19 @@ def test_what_was_asked_last_stays(compressor, last):
             assert chosen.compress(TALK + last, rate=rate, unit="word").text.rstrip().endswith(last.rstrip())
 
 
+SHORT_TALK = """system: You are a support agent. Never promise refunds.
+user: My card was charged twice for order 81924.
+assistant: I am sorry. The second charge has not been settled yet.
+user: Please don't tell me to wait ten days again! When is it gone?"""
+
+
+@pytest.mark.parametrize("rate", [0.4, 0.5, 0.6, 0.7])
+def test_what_was_asked_last_stays_in_a_short_conversation(compressor, rate):
+    for chosen in (ANY_OPINION, compressor, packaged_compressor()):
+        short = chosen.compress(SHORT_TALK, rate=rate, unit="word").text
+        assert short.endswith("user: Please don't tell me to wait ten days again! When is it gone?"), short
+
+
 def test_only_a_last_turn_that_asks_stays_before_all_else(compressor):
     for text in (
         TALK,

@@ -301,8 +301,9 @@ _ASKS = re.compile(
     r"\W*(?i:user|human|customer|client|caller|patient|student|interviewer|question|q|me|nutzer|benutzer|kunde|kundin|utilisateur|usuario"
     r"|usuária|usuário|cliente|utente|gebruiker)\W*"
 )
-# Fewest turns of a conversation, and the largest share of its pieces that the last turn may have to be kept first.
-_LEAST_TURNS, _LAST_SHARE = 3, 0.25
+# Fewest turns of a conversation, and the largest share of its pieces that the last turn may have to be kept first: half
+# for a few sentences, because they are much of a short conversation.
+_LEAST_TURNS, _LAST_SHARE, _FEW_WORDS, _SHARE_OF_FEW = 3, 0.25, 40, 0.5
 # Marks at the beginning of items, headings and quoted lines: bullets, numbers, "#", ">".
 _ITEM = re.compile(r"^[ \t]*(?:(?:[-*+•‣–]|#{1,6}|>|\(?(?:\d{1,3}|[a-zA-Z])[.)])(?=[ \t]))", re.MULTILINE)
 # A number that counts things is followed by a word for them. Years are excluded, because they count nothing.
@@ -1095,7 +1096,8 @@ def _keep_last_turn(made: _Builder) -> None:
     last = roles[-1]
     said = made.text[last.end() :].rstrip()
     first, end = made.touched(last.end(), last.end() + max(len(said), 1))
-    if said and end - first <= _LAST_SHARE * len(made.pieces) and (_ASKS.fullmatch(last[0]) or said[-1] in "?？؟"):
+    share = _SHARE_OF_FEW if end - first <= _FEW_WORDS else _LAST_SHARE
+    if said and end - first <= share * len(made.pieces) and (_ASKS.fullmatch(last[0]) or said[-1] in "?？؟"):
         made.first_of_all[first:end] = True
 
 
