@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import regex
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ from tokforget.compression import scores as windows
 from tokforget.compression.chunks import chunk_ends
 from tokforget.compression.protection import Protection
 from tokforget.compression.results import CompressedText, encodable
+from tokforget.models.policy import KeepMaskPolicy
 
 
 COMPRESSOR = fuzz.make_compressor()
@@ -101,12 +103,25 @@ def test_long_texts_do_not_depend_on_the_batch(tokens_at_once, monkeypatch):
 @given(st.integers(0, 2000))
 def test_windows_cover_each_token_once_with_room_around_it(num_tokens):
     table = windows.layout(num_tokens)
-    owned = np.concatenate([np.arange(first, last) for _, _, first, last in table])
+    owned = np.concatenate([np.zeros(0, int), *(np.arange(first, last) for _, _, first, last in table)])
     assert np.array_equal(owned, np.arange(num_tokens))
     for start, end, first, last in table:
         assert end - start <= windows.WINDOW
         assert start == 0 or first - start >= windows.MARGIN
         assert end == num_tokens or end - last >= windows.MARGIN
+
+
+@pytest.mark.parametrize("dilations", [(1, 2), (8, 8), (16, 16)])
+def test_scores_without_counts_are_those_of_the_whole_text(dilations):
+    policy = KeepMaskPolicy(300, 8, hidden_size=16, dilations=dilations, head_size=16, ngram_buckets=0).eval()
+    policy.tokens.table.normal_()
+    torch.nn.init.normal_(policy.to_logit.weight)
+    ids = np.random.default_rng(0).integers(0, 300, 1300)
+    (found,) = windows.score(policy, [ids], [0.5])
+    whole = policy.plan_arrays(ids[None], np.ones((1, 1300), bool), np.array([0.5]))[0]
+    reads_little = policy.reach <= windows._WIDEST
+    assert reads_little == (dilations != (16, 16))
+    assert (np.abs(found - whole).max() < 1e-3) == reads_little  # longer windows would not fit in the cache
 
 
 @usual

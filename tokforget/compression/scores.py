@@ -1,9 +1,10 @@
 """
 Scores for texts of any length: the policy scores batches of windows that have the length of its training texts.
 
-Overlapping windows of `WINDOW` tokens cover a text. The score of a token comes from the window in which it is farthest
-from an edge. The windows depend only on the text, and padding adds exact zeros, so that a text has bitwise the same
-scores alone and in a batch.
+Overlapping windows of the same number of tokens cover a text. The score of a token comes from the window in which it is
+farthest from an edge. The windows depend only on the text, and padding adds exact zeros, so that a text has bitwise the
+same scores alone and in a batch. A policy without count features reads few tokens around each; its windows overlap by
+these, so that its scores are those of the whole text.
 """
 
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 # On 5,760 tokens of stories with one budget at rate 0.5, windows of 128 with margins of 16 lose 0.601 bits per token,
 # windows of 256 lose 0.607, of 1,024 0.625, and the whole text at once 0.630 (the policy was trained on 96 tokens).
 WINDOW, MARGIN = 128, 16
+# Windows for a policy that reads at most `_WIDEST` tokens on each side: as long as its buffers fit in a core's cache.
+_LONG_WINDOW, _WIDEST = 512, 32
 # Tokens per forward pass: enough for efficient matrix products, few enough for the cache.
 _TOKENS_AT_ONCE = 1024
 # Products over fewer rows use another code path of the BLAS, which rounds differently.
@@ -32,8 +35,10 @@ _STEPS = 4096.0
 def layout(num_tokens: int, window: int = WINDOW, margin: int = MARGIN) -> np.ndarray:
     """
     Windows over a text `(num_windows, 4)`: first token and end, and first token and end of the part whose scores are
-    used.
+    used; none for an empty text.
     """
+    if not num_tokens:
+        return np.zeros((0, 4), int)
     stride = window - 2 * margin
     starts = np.arange(0, max(num_tokens - window, 0) + stride, stride) if num_tokens > window else np.zeros(1, int)
     ends = np.minimum(starts + window, num_tokens)
@@ -71,16 +76,13 @@ def score(
     ids = np.concatenate([*texts, np.zeros(0, np.int64)]).astype(np.int64)
     scores = np.zeros(len(ids), dtype=np.float32)
     bases = np.cumsum([0, *lengths])
-    tables = [layout(length) + base for length, base in zip(lengths, bases) if length]
-    if not tables:
-        return [scores[:0] for _ in texts]
-    windows = np.concatenate(tables)
-    window_rates = np.repeat([r for r, n in zip(rates, lengths) if n], [len(table) for table in tables])
+    size = (WINDOW, MARGIN) if policy.reach is None or policy.reach > _WIDEST else (_LONG_WINDOW, policy.reach)
+    tables = [layout(length, *size) for length in lengths]
+    windows = np.concatenate([np.zeros((0, 4), int), *(table + base for table, base in zip(tables, bases))])
+    window_rates = np.repeat(rates, [len(table) for table in tables])
     own = None
     if features is not None:  # slices, because a copy of all features would take much of the memory
-        own = [
-            told[first:end] for length, told in zip(lengths, features) if length for first, end, *_ in layout(length)
-        ]
+        own = [told[first:end] for table, told in zip(tables, features) for first, end, *_ in table]
     for rows in _batches(windows[:, 1] - windows[:, 0]):
         told = None if own is None else [own[row] for row in rows]
         _score_rows(policy, ids, windows[rows], window_rates[rows], scores, told)

@@ -6,6 +6,7 @@ memory. The logits differ from torch's by rounding errors of about 1e-6.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,14 @@ _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4",
 _ERF_OVER = (-1.60960333262415e-02, -2.95459980854025e-03, -7.34990630326855e-04, -5.69250639462346e-05, -2.10102402082508e-06,
              2.77068142495902e-08, -2.72614225801306e-10)  # fmt: skip
 _ERF_UNDER = (-1.42647390514189e-02, -7.37332916720468e-03, -1.68282697438203e-03, -2.13374055278905e-04, -1.45660718464996e-05)  # fmt: skip
+
+
+def reach_of(dilations: Sequence[int], kernel_size: int, ngram_buckets: int) -> int | None:
+    """
+    How many tokens before and after a token its score depends on; `None` if it depends on all of the window, because
+    the count features do.
+    """
+    return None if ngram_buckets else sum(dilations) * (kernel_size // 2)
 
 
 def policy_shapes(config: dict) -> dict[str, tuple[int, ...]]:
@@ -103,6 +112,7 @@ class ArrayPolicy:
         self.unit = config.get("unit", "token")
         self.vocab_size = config["vocab_size"]
         self.num_features = NUM_FEATURES if config.get("word_features") else 0
+        self.reach = reach_of(config["dilations"], config["kernel_size"], config["ngram_buckets"])
         self._prepare()
 
     def __getstate__(self) -> dict:
@@ -138,7 +148,7 @@ class ArrayPolicy:
         def transposed(name: str) -> np.ndarray:
             return np.ascontiguousarray(weights[f"{name}.weight"].T, dtype=np.float32)
 
-        self.hidden_size, self.reach = config["hidden_size"], config["kernel_size"] // 2
+        self.hidden_size, self.half_kernel = config["hidden_size"], config["kernel_size"] // 2
         self.inputs = np.concatenate([transposed("inputs"), real("inputs.bias")[None]])
         self.blocks = []
         for number, dilation in enumerate(config["dilations"]):
@@ -179,7 +189,7 @@ class ArrayPolicy:
         logits = np.empty((rows, width), dtype=np.float32)
         at_once = max(1, _PLACES // width)
         work = _Workspace(
-            min(at_once, rows), width, self.hidden_size, max(block[0] for block in self.blocks) * self.reach
+            min(at_once, rows), width, self.hidden_size, max(block[0] for block in self.blocks) * self.half_kernel
         )
         for start in range(0, rows, at_once):
             part = slice(start, start + at_once)
@@ -240,7 +250,7 @@ class ArrayPolicy:
     ) -> None:  # fmt: skip
         """Apply one block and add its output to the residual stream `hidden` `(rows, width, hidden_size)`."""
         rows, width, size = hidden.shape
-        reach = dilation * self.reach
+        reach = dilation * self.half_kernel
         padded = work.padded[:rows, : width + 2 * reach]
         padded[:, :reach] = 0.0
         padded[:, reach + width :] = 0.0

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tokforget.masking import Generators, row_noise, top_k_mask
+from tokforget.models.array_policy import reach_of
 from tokforget.models.ngrams import NgramTables
 from tokforget.models.word_features import NUM_FEATURES, Rarity
 from tokforget.models.word_table import WordTable
@@ -165,6 +166,7 @@ class KeepMaskPolicy(nn.Module):
         self.ngrams = NgramTables(vocab_size, ngram_buckets) if ngram_buckets else None
         self.words = WordTable() if word_features else None
         self.num_features = NUM_FEATURES if word_features else 0
+        self.reach = reach_of(dilations, kernel_size, ngram_buckets)
         self.inputs = nn.Linear((self.ngrams.num_features if self.ngrams else 0) + 1 + self.num_features, hidden_size)
         self.blocks = nn.ModuleList(ConvBlock(hidden_size, kernel_size, dilation) for dilation in dilations)
         self.norm = nn.LayerNorm(hidden_size)

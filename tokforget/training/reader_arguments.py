@@ -74,6 +74,9 @@ class ReaderPolicyArguments:
         default=None, metadata={"help": "Trained policy to start from, instead of a warm start."}
     )
     policy_hidden_size: int = field(default=96, metadata={"help": "Width of the policy."})
+    policy_dilations: list[int] = field(
+        default_factory=lambda: [1, 2, 4, 8, 1], metadata={"help": "Dilation of each convolution block of the policy."}
+    )
     ngram_buckets: int = field(
         default=0, metadata={"help": "Size of count tables of token pairs that the policy may look up; 0 for none."}
     )

@@ -3,6 +3,7 @@ The whole training of a reader's policy: texts, count tables, warm start, policy
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def fresh_policy(
     ngram_buckets: int = 0,
     name: str = "",
     reconstructor: Reconstructor | None = None,
+    dilations: Sequence[int] = (1, 2, 4, 8, 1),
 ) -> ForgetModel:
     """
     A new, untrained policy over words that uses the tokenizer and the frozen embeddings of a reader; with a
@@ -60,8 +62,8 @@ def fresh_policy(
         }
     config = ForgetModelConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-        vocab_size=rows, base_hidden_size=width, hidden_size=hidden_size, ngram_buckets=ngram_buckets, unit="word",
-        word_features=True, **facts,
+        vocab_size=rows, base_hidden_size=width, hidden_size=hidden_size, dilations=list(dilations), ngram_buckets=ngram_buckets,
+        unit="word", word_features=True, **facts,
     )  # fmt: skip
     model = ForgetModel(config, reconstructor)
     if reconstructor is None:
@@ -134,7 +136,7 @@ def train_reader_policy(
         record["max_length"] = _max_length(run, reconstructor)
         passages = _restorable(passages, reader, record["max_length"])
     name = lasting_name(run.reader_name_or_path)
-    model = fresh_policy(reader, run.policy_hidden_size, run.ngram_buckets, name, reconstructor)
+    model = fresh_policy(reader, run.policy_hidden_size, run.ngram_buckets, name, reconstructor, run.policy_dilations)
     started = run.policy_name_or_path or (folder / WARM_START if (folder / WARM_START / CONFIG).is_file() else None)
     if started is not None:
         model.load_policy(started)
