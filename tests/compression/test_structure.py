@@ -996,13 +996,14 @@ def test_a_question_finds_its_record_on_one_line(packaged):
         "Vardø",
     ]
     rows = [{"id": number, "city": city, "mayor": f"M{number * 7}"} for number, city in enumerate(cities)]
-    for options in ({}, {"separators": (",", ":")}, {"indent": 2}):
+    # `json.dumps` writes "ø" as an escape, and an indented record takes several lines: neither may hide a record.
+    for options in ({}, {"ensure_ascii": False}, {"separators": (",", ":")}, {"indent": 2}):
         found = [
             row in json.loads(packaged.compress(json.dumps(rows, **options), rate=0.35, omit_records=True,
                                                 question=f"Who is the mayor of {row['city']}?").text)
             for row in rows
         ]  # fmt: skip
-        assert sum(found) >= 11, options
+        assert all(found), (options, found)
 
 
 def test_records_that_are_shorter_than_a_note_stay(packaged):

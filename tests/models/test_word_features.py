@@ -98,6 +98,15 @@ def test_a_sentence_that_shares_nearly_as_much_with_the_question_is_nearly_the_b
     assert best[0] == 1 > best[1] > best[2] > best[3] == 0 and best[2] < 0.1
 
 
+def test_escapes_of_json_are_read_as_their_characters(rarity):
+    plain, escaped = '"city": "Vardø 🐻",\n"mayor": "M7"', '"city": "Vard\\u00f8 \\ud83d\\udc3b",\n"mayor": "M7"'
+    (_, expected), (edges, found) = (word_features(text, rarity, "Vardø?") for text in (plain, escaped))
+    assert np.array_equal(found, expected) and column(found, "match").any()
+    assert escaped[edges[1] : edges[2]] == ' "Vard\\u00f8'
+    for text in ("\\u12", "\\ud83d", "\\ude00\\ud83d", "C:\\users"):
+        assert np.isfinite(word_features(text, rarity, text)[1]).all()
+
+
 def test_tokens_take_the_features_of_their_word(rarity):
     text = "Nordby  is old."
     features = token_features(text, np.array([[0, 3], [3, 6], [6, 7], [7, 10], [10, 14], [14, 15]]), rarity)

@@ -236,11 +236,15 @@ def _are_records(spans: list[tuple[int, int]]) -> bool:
 
 
 def records_on_lines(text: str) -> str:
-    """A JSON with its records on lines of their own, character by character in the same place."""
+    """A JSON with each record on a line of its own, character by character in the same place."""
     if not is_json(text):
         return text
+    found = [spans for spans, _ in _find_records(text, 0, len(text), False)]
     signs = list(text)
-    for spans, _ in _find_records(text, 0, len(text), False):
+    for spans in found:
+        first, end = spans[0][0], spans[-1][1]
+        signs[first:end] = text[first:end].replace("\n", " ")  # an indented record takes several lines
+    for spans in found:
         for _, end in spans[:-1]:
             signs[end - 1] = "\n"
     return "".join(signs)

@@ -31,6 +31,9 @@ _STOP_WORTH = 0.1
 _TIME = re.compile(r"\b(when|year|date|day|month|century|how (?:many|much|long|old|far|often|large|big|high|tall)|what (?:number|percent\w*|time|age|price|cost))\b", re.I)  # fmt: skip
 _WHO = re.compile(r"\b(who|whom|whose|where|which (?:country|city|state|person|company|team|river|king)|what (?:country|city|state|person|company|team|river|name))\b", re.I)  # fmt: skip
 
+# Characters that JSON may write as escapes; one beyond the first 65,536 is a pair of them.
+_ESCAPES = re.compile(r"\\u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2}|\\u[\da-fA-F]{4}")
+
 FORM = (
     "idf",
     "stop_word",
@@ -107,6 +110,12 @@ class Rarity:
         )  # fmt: skip
 
 
+def _character(escape: re.Match) -> str:
+    """The character of an escape, so that a question's word is found in JSON that is written in ASCII."""
+    units = bytes.fromhex(escape[0].replace("\\u", ""))
+    return units.decode("utf-16-be", "surrogatepass")
+
+
 @lru_cache(maxsize=200_000)
 def bucket(word: str) -> int:
     return zlib.crc32(word.encode("utf-8", "surrogatepass")) & (BUCKETS - 1)
@@ -130,6 +139,8 @@ def word_features(text: str, rarity: Rarity, question: str | None = None) -> tup
     if not spans:
         return np.array([0, len(text)]), np.zeros((1, NUM_FEATURES), dtype=np.float32)
     words = [text[a:b] for a, b in spans]
+    if "\\u" in text:
+        words = [_ESCAPES.sub(_character, word) for word in words]
     n = len(words)
     starts, ends_at = np.array(spans).T
     edges = np.concatenate([[0], ends_at[:-1], [len(text)]])
