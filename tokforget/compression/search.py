@@ -124,11 +124,12 @@ class Ranked:
 
 @dataclass
 class Choice:
-    """A keep mask over pieces, with its output strings and their encodings."""
+    """A keep mask over pieces, with its output strings and their encodings, and the room of the search it came from."""
 
     keep: np.ndarray
     outputs: list[str]
     encoded: list[Sized]
+    room: int | None = None
     count: int = field(init=False)
 
     def __post_init__(self):
@@ -204,21 +205,23 @@ def _join_with_notes(
     return "".join(parts)
 
 
-def search_budget(ranked: Ranked, target: int) -> Search:
+def search_budget(ranked: Ranked, target: int, room: int | None = None) -> Search:
     """
     The best pieces whose output has at most `target` tokens and is as near to it as possible.
 
-    It starts from the token count of the mask and corrects it by the difference, then interpolates between the nearest
-    counts on both sides of the target. If the pieces that must stay do not fit, it returns the smallest choice, which
+    It starts from `room`, by default the token count of the mask, and corrects it by the difference, then interpolates
+    between the nearest counts on both sides of the target. If the pieces that must stay do not fit, it returns the smallest choice, which
     exceeds the target.
     """
     floor, total = ranked.forced_tokens, int(ranked.totals[-1])
     scale, spare = ranked.scale or 1.0, _spare(ranked)
     # (room, count): the largest room known to fit, the smallest known not to fit.
     low, high = (floor - 1, 0), (total + 1, 0)
-    room, best, smallest = _first_room(ranked, target), None, None
+    room = _first_room(ranked, target) if room is None else min(max(room, floor), total)
+    best = smallest = None
     for round_ in range(_ROUNDS):
         choice = yield from try_pieces(ranked, ranked.fill(room))
+        choice.room = room
         if room == floor:
             smallest = choice
         if choice.count <= target:
@@ -272,7 +275,8 @@ def search_without_remnants(ranked: Ranked, target: int) -> Search:
         if not alone.any() or not (choice.keep & ranked.bonds.words & ~alone).any():
             break
         ranks = ranked.bonds.defer_leading(ranks + _LAST * alone)
-        again = yield from search_budget(replace(ranked, ranks=ranks), target)
+        # Few ranks differ, so the room that was right is nearly right again.
+        again = yield from search_budget(replace(ranked, ranks=ranks), target, choice.room)
         if not again.keep.any() or again.count > target:
             break
         choice = again
@@ -293,7 +297,9 @@ def _top_up(ranked: Ranked, choice: Choice, target: int) -> Search:
         masks = [ranked.complete(choice.keep | (np.arange(len(choice.keep)) == piece)) for piece in waiting]
         outputs = [ranked.render(keep) for keep in masks]
         encoded = iter((yield [text for texts in outputs for text in texts]))
-        tried = [Choice(keep, texts, [next(encoded) for _ in texts]) for keep, texts in zip(masks, outputs)]
+        tried = [
+            Choice(keep, texts, [next(encoded) for _ in texts], choice.room) for keep, texts in zip(masks, outputs)
+        ]
         better = [one for one in tried if choice.count < one.count <= target]
         if not better:
             break
