@@ -17,7 +17,7 @@ from tokforget.models.reconstructor import Reconstructor
 from tokforget.readers.language_model import Reader
 from tokforget.readers.word_counts import WordCounts
 from tokforget.training.reader_arguments import ReaderPolicyArguments, ReaderPolicyConfig
-from tokforget.training.reader_run import fresh_policy, train_reader_policy
+from tokforget.training.reader_run import _among_others, fresh_policy, train_reader_policy
 from tokforget.training.reader_targets import (
     CANDIDATES,
     RATES,
@@ -29,7 +29,7 @@ from tokforget.training.reader_targets import (
 )
 from tokforget.training.reader_texts import Asked, ReaderText, ReaderTexts, collate, draw_stretches
 from tokforget.training.reader_trainer import PassageTexts, ReaderPolicyTrainer, rendered
-from tokforget.training.reader_warm_start import fit_ranking
+from tokforget.training.reader_warm_start import _by_length, fit_ranking
 
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +86,48 @@ def test_units_cover_the_text_and_a_batch_pads_them(made):
     batch = collate([short, long])
     assert batch["input_ids"].shape == batch["unit_ids"].shape == batch["features"].shape[:2]
     assert batch["unit_ids"][0, len(short.input_ids) :].eq(-1).all() and batch["unit_ids"][1].min() == 0
+
+
+def asked_text(made) -> ReaderText:
+    return next(text for seed in range(50) if (text := made("news", TEXT, seed)).question is not None)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_question_stands_among_other_passages(made, texts, place):
+    alone, others = asked_text(made), ["The tram was late.", "Boats are blue. Nets are dry."]
+    among = made.among(alone, others, place)
+    assert among.text == "\n\n".join([*others[:place], TEXT, *others[place:]]) and among.question == alone.question
+    (asked,) = among.asked
+    assert among.text[asked.start : asked.end] == alone.asked[0].target.strip() == asked.target.strip()
+    assert (asked.suffix, asked.target) == (alone.asked[0].suffix, alone.asked[0].target)
+    assert rendered(among, np.ones(len(among.pieces), bool)) == among.text
+    assert len(among.input_ids) == len(among.features) == among.pieces.starts[-1] > len(alone.input_ids)
+    assert among.features[:, -13].all()  # the question
+
+
+def test_bits_of_passages_are_joined_like_their_tokens(made, reader, texts):
+    passages = [TEXT, *texts[:12]]
+    bits = {text: np.asarray(reader.token_bits([""], [text])[0]) for text in passages}
+    drawn = [one for seed in range(12) if (one := made("news", passages[seed % 4], seed)) is not None]
+    settings = ReaderPolicyArguments(reader_name_or_path="", corpus="", other_passages=3)
+    found = list(_among_others(made, drawn, bits, passages, settings, 0))
+    assert len(found) == len(drawn) and any(after.text != before.text for before, (after, _) in zip(drawn, found))
+    for before, (after, of_text) in zip(drawn, found):
+        assert len(of_text) == len(after.input_ids) and before.text in after.text
+        start = len(made.tokenizer(after.text[: after.text.index(before.text)], add_special_tokens=False)["input_ids"])
+        assert np.array_equal(of_text[start : start + len(before.input_ids)], bits[before.text])
+        assert (after is before) or before.question is not None
+        assert after.text.split(before.text)[0].count("\n\n") <= 3
+
+
+def test_batches_hold_texts_of_similar_length(made, texts):
+    some = [
+        one for text in [TEXT, *texts[:30]] for size in (1, 2, 5) if (one := made("news", " ".join([text] * size), 0))
+    ]
+    order = _by_length(torch.randperm(len(some)).tolist(), some, torch.Generator().manual_seed(0))
+    assert sorted(order) == [*range(len(some))]
+    lengths = [[len(some[n].input_ids) for n in order[start : start + 24]] for start in range(0, len(order), 24)]
+    assert np.mean([np.ptp(one) for one in lengths]) < 0.7 * np.ptp([len(one.input_ids) for one in some])
 
 
 def test_stretches_come_from_all_kinds_and_never_twice():
@@ -422,6 +464,16 @@ def test_the_recipe_is_that_run(base_folder, corpus, tmp_path):
     runpy.run_path(str(ROOT / "recipes/train_reader_policy.py"))["main"](line)
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("python", "recipe"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [({"policy_dilations": []}, "whole numbers"), ({"policy_dilations": [2, 0]}, "whole numbers"), ({"other_passages": -1}, "other_passages"),
+     ({"policy_hidden_size": 0}, "policy_hidden_size")],
+)  # fmt: skip
+def test_a_policy_that_cannot_be_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        ReaderPolicyArguments(reader_name_or_path="", corpus="", **change)
 
 
 @pytest.mark.parametrize("change, message", [

@@ -5,7 +5,7 @@ and counts.
 The graph maps the table's rows, the features and the padding mask to the logits. The embedding table and the count
 tables stay in
 `model.safetensors`: they need indexing, hashing and sorting of integers, for which both backends share the NumPy code,
-and a copy in the graph would store ten of the model's eleven megabytes twice.
+and a copy in the graph would store nearly all of the model twice.
 
 [`tokforget.models.onnx_export`] writes the graph.
 """

@@ -47,6 +47,10 @@ class ReaderPolicyArguments:
     count_texts: int = field(default=400, metadata={"help": "Training texts per kind for the word counts."})
     warm_start_texts: int = field(default=4000, metadata={"help": "Texts on which the warm start fits the ranking."})
     warm_start_steps: int = field(default=1500, metadata={"help": "Steps of the warm start."})
+    other_passages: int = field(
+        default=4,
+        metadata={"help": "Most other passages among which a text with a question stands in the warm start."},
+    )
     target_texts: int = field(
         default=0,
         metadata={
@@ -61,7 +65,7 @@ class ReaderPolicyArguments:
         },
     )
     natural_texts: int = field(
-        default=1500,
+        default=0,
         metadata={
             "help": "Texts for a natural-gradient step on the policy's last layer, after the warm start; 0 skips this step."
         },
@@ -73,9 +77,9 @@ class ReaderPolicyArguments:
     policy_name_or_path: str | None = field(
         default=None, metadata={"help": "Trained policy to start from, instead of a warm start."}
     )
-    policy_hidden_size: int = field(default=96, metadata={"help": "Width of the policy."})
+    policy_hidden_size: int = field(default=48, metadata={"help": "Width of the policy."})
     policy_dilations: list[int] = field(
-        default_factory=lambda: [1, 2, 4, 8, 1], metadata={"help": "Dilation of each convolution block of the policy."}
+        default_factory=lambda: [1, 2], metadata={"help": "Dilation of each convolution block of the policy."}
     )
     ngram_buckets: int = field(
         default=0, metadata={"help": "Size of count tables of token pairs that the policy may look up; 0 for none."}
@@ -109,15 +113,24 @@ class ReaderPolicyArguments:
     )
 
     def __post_init__(self):
-        for name in ("texts_per_kind", "count_texts", "warm_start_texts"):
+        for name in ("texts_per_kind", "count_texts", "warm_start_texts", "policy_hidden_size"):
             check_at_least(self, name, 1)
-        for name in ("corpus_questions", "warm_start_steps", "target_texts", "natural_texts", "natural_step"):
+        for name in (
+            "corpus_questions",
+            "warm_start_steps",
+            "other_passages",
+            "target_texts",
+            "natural_texts",
+            "natural_step",
+        ):
             check_at_least(self, name, 0)
         check_at_least(self, "natural_masks", 2)
         if self.max_length is not None:
             check_at_least(self, "max_length", 16)
         for name in ("lora_rank", "lora_alpha"):
             check_at_least(self, name, 1)
+        if not self.policy_dilations or min(self.policy_dilations) < 1:
+            raise ValueError(f"`policy_dilations` must be whole numbers of at least 1, got {self.policy_dilations}.")
         if not self.text_characters or min(self.text_characters) < 100:
             raise ValueError(f"`text_characters` must be lengths of at least 100, got {self.text_characters}.")
 

@@ -2,8 +2,9 @@
 The whole training of a reader's policy: texts, count tables, warm start, policy gradient. It can resume at any point.
 """
 
+import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from tokforget.training.natural_gradient import gather, take_step
 from tokforget.training.reader_arguments import ReaderPolicyArguments, ReaderPolicyConfig
 from tokforget.training.reader_questions import question_text, read_questions
 from tokforget.training.reader_targets import RATES, TargetWeights, choose_weights, read_weights, target_scores
-from tokforget.training.reader_texts import ReaderText, ReaderTexts, draw_stretches
+from tokforget.training.reader_texts import SEPARATOR, ReaderText, ReaderTexts, draw_stretches
 from tokforget.training.reader_trainer import PassageTexts, ReaderPolicyTrainer
 from tokforget.training.reader_warm_start import fit_ranking
 from tokforget.training.run_folder import take_folder
@@ -39,11 +40,11 @@ TARGET_WEIGHTS = "target_weights.json"
 
 def fresh_policy(
     reader: Reader,
-    hidden_size: int = 96,
+    hidden_size: int = 48,
     ngram_buckets: int = 0,
     name: str = "",
     reconstructor: Reconstructor | None = None,
-    dilations: Sequence[int] = (1, 2, 4, 8, 1),
+    dilations: Sequence[int] = (1, 2),
 ) -> ForgetModel:
     """
     A new, untrained policy over words that uses the tokenizer and the frozen embeddings of a reader; with a
@@ -191,14 +192,40 @@ def _warm_start(
     # Each text twice: its targets and whether there is a question are drawn anew each time.
     made = [texts(kind, text, f"warm start {turn}") for turn in range(2) for kind, text in passages]
     made = [text for text in made if text is not None] + questions
+    own_bits = [np.asarray(bits[text.text]) for text in made]
+    if run.other_passages:
+        made, own_bits = zip(*_among_others(texts, made, bits, [text for _, text in passages], run, args.seed))
     targets = [
-        target_scores(text, np.asarray(bits[text.text]), weights.get(text.kind, [TargetWeights()] * len(RATES)))
-        for text in made
+        target_scores(text, own, weights.get(text.kind, [TargetWeights()] * len(RATES)))
+        for text, own in zip(made, own_bits)
     ]
     losses = fit_ranking(model, made, targets, run.warm_start_steps, args.min_rate, args.max_rate, args.seed)
     print(
         f"Warm start on {len(made)} texts: mean square {np.mean(losses[:10]):.3f} in the first ten steps, {np.mean(losses[-10:]):.3f} in the last."
     )
+
+
+def _among_others(
+    texts: ReaderTexts,
+    made: Sequence[ReaderText],
+    bits: dict[str, np.ndarray],
+    passages: Sequence[str],
+    run: ReaderPolicyArguments,
+    seed: int,
+) -> Iterator[tuple[ReaderText, np.ndarray]]:
+    """
+    Texts and the bits of their tokens; those with a question stand among up to `run.other_passages` other passages, at
+    a random place. Alone, the first sentences of a text are a good guess; in a prompt of several passages they are not.
+    """
+    generator = random.Random(f"other passages {seed}")
+    between = np.zeros(len(texts.tokenizer(SEPARATOR, add_special_tokens=False)["input_ids"]))
+    for text in made:
+        number = generator.randint(0, run.other_passages) if text.question is not None else 0
+        others = [one for one in generator.sample(passages, min(number, len(passages))) if one != text.text]
+        place = generator.randint(0, len(others))
+        all_bits = [bits[one] for one in (*others[:place], text.text, *others[place:])]
+        joined = [np.asarray(part) for one in all_bits for part in (between, one)][1:]
+        yield (texts.among(text, others, place) if others else text), np.concatenate(joined)
 
 
 def _target_weights(

@@ -8,7 +8,7 @@ know.
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from tokforget.text_units import split_sentences
 # Among the texts with a question, the fraction whose question consists of scattered words; the other questions are the
 # words before the span.
 _CLOZE_SHARE = 0.75
+# Between two passages of a prompt.
+SEPARATOR = "\n\n"
 
 
 @dataclass(frozen=True)
@@ -131,17 +133,39 @@ class ReaderTexts:
 
     def encoded(self, kind: str, text: str, question: str | None, asked: list[Asked]) -> ReaderText:
         """Encode a text: tokens, units and features."""
+        return self._with_units(kind, text, question, asked, *self._tokens(text))
+
+    def among(self, text: ReaderText, others: Sequence[str], place: int) -> ReaderText:
+        """
+        A text with a question as one of several passages, as a search puts them into a prompt: `others` with the text
+        in between, at this `place`. The tokens are those of the passages and of the empty line between two
+        ([`SEPARATOR`]), so that values of tokens can be joined in the same way.
+        """
+        passages = [*others[:place], text.text, *others[place:]]
+        before = sum(len(one) + len(SEPARATOR) for one in passages[:place])
+        joined, start = [], 0
+        for part in [part for one in passages for part in (SEPARATOR, one)][1:]:
+            ids, offsets = self._tokens(part)
+            joined.append((ids, offsets + start))
+            start += len(part)
+        asked = [replace(one, start=one.start + before, end=one.end + before) for one in text.asked]
+        ids, offsets = (np.concatenate(parts) for parts in zip(*joined))
+        return self._with_units(text.kind, SEPARATOR.join(passages), text.question, asked, ids, offsets)
+
+    def _tokens(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         options = {"add_special_tokens": False, "split_special_tokens": True, "return_offsets_mapping": True}
         encoded = self.tokenizer(text, **options, verbose=False)
-        offsets = np.array(encoded["offset_mapping"], np.int64).reshape(-1, 2)
+        return np.array(encoded["input_ids"], np.int64), np.array(encoded["offset_mapping"], np.int64).reshape(-1, 2)
+
+    def _with_units(
+        self, kind: str, text: str, question: str | None, asked: list[Asked], ids: np.ndarray, offsets: np.ndarray
+    ) -> ReaderText:
         pieces = cut(text, offsets, "word")
         ends = np.array([end for _, end in split_sentences(text)] or [len(text)])
         middles = (pieces.chars[:-1] + pieces.chars[1:] - 1) / 2
         sentences = np.minimum(np.searchsorted(ends, middles, side="right"), len(ends) - 1)
         features = token_features(text, offsets, self.rarity, question)
-        return ReaderText(
-            kind, text, question, asked, np.array(encoded["input_ids"], np.int64), features, pieces, sentences
-        )
+        return ReaderText(kind, text, question, asked, ids, features, pieces, sentences)
 
 
 def _asked(lookup) -> Asked:

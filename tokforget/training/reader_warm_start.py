@@ -17,6 +17,8 @@ from tokforget.training.warm_start import rise_and_fall
 
 
 _LEARNING_RATE, _BATCH_SIZE = 2e-3, 24
+# Batches whose texts are sorted by length together.
+_POOL = 8
 
 
 def fit_ranking(
@@ -52,7 +54,7 @@ def fit_ranking(
     device = policy.inputs.weight.device
     for _ in trange(steps, desc="Warm start", leave=False):
         if len(order) < _BATCH_SIZE:
-            order = torch.randperm(len(texts), generator=generator).tolist()
+            order = _by_length(torch.randperm(len(texts), generator=generator).tolist(), texts, generator)
         picked, order = order[:_BATCH_SIZE], order[_BATCH_SIZE:]
         batch = {
             name: value.to(device)
@@ -81,3 +83,16 @@ def fit_ranking(
         for part in (*policy.to_logit.parameters(), *policy.direct[2].parameters()):
             part *= logit_scale
     return losses
+
+
+def _by_length(order: list[int], texts: Sequence[ReaderText], generator: torch.Generator) -> list[int]:
+    """The same numbers in batches of texts of similar length, because a passage among others is long."""
+    size = _POOL * _BATCH_SIZE
+    pools = [
+        sorted(order[start : start + size], key=lambda number: len(texts[number].input_ids))
+        for start in range(0, len(order), size)
+    ]
+    batches = [pool[start : start + _BATCH_SIZE] for pool in pools for start in range(0, len(pool), _BATCH_SIZE)]
+    return [
+        number for place in torch.randperm(len(batches), generator=generator).tolist() for number in batches[place]
+    ]
