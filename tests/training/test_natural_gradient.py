@@ -132,8 +132,11 @@ def test_what_all_words_of_a_text_share_is_left_out(policy, asked, tmp_path):
             found += list(kept * (1.0 if kept.mean() < sizes.sum() / 2 else -1.0))
         return np.array(found)
 
-    moments = gather(policy, asked, tokens, tmp_path / "sums.npz", 8, (0.2, 0.8), 1.0, 0.0, seed=0)
-    assert direction(moments)[1]["correlation"] < 0.3
+    # Over twelve random policies and seeds it is .29 with a standard deviation of .11; with what is shared, .68 to .80.
+    found = [
+        gather(policy, asked, tokens, tmp_path / f"{seed}.npz", 8, (0.2, 0.8), 1.0, 0.0, seed) for seed in range(4)
+    ]
+    assert np.mean([direction(moments)[1]["correlation"] for moments in found]) < 0.55
 
 
 def test_gathering_goes_on_from_its_file_with_the_same_sums(policy, asked, tmp_path):
