@@ -1006,6 +1006,28 @@ def test_a_question_finds_its_record_on_one_line(packaged):
         assert all(found), (options, found)
 
 
+POOL = "\n".join(
+    [f"2026-11-28T09:{n:02d}:00Z api INFO GET /v1/items/{n} 200 {12 + n}ms" for n in range(14)]
+    + [
+        "2026-11-28T09:14:03Z db WARN pool exhausted, 40 waiting",
+        "2026-11-28T09:14:05Z api ERROR POST /v1/orders 500 30001ms: deadline exceeded while acquiring connection",
+        "2026-11-28T09:14:09Z db INFO pool resized from 40 to 80",
+        "2026-11-28T09:15:00Z api INFO GET /v1/items/15 200 14ms",
+    ]
+)
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.35, 0.5])
+@pytest.mark.parametrize(
+    "question, kept",
+    [("When was the pool resized?", "pool resized from 40"), ("Which deadline was exceeded?", "deadline exceeded"),
+     ("How many were waiting?", "40 waiting"), ("Why did the order fail?", "ERROR POST /v1/orders")],
+)  # fmt: skip
+def test_the_line_that_answers_stays_and_without_one_that_of_the_failure(packaged, rate, question, kept):
+    """No line has a word of the last question."""
+    assert kept in packaged.compress(POOL, rate=rate, question=question).text
+
+
 def test_records_that_are_shorter_than_a_note_stay(packaged):
     for text in ("[[],[],[]]", "[[1],[2],[3]]"):
         with warnings.catch_warnings():

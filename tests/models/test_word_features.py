@@ -11,6 +11,7 @@ from tokforget.models.word_features import (
     PLACE,
     QUESTION,
     TEXT,
+    near_question,
     token_features,
     word_features,
 )
@@ -105,6 +106,14 @@ def test_escapes_of_json_are_read_as_their_characters(rarity):
     assert escaped[edges[1] : edges[2]] == ' "Vard\\u00f8'
     for text in ("\\u12", "\\ud83d", "\\ude00\\ud83d", "C:\\users"):
         assert np.isfinite(word_features(text, rarity, text)[1]).all()
+
+
+def test_a_text_is_near_a_question_if_it_has_a_word_of_it_that_is_no_stop_word(rarity):
+    text = "The harbour is old. The trams are new."
+    near = near_question(word_features(text, rarity, "Who built the harbour?")[1])
+    assert near[:4].tolist() == [1] * 4 and (near[4:] < 1).all()
+    assert near_question(word_features(text, rarity, "Who is the king?")[1]) is None
+    assert near_question(word_features(text, rarity)[1]) is None
 
 
 def test_tokens_take_the_features_of_their_word(rarity):

@@ -46,7 +46,7 @@ from tokforget.models.folders import (
     read_tokenizer,
 )
 from tokforget.models.onnx_policy import GRAPHS
-from tokforget.models.word_features import token_features
+from tokforget.models.word_features import near_question, token_features
 from tokforget.optional import needed
 from tokforget.packaged import EMBEDDED, forget_model_path, reader_model_path
 from tokforget.rates import allowed_tokens, check_number, check_whole
@@ -338,7 +338,8 @@ class Compressor:
         if self.takes_question:
             for item, question in zip(items, questions or [None] * len(items)):
                 by_lines = bool(question) and request.omit_records
-                item.features, item.asked = self._features(item, question, by_lines), bool(question)
+                item.features = self._features(item, question, by_lines)
+                item.near_question = near_question(item.features) if question else None
         vocabulary = self.vocabulary if request.counter is None else request.counter.name
         if request.counter is not None:
             for item, total in zip(items, request.counter([item.text for item in items])):

@@ -47,7 +47,8 @@ class RankedText:
         alone (`np.ndarray` of shape `(num_pieces,)`, *optional*): See [`tokforget.compression.structure.Structure`];
             bool.
         ends (`int`, *optional*): The character after which nothing is kept.
-        asked (`bool`): Whether there is a question; then similar lines may also answer it.
+        near_question (`np.ndarray` of shape `(num_tokens,)`, *optional*): With a question that has a word of the text,
+            how near each token's sentence is to the one that shares most with it, from 0 to 1.
         total (`int`, *optional*): Tokens of the text in the vocabulary that the budget counts; by default the model's.
         returned_whole_because (`str`, *optional*): Why the text is returned whole.
         worth_needed (`float`), pieces_needed (`int`): With a `quality`, the share of its worth that the output must hold, and
@@ -68,7 +69,7 @@ class RankedText:
     kind: str | None = None
     alone: np.ndarray | None = None
     ends: int | None = None
-    asked: bool = False
+    near_question: np.ndarray | None = None
     total: int | None = None
     returned_whole_because: str | None = None
     worth_needed: float = 1.0
@@ -104,11 +105,14 @@ class RankedText:
         self.ranks = -pieces.means(self.logits)
         # Shares of one text cannot be compared with the scores of another.
         alone = request.budget == "per_text" and request.threshold is None
-        if structure is not None and structure.blocks and alone and not self.asked:
+        asked = self.near_question is not None
+        if structure is not None and asked and request.threshold is None:
+            self.ranks -= _NEAR * pieces.means(self.near_question)
+        if structure is not None and structure.blocks and alone and not asked:
             self.ranks = self._shared_evenly(structure.blocks)
         if self.bonds is not None:
             self.ranks = self.bonds.rank(self.ranks)
-        if structure is not None and not self.asked and request.threshold is None:
+        if structure is not None and not asked and request.threshold is None:
             self.ranks = self.ranks - _FAR * structure.severity
         for first, last in structure.groups if structure is not None else ():
             own = np.where(self.bonds.marks[first:last], np.inf, self.ranks[first:last])
@@ -391,6 +395,9 @@ def _search_budget(ranked: Ranked, target: int) -> Search:
 
 # Tokens of a note in place of records.
 _NOTE_TOKENS = 10
+# What a line gains, in logits, if it shares most with the question: the policy learnt from prose, and the mean of a
+# line's scores hides its one word of the question (LOG.md).
+_NEAR = 3.0
 # Larger than any difference of two scores.
 _FAR = 1e6
 

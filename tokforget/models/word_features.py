@@ -53,6 +53,7 @@ TEXT = ("earlier", "later", "name", "sentence_idf", "sentence_marked", "sentence
 QUESTION = ("asked", "match", "stem_match", "overlap", "best_overlap", "nearly_best", "neighbour_overlap", "after_match", "before_match",
             "asks_number", "asks_name", "number_in_asked", "name_in_asked")  # fmt: skip
 NUM_FEATURES = len(FORM) + len(PLACE) + len(TEXT) + len(QUESTION)
+_MATCH, _NEARLY_BEST = (len(FORM) + len(PLACE) + len(TEXT) + QUESTION.index(name) for name in ("match", "nearly_best"))
 _MARKED, _BREAK, _STOP, _IDF = 10, 11, FORM.index("stop_word"), FORM.index("idf")
 
 
@@ -181,6 +182,18 @@ def word_features(text: str, rarity: Rarity, question: str | None = None) -> tup
         features[:, first : first + part.shape[1]] = part
         first += part.shape[1]
     return edges, features
+
+
+def near_question(features: np.ndarray) -> np.ndarray | None:
+    """
+    How near the sentence of each word or token is to the one that shares most with the question, from 0 to 1
+    `(num_rows,)`; `None` if the text has no word of it but stop words.
+
+    Args:
+        features (`np.ndarray` of shape `(num_rows, NUM_FEATURES)`): From [`word_features`] or [`token_features`].
+    """
+    found = (features[:, _MATCH] > 0)[features[:, _STOP] == 0].any()
+    return features[:, _NEARLY_BEST].copy() if found else None
 
 
 def _question_features(
