@@ -12,6 +12,8 @@ _PART = re.compile(rf"\s*(?:[{_UNSPACED}]|[^{_UNSPACED}{_DIVIDES}]+[{_DIVIDES}]*
 _HAS_UNSPACED = re.compile(f"[{_UNSPACED}]")
 _LONG_WORD = 24
 _DIVIDED = re.compile(rf"[{_UNSPACED}]|\S{{{_LONG_WORD + 1}}}")
+# A character that JSON writes as an escape; one beyond the first 65,536 is a pair of them.
+UNICODE_ESCAPE = r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}"
 # Titles, which say nothing without the name after them.
 TITLES = ["Mr", "Ms", "Dr", "Mrs", "Mme", "Sra", "Sgt", "Prof", "Capt", "Messrs"]
 _ABBREVIATIONS = [

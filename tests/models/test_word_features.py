@@ -104,7 +104,7 @@ def test_escapes_of_json_are_read_as_their_characters(rarity):
     (_, expected), (edges, found) = (word_features(text, rarity, "Vardø?") for text in (plain, escaped))
     assert np.array_equal(found, expected) and column(found, "match").any()
     assert escaped[edges[1] : edges[2]] == ' "Vard\\u00f8'
-    for text in ("\\u12", "\\ud83d", "\\ude00\\ud83d", "C:\\users"):
+    for text in ("\\u٠١٢٣", "\\u12", "\\ud83d", "\\ude00\\ud83d", "C:\\users"):
         assert np.isfinite(word_features(text, rarity, text)[1]).all()
 
 

@@ -109,8 +109,9 @@ def test_bits_of_passages_are_joined_like_their_tokens(made, reader, texts):
     passages = [TEXT, *texts[:12]]
     bits = {text: np.asarray(reader.token_bits([""], [text])[0]) for text in passages}
     drawn = [one for seed in range(12) if (one := made("news", passages[seed % 4], seed)) is not None]
-    settings = ReaderPolicyArguments(reader_name_or_path="", corpus="", other_passages=3)
-    found = list(_among_others(made, drawn, bits, passages, settings, 0))
+    found = list(_among_others(made, drawn, bits, passages, 3, 0))
+    alone = _among_others(made, drawn, bits, passages, 0, 0)
+    assert all(after is before for before, (after, _) in zip(drawn, alone, strict=True))
     assert len(found) == len(drawn) and any(after.text != before.text for before, (after, _) in zip(drawn, found))
     for before, (after, of_text) in zip(drawn, found):
         assert len(of_text) == len(after.input_ids) and before.text in after.text
@@ -124,7 +125,7 @@ def test_batches_hold_texts_of_similar_length(made, texts):
     some = [
         one for text in [TEXT, *texts[:30]] for size in (1, 2, 5) if (one := made("news", " ".join([text] * size), 0))
     ]
-    order = _by_length(torch.randperm(len(some)).tolist(), some, torch.Generator().manual_seed(0))
+    order = _by_length([*range(len(some))], some, torch.Generator().manual_seed(0))
     assert sorted(order) == [*range(len(some))]
     lengths = [[len(some[n].input_ids) for n in order[start : start + 24]] for start in range(0, len(order), 24)]
     assert np.mean([np.ptp(one) for one in lengths]) < 0.7 * np.ptp([len(one.input_ids) for one in some])

@@ -14,6 +14,7 @@ import numpy as np
 
 from tokforget.compression.parts import Parts
 from tokforget.compression.records import TROUBLE, severities
+from tokforget.text_units import UNICODE_ESCAPE
 
 
 # Least words of a JSON string that is prose and can be shortened.
@@ -34,7 +35,7 @@ _LINE = re.compile(r"[^\n]*\n|[^\n]+")
 _FENCE = ("```", "~~~")
 _JSON_TRIES, _PREFACE_LINES, _LABEL_WORDS = 2, 3, 4
 _DECODER = json.JSONDecoder()
-_ESCAPE = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.|.", re.DOTALL)
+_ESCAPE = re.compile(rf"{UNICODE_ESCAPE}|\\.|.", re.DOTALL)
 
 
 def is_json(text: str) -> bool:
@@ -239,12 +240,10 @@ def records_on_lines(text: str) -> str:
     """A JSON with each record on a line of its own, character by character in the same place."""
     if not is_json(text):
         return text
-    found = [spans for spans, _ in _find_records(text, 0, len(text), False)]
     signs = list(text)
-    for spans in found:
-        first, end = spans[0][0], spans[-1][1]
-        signs[first:end] = text[first:end].replace("\n", " ")  # an indented record takes several lines
-    for spans in found:
+    for spans, _ in _find_records(text, 0, len(text), False):
+        first, last = spans[0][0], spans[-1][1]
+        signs[first:last] = text[first:last].replace("\n", " ")  # an indented record takes several lines
         for _, end in spans[:-1]:
             signs[end - 1] = "\n"
     return "".join(signs)

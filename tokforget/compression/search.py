@@ -210,8 +210,8 @@ def search_budget(ranked: Ranked, target: int, room: int | None = None) -> Searc
     The best pieces whose output has at most `target` tokens and is as near to it as possible.
 
     It starts from `room`, by default the token count of the mask, and corrects it by the difference, then interpolates
-    between the nearest counts on both sides of the target. If the pieces that must stay do not fit, it returns the smallest choice, which
-    exceeds the target.
+    between the nearest counts on both sides of the target. If the pieces that must stay do not fit, it returns the
+    smallest choice, which exceeds the target.
     """
     floor, total = ranked.forced_tokens, int(ranked.totals[-1])
     scale, spare = ranked.scale or 1.0, _spare(ranked)

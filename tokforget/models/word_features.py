@@ -5,6 +5,7 @@ and sentence, and, if there is a question, how close it is to the words of the q
 Features are computed over the whole text, so that a text scored in windows has its places in the document.
 """
 
+import json
 import math
 import re
 import zlib
@@ -14,7 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from tokforget.text_units import NEGATIONS, STOP_WORDS, bare_word, split_sentences, split_words
+from tokforget.text_units import NEGATIONS, STOP_WORDS, UNICODE_ESCAPE, bare_word, split_sentences, split_words
 
 
 # Letters of a stem, after endings of plural and possession are removed: enough to match number and tense.
@@ -31,8 +32,7 @@ _STOP_WORTH = 0.1
 _TIME = re.compile(r"\b(when|year|date|day|month|century|how (?:many|much|long|old|far|often|large|big|high|tall)|what (?:number|percent\w*|time|age|price|cost))\b", re.I)  # fmt: skip
 _WHO = re.compile(r"\b(who|whom|whose|where|which (?:country|city|state|person|company|team|river|king)|what (?:country|city|state|person|company|team|river|name))\b", re.I)  # fmt: skip
 
-# Characters that JSON may write as escapes; one beyond the first 65,536 is a pair of them.
-_ESCAPES = re.compile(r"\\u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2}|\\u[\da-fA-F]{4}")
+_ESCAPES = re.compile(UNICODE_ESCAPE)
 
 FORM = (
     "idf",
@@ -113,8 +113,7 @@ class Rarity:
 
 def _character(escape: re.Match) -> str:
     """The character of an escape, so that a question's word is found in JSON that is written in ASCII."""
-    units = bytes.fromhex(escape[0].replace("\\u", ""))
-    return units.decode("utf-16-be", "surrogatepass")
+    return json.loads(f'"{escape[0]}"')
 
 
 @lru_cache(maxsize=200_000)
@@ -192,8 +191,8 @@ def near_question(features: np.ndarray) -> np.ndarray | None:
     Args:
         features (`np.ndarray` of shape `(num_rows, NUM_FEATURES)`): From [`word_features`] or [`token_features`].
     """
-    found = (features[:, _MATCH] > 0)[features[:, _STOP] == 0].any()
-    return features[:, _NEARLY_BEST].copy() if found else None
+    found = (features[:, _MATCH] > 0) & (features[:, _STOP] == 0)
+    return features[:, _NEARLY_BEST].copy() if found.any() else None
 
 
 def _question_features(

@@ -192,13 +192,9 @@ def _warm_start(
     # Each text twice: its targets and whether there is a question are drawn anew each time.
     made = [texts(kind, text, f"warm start {turn}") for turn in range(2) for kind, text in passages]
     made = [text for text in made if text is not None] + questions
-    own_bits = [np.asarray(bits[text.text]) for text in made]
-    if run.other_passages:
-        made, own_bits = zip(*_among_others(texts, made, bits, [text for _, text in passages], run, args.seed))
-    targets = [
-        target_scores(text, own, weights.get(text.kind, [TargetWeights()] * len(RATES)))
-        for text, own in zip(made, own_bits)
-    ]
+    pairs = list(_among_others(texts, made, bits, [text for _, text in passages], run.other_passages, args.seed))
+    made = [text for text, _ in pairs]
+    targets = [target_scores(text, own, weights.get(text.kind, [TargetWeights()] * len(RATES))) for text, own in pairs]
     losses = fit_ranking(model, made, targets, run.warm_start_steps, args.min_rate, args.max_rate, args.seed)
     print(
         f"Warm start on {len(made)} texts: mean square {np.mean(losses[:10]):.3f} in the first ten steps, {np.mean(losses[-10:]):.3f} in the last."
@@ -210,17 +206,17 @@ def _among_others(
     made: Sequence[ReaderText],
     bits: dict[str, np.ndarray],
     passages: Sequence[str],
-    run: ReaderPolicyArguments,
+    most_others: int,
     seed: int,
 ) -> Iterator[tuple[ReaderText, np.ndarray]]:
     """
-    Texts and the bits of their tokens; those with a question stand among up to `run.other_passages` other passages, at
-    a random place. Alone, the first sentences of a text are a good guess; in a prompt of several passages they are not.
+    Texts and the bits of their tokens; those with a question stand among up to `most_others` other passages, at a
+    random place. Alone, the first sentences of a text are a good guess; in a prompt of several passages they are not.
     """
     generator = random.Random(f"other passages {seed}")
     between = np.zeros(len(texts.tokenizer(SEPARATOR, add_special_tokens=False)["input_ids"]))
     for text in made:
-        number = generator.randint(0, run.other_passages) if text.question is not None else 0
+        number = generator.randint(0, most_others) if text.question is not None else 0
         others = [one for one in generator.sample(passages, min(number, len(passages))) if one != text.text]
         place = generator.randint(0, len(others))
         all_bits = [bits[one] for one in (*others[:place], text.text, *others[place:])]
