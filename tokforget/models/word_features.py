@@ -9,12 +9,12 @@ import json
 import math
 import re
 import zlib
-from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 
+from tokforget.models.question_features import QUESTION, question_features
 from tokforget.text_units import NEGATIONS, STOP_WORDS, UNICODE_ESCAPE, bare_word, split_sentences, split_words
 
 
@@ -22,15 +22,6 @@ from tokforget.text_units import NEGATIONS, STOP_WORDS, UNICODE_ESCAPE, bare_wor
 _STEM = 6
 BUCKETS = 2**16
 LOG_STEPS = 16.0
-# Decay per word of the closeness to a word of the question.
-_NEAR_DECAY = 0.8
-# How fast a sentence loses to the one that shares most with the question, as its share falls. The sentence that answers
-# a person's question often has other words for some of it: one that shares nearly as much may answer it, too (LOG.md).
-_BEST_DECAY = 8.0
-# Weight of a stop word of the question.
-_STOP_WORTH = 0.1
-_TIME = re.compile(r"\b(when|year|date|day|month|century|how (?:many|much|long|old|far|often|large|big|high|tall)|what (?:number|percent\w*|time|age|price|cost))\b", re.I)  # fmt: skip
-_WHO = re.compile(r"\b(who|whom|whose|where|which (?:country|city|state|person|company|team|river|king)|what (?:country|city|state|person|company|team|river|name))\b", re.I)  # fmt: skip
 
 _ESCAPES = re.compile(UNICODE_ESCAPE)
 
@@ -50,8 +41,6 @@ PLACE = ("from_start", "place", "from_end", "sentence", "in_sentence", "sentence
          "in_paragraph", "title_like")  # fmt: skip
 TEXT = ("earlier", "later", "name", "sentence_idf", "sentence_marked", "sentence_stop", "previous_marked", "next_marked", "previous_stop",
         "next_stop")  # fmt: skip
-QUESTION = ("asked", "match", "stem_match", "overlap", "best_overlap", "nearly_best", "neighbour_overlap", "after_match", "before_match",
-            "asks_number", "asks_name", "number_in_asked", "name_in_asked")  # fmt: skip
 NUM_FEATURES = len(FORM) + len(PLACE) + len(TEXT) + len(QUESTION)
 _MATCH, _NEARLY_BEST = (len(FORM) + len(PLACE) + len(TEXT) + QUESTION.index(name) for name in ("match", "nearly_best"))
 _MARKED, _BREAK, _STOP, _IDF = 10, 11, FORM.index("stop_word"), FORM.index("idf")
@@ -175,7 +164,8 @@ def word_features(text: str, rarity: Rarity, question: str | None = None) -> tup
     features = np.zeros((n, NUM_FEATURES), dtype=np.float32)
     parts = [form, places, of_text]
     if question:
-        parts.append(_question_features(question, rarity, stems, words, sentence, form, name))
+        digit = form[:, FORM.index("digit")]
+        parts.append(question_features(question, rarity, words, sentence, stop, digit, name))
     first = 0
     for part in parts:
         features[:, first : first + part.shape[1]] = part
@@ -193,55 +183,6 @@ def near_question(features: np.ndarray) -> np.ndarray | None:
     """
     found = (features[:, _MATCH] > 0) & (features[:, _STOP] == 0)
     return features[:, _NEARLY_BEST].copy() if found.any() else None
-
-
-def _question_features(
-    question: str,
-    rarity: Rarity,
-    stems: Sequence[str],
-    words: Sequence[str],
-    sentence: np.ndarray,
-    form: np.ndarray,
-    name: np.ndarray,
-) -> np.ndarray:
-    n = len(stems)
-    asked = [word for word in question.split() if bare_word(word)]
-    exact = {bare_word(word) for word in asked}
-    rarities = {stem(word): rarity(word) for word in asked}
-    factors = {stem(word): _STOP_WORTH if bare_word(word) in STOP_WORDS else 1.0 for word in asked}
-    worth = {s: rarities[s] * factors[s] for s in rarities}
-    match = np.array([worth.get(s, 0.0) for s in stems])
-    same = np.array([float(bare_word(word) in exact) for word in words]) * match
-    # For each sentence the total weight of the question's words in it, each counted once.
-    total = sum(worth.values()) or 1.0
-    num_sentences = int(sentence[-1]) + 1
-    held: list[set[str]] = [set() for _ in range(num_sentences)]
-    for place in np.flatnonzero(match):
-        held[sentence[place]].add(stems[place])
-    overlap = np.array([sum(worth[s] for s in stems_of) for stems_of in held]) / total
-    # If the text repeats the question, that sentence does not answer it.
-    starts = np.flatnonzero(np.diff(sentence, prepend=-1))
-    shown = ["".join(words[a:b]).strip() for a, b in zip(starts, [*starts[1:], n])]
-    overlap[[bool(one) and one in question for one in shown]] = 0.0
-    best = overlap.max() or 1.0
-    # Words that most sentences of this text share do not tell which of them answers.
-    sentences_with = Counter(s for stems_of in held for s in stems_of)
-    telling = {s: rarities[s] ** 0.5 * factors[s] * _rarity_within(sentences_with[s], num_sentences) for s in worth}
-    shared = np.array([sum(telling[s] for s in stems_of) for stems_of in held]) / (sum(telling.values()) or 1.0)
-    shared[overlap == 0] = 0.0
-    nearly_best = np.exp(-_BEST_DECAY * (shared.max() - shared)) * (overlap > 0)
-    around = np.maximum(np.concatenate([[0.0], overlap[:-1]]), np.concatenate([overlap[1:], [0.0]]))
-    content = match * (form[:, _STOP] == 0) + 0.3 * match
-    number, who = bool(_TIME.search(question)), bool(_WHO.search(question))
-    return np.stack(
-        [np.ones(n), same, match, overlap[sentence], (overlap / best)[sentence], nearly_best[sentence],
-         around[sentence], _decayed(content), _decayed(content[::-1])[::-1], np.full(n, number), np.full(n, who),
-         number * form[:, FORM.index("digit")], who * name], 1)  # fmt: skip
-
-
-def _rarity_within(count: int, total: int) -> float:
-    """Rarity of a word in `count` of `total` sentences: about 1 for a word in none of them, near 0 for one in all."""
-    return math.log((total + 1) / (count + 0.5)) / math.log((total + 1) / 0.5)
 
 
 def token_features(text: str, offsets: np.ndarray, rarity: Rarity, question: str | None = None) -> np.ndarray:
@@ -291,12 +232,3 @@ def _moved(values: np.ndarray, places: int) -> np.ndarray:
     else:
         moved[:places] = values[-places:]
     return moved
-
-
-def _decayed(values: np.ndarray) -> np.ndarray:
-    """At each place the sum of the earlier values, decayed by their distance (a first-order filter)."""
-    found, held = np.zeros(len(values)), 0.0
-    for place in range(1, len(values)):
-        held = _NEAR_DECAY * held + values[place - 1]
-        found[place] = held
-    return found
