@@ -12,7 +12,7 @@ from itertools import pairwise
 
 _MARKDOWN = re.compile(r"(#{1,6})\s+\S")
 _HTML = re.compile(r"<h([1-6])\b", re.IGNORECASE)
-_UNDERLINE = re.compile(r"={3,}|-{3,}|~{3,}")
+_UNDERLINE = re.compile(r"={3,}|-{3,}")
 _FENCE = ("```", "~~~")
 _QUESTION = re.compile(r"\?[\"'”’»)*_]*$")
 # A plain heading begins with a letter, a number or a mark of emphasis, and does not end like a sentence or a list.

@@ -62,6 +62,11 @@ def test_form_and_place_of_words(rarity):
     assert not features[:, -len(QUESTION) :].any()
 
 
+def test_a_short_word_after_an_empty_line_belongs_to_the_sentence_after_it(rarity):
+    _, features = word_features("It rains.\n\n\nA cat\n\n- b c", rarity)
+    assert column(features, "sentence_first").tolist() == [1, 0, 1, 0, 1, 0, 0]
+
+
 def test_the_sentence_of_the_answer_is_nearest_to_the_question(rarity):
     text = "The harbour was rebuilt. The bridge was built by Louis Favre in 1874. Trams cross it."
     _, features = word_features(text, rarity, "When were the bridges built?")
@@ -78,7 +83,7 @@ def test_the_sentence_of_the_answer_is_nearest_to_the_question(rarity):
         "1874.",
     ]
     matched = [word for word, m in zip(text.split(), column(features, "stem_match")) if m > 0]
-    assert {"bridge", "built"} <= set(matched)  # "bridges" by its stem
+    assert {"bridge", "built"} <= set(matched)  # "bridges" by its root
     assert column(features, "match")[7] > 0 == column(features, "match")[5]
     assert column(features, "number_in_asked").nonzero()[0].tolist() == [text.split().index("1874.")]
     after = column(features, "after_match")
@@ -97,6 +102,47 @@ def test_a_sentence_that_shares_nearly_as_much_with_the_question_is_nearly_the_b
     overlap, best = (column(features, name)[[0, 6, 11, 13]] for name in ("overlap", "nearly_best"))
     assert overlap[0] > overlap[1] > overlap[2] > overlap[3] == 0
     assert best[0] == 1 > best[1] > best[2] > best[3] == 0 and best[2] < 0.1
+
+
+def shown_by(text, rarity, question, name, least=1.0):
+    _, features = word_features(text, rarity, question)
+    return " ".join(word for word, value in zip(text.split(), column(features, name)) if value >= least)
+
+
+def test_what_stands_beneath_a_heading_of_the_question_is_near_to_it(rarity):
+    text = "# Handbook\n\n## Lost devices\n\nTell the office. It locks them.\n\n## Visitors\n\nTell the desk."
+    near = shown_by(text, rarity, "What happens to lost devices?", "nearly_best")
+    assert near == "## Lost devices Tell the office. It locks them."
+    # A sentence beneath that has more of the question's words is nearer than the others.
+    _, features = word_features(text, rarity, "Who locks lost devices?")
+    near = dict(zip(text.split(), column(features, "nearly_best")))
+    assert near["locks"] == 1 > near["office."] > near["desk."] == 0
+
+
+def test_an_answer_after_its_question_is_near_to_it(rarity):
+    text = "Who built the bridge? Favre did.\n\nThe tram came in 1902."
+    assert shown_by(text, rarity, "Who built the bridge?", "nearly_best") == "Favre did."
+    text = "Q: Who built the bridge over the Arve?\nA: Favre.\n\nQ: Who built the tram?\nA: Weber."
+    near = shown_by(text, rarity, "Who built the Arve bridge?", "nearly_best")
+    assert "Favre." in near and "Weber." not in near
+
+
+@pytest.mark.parametrize(
+    "question, word, matches",
+    [
+        ("What caused it?", "cause", True),
+        ("Who decided?", "deciding", True),
+        ("Which orders failed?", "/v1/orders", True),
+        ("What is the maximum of tokens?", "maxTokens", True),
+        ("Where is train_policy.py?", "policy", True),
+        ("Who is there?", "station", False),
+        ("What is the state?", "station", False),
+        ("How many buses?", "business", False),
+    ],
+)
+def test_words_match_by_roots_and_by_parts_of_names(rarity, question, word, matches):
+    _, features = word_features(f"Say {word} now", rarity, question)
+    assert bool(column(features, "stem_match")[1] > 0) == matches
 
 
 def test_escapes_of_json_are_read_as_their_characters(rarity):

@@ -42,7 +42,7 @@ PLACE = ("from_start", "place", "from_end", "sentence", "in_sentence", "sentence
 TEXT = ("earlier", "later", "name", "sentence_idf", "sentence_marked", "sentence_stop", "previous_marked", "next_marked", "previous_stop",
         "next_stop")  # fmt: skip
 NUM_FEATURES = len(FORM) + len(PLACE) + len(TEXT) + len(QUESTION)
-_MATCH, _NEARLY_BEST = (len(FORM) + len(PLACE) + len(TEXT) + QUESTION.index(name) for name in ("match", "nearly_best"))
+_MATCH, _NEARLY_BEST = (len(FORM) + len(PLACE) + len(TEXT) + QUESTION.index(name) for name in ("stem_match", "nearly_best"))
 _MARKED, _BREAK, _STOP, _IDF = 10, 11, FORM.index("stop_word"), FORM.index("idf")
 
 
@@ -138,8 +138,8 @@ def word_features(text: str, rarity: Rarity, question: str | None = None) -> tup
     place = np.arange(n, dtype=np.float64)
 
     sentence_ends = np.array([b for _, b in split_sentences(text)])
-    middles = (starts + ends_at - 1) / 2
-    sentence = np.minimum(np.searchsorted(sentence_ends, middles, side="right"), len(sentence_ends) - 1)
+    # Decided by a word's last character, because the white space before it belongs to the sentence before it.
+    sentence = np.minimum(np.searchsorted(sentence_ends, ends_at - 1, side="right"), len(sentence_ends) - 1)
     _, sentence = np.unique(sentence, return_inverse=True)
     first_word, size = _first_and_size(sentence)
     in_sentence, length = place - first_word[sentence], size[sentence]
