@@ -131,7 +131,7 @@ def word_features(text: str, rarity: Rarity, question: str | None = None) -> tup
     if "\\u" in text:
         words = [_ESCAPES.sub(_character, word) for word in words]
     n = len(words)
-    starts, ends_at = np.array(spans).T
+    ends_at = np.array(spans)[:, 1]
     edges = np.concatenate([[0], ends_at[:-1], [len(text)]])
     facts, stems = rarity.facts(words)
     form, marked = facts[:, : len(FORM)], facts[:, _MARKED]
