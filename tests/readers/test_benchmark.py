@@ -34,6 +34,7 @@ from tokforget.readers.report import _draw
 from tokforget.readers.spans import find_lookups
 from tokforget.readers.tasks import (
     ReadingItem,
+    among_others,
     draw_passages,
     later_use_items,
     lookup_items,
@@ -122,6 +123,22 @@ def test_an_empty_passage_is_worth_nothing_and_no_error(reader, context):
     full, none = (target_bits(reader, items, passages) for passages in (["", TEXT], ["", ""]))
     assert full[0] == pytest.approx(none[0], abs=1e-4) and full[1] != none[1]
     assert np.isnan(retention(full[:1], full[:1], full[:1]))
+
+
+def test_a_passage_stands_whole_among_others_in_random_order():
+    questions = [Question(f"Passage {n} says {n * n}.", "What?", (str(n * n),), ()) for n in range(30)]
+    items = question_items(questions, 30)
+    among = among_others(items, 4, 0)
+    places = []
+    for own, one in zip(items, among):
+        passages = [line.split("] ", 1)[1] for line in one.passage.split("\n\n")]
+        assert len(set(passages)) == 5 and own.passage in passages
+        assert (one.target, one.question, one.group) == (own.target, own.question, own.group)
+        places.append(passages.index(own.passage))
+    assert set(places) == set(range(5))
+    assert among == among_others(items, 4, 0) != among_others(items, 4, 1)
+    with pytest.raises(ValueError, match="30 different passages, but each needs 30 others; lower `other_passages`"):
+        among_others(items, 30, 0)
 
 
 def test_the_likeliest_option_is_chosen_per_token(reader):
@@ -508,9 +525,12 @@ def test_the_version_of_a_callable_is_that_of_its_file(tmp_path, context, monkey
 
 
 def test_compressors_that_ask_have_no_cost_table(tmp_path, long_reader):
-    args = arguments(tmp_path, long_reader, compressors=["overlap_sentences"], texts_per_kind=0, oracle_items=0)
+    args = arguments(
+        tmp_path, long_reader, compressors=["overlap_sentences"], texts_per_kind=0, oracle_items=0, other_passages=1
+    )
     rows = run_reader_benchmark(args)
     assert "overlap_sentences" in {row["compressor"] for row in rows}
+    assert {row["task"] for row in rows} == {"questions", "questions_among_1"}
     assert not (tmp_path / "out/cost.json").exists()
 
 
@@ -544,6 +564,7 @@ def test_items_that_do_not_fit_are_counted_and_left_out(tmp_path, tokenizer, cap
         ({"corpus": None}, "Words must be counted on texts that are not measured"),
         ({"cost_prompt_tokens": [-1]}, "must be lengths"),
         ({"max_questions": 0}, "`max_questions` must be at least 1"),
+        ({"other_passages": -1}, "`other_passages` must be at least 0"),
     ],
 )
 def test_bad_arguments(tmp_path, base_folder, changes, message):

@@ -42,7 +42,9 @@ PLACE = ("from_start", "place", "from_end", "sentence", "in_sentence", "sentence
 TEXT = ("earlier", "later", "name", "sentence_idf", "sentence_marked", "sentence_stop", "previous_marked", "next_marked", "previous_stop",
         "next_stop")  # fmt: skip
 NUM_FEATURES = len(FORM) + len(PLACE) + len(TEXT) + len(QUESTION)
-_MATCH, _NEARLY_BEST = (len(FORM) + len(PLACE) + len(TEXT) + QUESTION.index(name) for name in ("stem_match", "nearly_best"))
+_MATCH, _NEARLY_BEST = (
+    len(FORM) + len(PLACE) + len(TEXT) + QUESTION.index(name) for name in ("stem_match", "nearly_best")
+)
 _MARKED, _BREAK, _STOP, _IDF = 10, 11, FORM.index("stop_word"), FORM.index("idf")
 
 

@@ -43,6 +43,13 @@ class ReaderArguments:
         },
     )
     max_questions: int = field(default=300, metadata={"help": "Questions per file, every n-th of it."})
+    other_passages: int = field(
+        default=0,
+        metadata={
+            "help": "With a number, each file of questions is measured a second time: every passage among this many others of the "
+            "file, in random order, as in a prompt with retrieved passages."
+        },
+    )
     corpus: str | None = field(
         default=None,
         metadata={
@@ -104,7 +111,7 @@ class ReaderArguments:
     use_cpu: bool = field(default=False, metadata={"help": "Use the CPU even if there is a GPU."})
 
     def __post_init__(self):
-        for name, least in (("max_questions", 1), ("texts_per_kind", 0), ("passage_characters", 100), ("document_characters", 100), ("lookups_per_text", 1), ("lookup_draws", 1),
+        for name, least in (("max_questions", 1), ("other_passages", 0), ("texts_per_kind", 0), ("passage_characters", 100), ("document_characters", 100), ("lookups_per_text", 1), ("lookup_draws", 1),
                             ("count_texts", 1), ("oracle_items", 0), ("oracle_steps", 0), ("batch_tokens", 1)):  # fmt: skip
             check_at_least(self, name, least)
         self.cost_prompt_tokens = [length for length in self.cost_prompt_tokens if length]

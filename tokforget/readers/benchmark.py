@@ -31,6 +31,7 @@ from tokforget.readers.oracle import gate_ranks, search_best_words
 from tokforget.readers.report import COST, ORACLE, RESULTS, write_report
 from tokforget.readers.tasks import (
     ReadingItem,
+    among_others,
     draw_passages,
     later_use_items,
     load_question_items,
@@ -170,7 +171,10 @@ class ReaderBenchmark:
             names.remove("policy_question")
         self.compressors = text_compressors(names, self.context)
         for path in args.questions:
-            self._add(Path(path).name.split(".")[0], load_question_items(path, args.max_questions))
+            name, items = Path(path).name.split(".")[0], load_question_items(path, args.max_questions)
+            self._add(name, items)
+            if args.other_passages:
+                self._add(f"{name}_among_{args.other_passages}", among_others(items, args.other_passages, args.seed))
         if args.corpus is not None and args.texts_per_kind:
             self._add_corpus_tasks()
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -92,6 +92,29 @@ def load_question_items(path: str, num_items: int) -> list[ReadingItem]:
     return question_items(load_questions(path), num_items, Path(path).stem)
 
 
+def among_others(items: Sequence[ReadingItem], num_others: int, seed: int) -> list[ReadingItem]:
+    """
+    The same items with each passage among `num_others` passages of other items, numbered and in random order: a prompt
+    as retrieval makes it. In a passage alone the first sentences are a good guess; here they are not.
+
+    Raises:
+        `ValueError`: If the items have too few different passages.
+    """
+    passages = list(dict.fromkeys(item.passage for item in items))
+    if len(passages) <= num_others:
+        raise ValueError(
+            f"The items have {len(passages)} different passages, but each needs {num_others} others; lower "
+            "`other_passages` or use a larger file."
+        )
+    generator = random.Random(f"among others {seed}")
+    joined = []
+    for item in items:
+        drawn = [one for one in generator.sample(passages, num_others + 1) if one != item.passage][:num_others]
+        drawn.insert(generator.randint(0, num_others), item.passage)
+        joined.append(replace(item, passage="\n\n".join(f"[{n}] {one}" for n, one in enumerate(drawn, 1))))
+    return joined
+
+
 def lookup_items(
     passages: Sequence[tuple[str, str]], counts: WordCounts, lookups_per_text: int, seed: int
 ) -> list[ReadingItem]:
