@@ -104,6 +104,11 @@ def test_a_sentence_that_shares_nearly_as_much_with_the_question_is_nearly_the_b
     assert best[0] == 1 > best[1] > best[2] > best[3] == 0 and best[2] < 0.1
 
 
+def test_a_sentence_that_begins_with_the_words_asked_for_goes_on_with_the_answer(rarity):
+    near = shown_by("The bridge over the Arve was built by Favre. Trams cross the Arve.", rarity, "The bridge over the Arve was built by", "nearly_best")  # fmt: skip
+    assert near == "The bridge over the Arve was built by Favre."
+
+
 def shown_by(text, rarity, question, name, least=1.0):
     _, features = word_features(text, rarity, question)
     return " ".join(word for word, value in zip(text.split(), column(features, name)) if value >= least)

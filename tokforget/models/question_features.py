@@ -121,7 +121,8 @@ def question_features(
 
 
 def _repeats(sentence: str, question: str) -> bool:
-    return bool(sentence) and (sentence in question or (len(question.split()) > 2 and question in sentence))
+    # A "question" without a question mark can be the beginning of the sentence that a reader should continue.
+    return bool(sentence) and (sentence in question or (question.endswith("?") and question in sentence))
 
 
 def _highest(values: np.ndarray, answers: np.ndarray) -> float:
