@@ -2,7 +2,7 @@
 
 import random
 import re
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 import pytest
@@ -144,3 +144,25 @@ def test_what_is_looked_for_at_signs_alone_is_what_the_patterns_find():
             assert list(own(text)) == expected, (text, pattern)
             found += len(expected)
     assert found > 5000
+
+
+def test_numbers_are_those_of_a_search_of_every_character():
+    generator = random.Random(0)
+    parts = [
+        *" \n\t1207.,:-+/$€%½§<>=±'’(x)aF°²",
+        " September ",
+        " price>=",
+        " 10 ± 2",
+        "::1",
+        "ab" * 40,
+        " " * 70,
+        " USD ",
+    ]
+    for _ in range(3000):
+        text = "".join(generator.choices(parts, k=generator.randint(1, 60)))
+        expected = [
+            (start + match.start(), start + match.end())
+            for start, line in zip(accumulate((len(one) + 1 for one in text.split("\n")), initial=0), text.split("\n"))
+            for match in wholes.COMPILED["numbers"].finditer(line)
+        ]
+        assert list(wholes.find("numbers", text)) == expected, text

@@ -144,6 +144,8 @@ _DOT = re.compile(r"\.(?=[A-Za-z]\.| )")
 _SIGNS = {"urls": ("://", "www.", "mailto:"), "emails": ("@",), "paths": ("/", "\\")}
 _PLAIN_NUMBERS, _COMPARISON = re.compile(_PLAIN, re.MULTILINE), re.compile("[<>=≤≥≈±]")
 _HAS_NUMBER = re.compile(rf"[\d{_FRACTIONS}]|::")
+# More characters than a number has before its first digit, apart from letters directly before it.
+_BEFORE_DIGIT = 64
 # Ends a sentence rather than a URL or a path.
 _TRAILING = ".,;:!?'*_"
 _BRACKETS = (("(", ")"), ("[", "]"), ("{", "}"))
@@ -180,15 +182,23 @@ def find(name: str, text: str) -> Iterator[tuple[int, int]]:
 
 
 def _numbers(text: str) -> Iterator[tuple[int, int]]:
-    """Spans of numbers. Searched line by line, because a number ends with its line and most lines have none."""
-    start = 0
-    while start < len(text):
-        end = text.find("\n", start)
-        end = len(text) if end < 0 else end
-        if _HAS_NUMBER.search(text, start, end):
-            pattern = COMPILED["numbers"] if _COMPARISON.search(text, start, end) else _PLAIN_NUMBERS
-            yield from (match.span() for match in pattern.finditer(text, start, end))
-        start = end + 1
+    """Spans of numbers. Searched only in the words before a digit, because most words of prose are far from one."""
+    start, line_end, pattern = 0, -1, _PLAIN_NUMBERS
+    while digit := _HAS_NUMBER.search(text, start):
+        if digit.start() > line_end:  # a number ends with its line
+            start = text.rfind("\n", start, digit.start()) + 1 or start
+            line_end = text.find("\n", digit.start())
+            line_end = len(text) if line_end < 0 else line_end
+            pattern = COMPILED["numbers"] if _COMPARISON.search(text, start, line_end) else _PLAIN_NUMBERS
+        begin = max(digit.start() - _BEFORE_DIGIT, start)
+        for _ in range(3):  # its letters, and a comparison and a currency before them
+            begin = max(text.rfind(" ", start, begin), start)
+        match = pattern.search(text, begin, line_end)
+        if match is None:
+            start = line_end
+        else:
+            yield match.span()
+            start = match.end()
 
 
 # Classes of characters for identifiers: white space, which none contains; a letter or digit, which forms one with a
