@@ -8,7 +8,6 @@ questions have the same property, so that a policy learns to find a sentence and
 
 import random
 
-from tokforget.headings import find_heads
 from tokforget.readers.spans import Lookup
 from tokforget.readers.word_counts import WordCounts
 from tokforget.text_units import bare_word, split_sentences, split_words
@@ -25,8 +24,8 @@ def cloze_question(text: str, lookup: Lookup, counts: WordCounts, generator: ran
     """
     A question whose answer is the lookup's span; `None` if there are too few words around it.
 
-    It consists of a quarter to three quarters of the words of the span's sentence and of the headings above it, one or
-    two words of another sentence, and a question word that fits the form of the answer.
+    It consists of a quarter to three quarters of the words of the span's sentence, one or two words of another
+    sentence, and a question word that fits the form of the answer.
     """
     sentences = split_sentences(text)
     home = next((place for place, (a, b) in enumerate(sentences) if a <= lookup.start < b), None)
@@ -44,11 +43,6 @@ def cloze_question(text: str, lookup: Lookup, counts: WordCounts, generator: ran
         ]  # fmt: skip
 
     asked = content(home, generator.uniform(*_SHARES))[:_MOST_WORDS]
-    heads = find_heads([text[a:b] for a, b in sentences])[home]
-    if heads:
-        of_heads = [word for head in heads for word in content(head, generator.uniform(*_SHARES))]
-        # A person who asks for what a section says uses the words of its heading, and few of its sentences.
-        asked = (of_heads + generator.sample(asked, len(asked)))[:_MOST_WORDS] if of_heads else asked
     if len(asked) < 2:
         return None
     others = [place for place in range(len(sentences)) if place != home]
