@@ -7,6 +7,7 @@ seldom repeats its words.
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 
 _MARKDOWN = re.compile(r"(#{1,6})\s+\S")
@@ -26,7 +27,7 @@ def find_heads(sentences: Sequence[str]) -> list[tuple[int, ...]]:
     The heads of each sentence.
 
     Args:
-        sentences (`Sequence[str]`): Consecutive sentences, each with the white space before it.
+        sentences (`Sequence[str]`): Consecutive sentences, each with the white space before or after it.
 
     Returns:
         `list[tuple[int, ...]]`: For each sentence the indices of the headings of its section and of the sections around
@@ -34,7 +35,7 @@ def find_heads(sentences: Sequence[str]) -> list[tuple[int, ...]]:
         next paragraph if it ends its own.
     """
     shown = [sentence.strip() for sentence in sentences]
-    after_break = [_breaks(sentence) for sentence in sentences]
+    after_break = [_breaks(before, own) for before, own in pairwise(["", *sentences])]
     heads: list[tuple[int, ...]] = []
     open_heads: list[tuple[int, int]] = []  # level and index
     fence = None
@@ -58,9 +59,10 @@ def find_heads(sentences: Sequence[str]) -> list[tuple[int, ...]]:
     return heads
 
 
-def _breaks(sentence: str) -> bool:
-    """Whether an empty line is before a sentence."""
-    return sentence[: len(sentence) - len(sentence.lstrip())].count("\n") > 1
+def _breaks(before: str, own: str) -> bool:
+    """Whether an empty line is between two sentences."""
+    between = before[len(before.rstrip()) :] + own[: len(own) - len(own.lstrip())]
+    return between.count("\n") > 1
 
 
 def _level(shown: Sequence[str], after_break: Sequence[bool], place: int) -> int | None:

@@ -63,6 +63,7 @@ def question_features(
     stop: np.ndarray,
     digit: np.ndarray,
     name: np.ndarray,
+    headings: bool = True,
 ) -> np.ndarray:
     """
     Features of words `(num_words, len(QUESTION))`.
@@ -73,6 +74,7 @@ def question_features(
         words (`Sequence[str]`): The words of the text, each with the white space before it.
         sentence (`np.ndarray` of shape `(num_words,)`): Number of each word's sentence, from 0 without gaps.
         stop, digit, name (`np.ndarray` of shape `(num_words,)`): 1 for stop words, words with digits, and names.
+        headings (`bool`): Whether the headings above a sentence count to it.
     """
     n = len(words)
     asked = [word for word in question.split() if bare_word(word)]
@@ -93,7 +95,7 @@ def question_features(
     held: list[set[str]] = [set() for _ in sentences]
     for place in np.flatnonzero(match):
         held[sentence[place]].add(found[place])
-    heads = find_heads(sentences) if any(held) else [()] * len(sentences)
+    heads = find_heads(sentences) if headings and any(held) else [()] * len(sentences)
     # What stands beneath a heading has its words, too.
     held = [words_of.union(*(held[head] for head in own)) for own, words_of in zip(heads, held)]
     # A sentence that repeats the question does not answer it, nor does a heading; what stands beneath may.

@@ -112,7 +112,9 @@ def bucket(word: str) -> int:
     return zlib.crc32(word.encode("utf-8", "surrogatepass")) & (BUCKETS - 1)
 
 
-def word_features(text: str, rarity: Rarity, question: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+def word_features(
+    text: str, rarity: Rarity, question: str | None = None, headings: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """
     Features of the words of a text.
 
@@ -120,6 +122,8 @@ def word_features(text: str, rarity: Rarity, question: str | None = None) -> tup
         text (`str`): The whole text.
         rarity ([`Rarity`]): The policy's rarities; see [`tokforget.models.word_table.WordTable.rarity`].
         question (`str`, *optional*): The question that the reader will be asked.
+        headings (`bool`): Whether the headings above a sentence count to it. Not in training, because a generated question
+            asks for one sentence, and what the others beneath its heading share with it teaches a policy to trust no match.
 
     Returns:
         `tuple`: First character of each word, including the white space before it, and at the end the text's length
@@ -167,7 +171,7 @@ def word_features(text: str, rarity: Rarity, question: str | None = None) -> tup
     parts = [form, places, of_text]
     if question:
         digit = form[:, FORM.index("digit")]
-        parts.append(question_features(question, rarity, words, sentence, stop, digit, name))
+        parts.append(question_features(question, rarity, words, sentence, stop, digit, name, headings))
     first = 0
     for part in parts:
         features[:, first : first + part.shape[1]] = part
@@ -187,15 +191,17 @@ def near_question(features: np.ndarray) -> np.ndarray | None:
     return features[:, _NEARLY_BEST].copy() if found.any() else None
 
 
-def token_features(text: str, offsets: np.ndarray, rarity: Rarity, question: str | None = None) -> np.ndarray:
+def token_features(
+    text: str, offsets: np.ndarray, rarity: Rarity, question: str | None = None, headings: bool = True
+) -> np.ndarray:
     """
     Features of each token `(num_tokens, NUM_FEATURES)`: those of its word.
 
     Args:
-        text (`str`), rarity ([`Rarity`]), question (`str`, *optional*): As for [`word_features`].
+        text (`str`), rarity ([`Rarity`]), question (`str`, *optional*), headings (`bool`): As for [`word_features`].
         offsets (`np.ndarray` of shape `(num_tokens, 2)`): First character of each token, and the one after its last.
     """
-    edges, features = word_features(text, rarity, question)
+    edges, features = word_features(text, rarity, question, headings)
     return features[word_of_tokens(edges, offsets)]
 
 

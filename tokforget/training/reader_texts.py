@@ -164,7 +164,7 @@ class ReaderTexts:
         ends = np.array([end for _, end in split_sentences(text)] or [len(text)])
         middles = (pieces.chars[:-1] + pieces.chars[1:] - 1) / 2
         sentences = np.minimum(np.searchsorted(ends, middles, side="right"), len(ends) - 1)
-        features = token_features(text, offsets, self.rarity, question)
+        features = token_features(text, offsets, self.rarity, question, headings=False)
         return ReaderText(kind, text, question, asked, ids, features, pieces, sentences)
 
 
