@@ -2,7 +2,7 @@
 
 import pytest
 
-from tokforget.headings import find_heads
+from tokforget.headings import find_heads, paragraph_numbers
 from tokforget.text_units import split_sentences
 
 
@@ -61,6 +61,11 @@ def test_a_question_heads_the_rest_of_its_paragraph_or_the_next_one():
     assert found["The state."] == found["And the city."] == ["# FAQ", "Who paid?"]
     assert found["It rained."] == found["Over."] == ["# FAQ"]
     assert found["Nobody knew."] == found["Nobody asked."] == ["# FAQ", "Why so late?"]
+
+
+def test_an_empty_line_ends_a_paragraph():
+    assert paragraph_numbers(["One. ", "Two.\n", "Three.\n\n", "Four.", "\n \n\nFive."]) == [0, 0, 0, 1, 2]
+    assert paragraph_numbers([]) == []
 
 
 @pytest.mark.parametrize("text", ["", " ", "#", "?", "```", "# a", "\n\n\n", "---", "a\n===", "?\n?\n\n?\n\n\n?"])

@@ -7,7 +7,7 @@ seldom repeats its words.
 
 import re
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 
 _MARKDOWN = re.compile(r"(#{1,6})\s+\S")
@@ -35,7 +35,7 @@ def find_heads(sentences: Sequence[str]) -> list[tuple[int, ...]]:
         next paragraph if it ends its own.
     """
     shown = [sentence.strip() for sentence in sentences]
-    after_break = [_breaks(before, own) for before, own in pairwise(["", *sentences])]
+    after_break = _after_break(sentences)
     heads: list[tuple[int, ...]] = []
     open_heads: list[tuple[int, int]] = []  # level and index
     fence = None
@@ -59,10 +59,19 @@ def find_heads(sentences: Sequence[str]) -> list[tuple[int, ...]]:
     return heads
 
 
-def _breaks(before: str, own: str) -> bool:
-    """Whether an empty line is between two sentences."""
-    between = before[len(before.rstrip()) :] + own[: len(own) - len(own.lstrip())]
-    return between.count("\n") > 1
+def paragraph_numbers(sentences: Sequence[str]) -> list[int]:
+    """The number of each sentence's paragraph, from 0; an empty line ends one. Sentences as for [`find_heads`]."""
+    breaks = _after_break(sentences)
+    return list(accumulate(breaks[1:], initial=0)) if breaks else []
+
+
+def _after_break(sentences: Sequence[str]) -> list[bool]:
+    """Whether an empty line is before each sentence."""
+    found = []
+    for before, own in pairwise(["", *sentences]):
+        between = before[len(before.rstrip()) :] + own[: len(own) - len(own.lstrip())]
+        found.append(between.count("\n") > 1)
+    return found
 
 
 def _level(shown: Sequence[str], after_break: Sequence[bool], place: int) -> int | None:

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from tokforget.headings import find_heads
+from tokforget.headings import find_heads, paragraph_numbers
 from tokforget.text_units import STOP_WORDS, bare_word
 
 
@@ -22,6 +22,9 @@ _NEAR_DECAY = 0.8
 _BEST_DECAY = 8.0
 # Weight of a stop word of the question.
 _STOP_WORTH = 0.1
+# What the other sentences of its paragraph, and the sentences beside it, add to what a sentence shares: an answer stands
+# among sentences that have the other words of its question.
+_PARAGRAPH_SHARE, _BESIDE_SHARE = 0.5, 0.2
 # Letters of a root: with endings removed, enough to match number, tense and many derived words.
 _ROOT = 6
 _ENDINGS = re.compile(r"(?:ings?|ed|es|e|al|ers?|ions?|ations?|ments?|ly)$")
@@ -96,30 +99,42 @@ def question_features(
     for place in np.flatnonzero(match):
         held[sentence[place]].add(found[place])
     heads = find_heads(sentences) if headings and any(held) else [()] * len(sentences)
-    # What stands beneath a heading has its words, too.
-    held = [words_of.union(*(held[head] for head in own)) for own, words_of in zip(heads, held)]
     # A sentence that repeats the question does not answer it, nor does a heading; what stands beneath may.
     repeats = np.array([_repeats(one.strip(), question.strip()) for one in sentences])
     answers = ~repeats
     answers[list({head for own in heads for head in own})] = False
+    # What stands beneath a heading has its words, too.
+    held = [words_of.union(*(held[head] for head in own)) for own, words_of in zip(heads, held)]
+    held = [set() if repeated else words_of for words_of, repeated in zip(held, repeats)]
 
-    def shares(weights: dict[str, float]) -> np.ndarray:
-        """For each sentence the total weight of the question's words in it, each counted once."""
-        total = np.array([sum(weights[r] for r in words_of) for words_of in held])
-        return total / (sum(weights.values()) or 1.0) * ~repeats
+    def shares(weights: dict[str, float], of: Sequence[set[str]]) -> np.ndarray:
+        """For each set the total weight of its words as a share of the question's."""
+        return np.array([sum(weights[r] for r in words_of) for words_of in of]) / (sum(weights.values()) or 1.0)
 
-    overlap = shares(worth)
+    overlap = shares(worth, held)
+    around = _beside(overlap)
     # Words that most sentences of this text share do not tell which of them answers.
     sentences_with = Counter(r for words_of in held for r in words_of)
-    shared = shares({r: rarities[r] ** 0.5 * factors[r] * _rarity_within(sentences_with[r], len(held)) for r in worth})
-    nearly_best = np.minimum(np.exp(-_BEST_DECAY * (_highest(shared, answers) - shared)), 1.0) * (overlap > 0)
+    telling = {r: rarities[r] ** 0.5 * factors[r] * _rarity_within(sentences_with[r], len(held)) for r in worth}
+    paragraph = paragraph_numbers(sentences)
+    in_paragraph: list[set[str]] = [set() for _ in range(paragraph[-1] + 1)]
+    for number, words_of in zip(paragraph, held):
+        in_paragraph[number] |= words_of
+    own = shares(telling, held)
+    shared = own + _PARAGRAPH_SHARE * shares(telling, in_paragraph)[paragraph] + _BESIDE_SHARE * _beside(own)
+    shared[repeats] = 0.0
+    nearly_best = np.minimum(np.exp(-_BEST_DECAY * (_highest(shared, answers) - shared)), 1.0) * (shared > 0)
     best_overlap = np.minimum(overlap / (_highest(overlap, answers) or 1.0), 1.0)
-    around = np.maximum(np.concatenate([[0.0], overlap[:-1]]), np.concatenate([overlap[1:], [0.0]]))
     content = match * (stop == 0) + 0.3 * match
     number, who = bool(_TIME.search(question)), bool(_WHO.search(question))
     return np.stack(
         [np.ones(n), same, match, overlap[sentence], best_overlap[sentence], nearly_best[sentence], around[sentence],
          _decayed(content), _decayed(content[::-1])[::-1], np.full(n, number), np.full(n, who), number * digit, who * name], 1)  # fmt: skip
+
+
+def _beside(values: np.ndarray) -> np.ndarray:
+    """For each sentence the higher value of the sentences before and after it."""
+    return np.maximum(np.concatenate([[0.0], values[:-1]]), np.concatenate([values[1:], [0.0]]))
 
 
 def _repeats(sentence: str, question: str) -> bool:
