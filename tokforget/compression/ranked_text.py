@@ -107,7 +107,7 @@ class RankedText:
         alone = request.budget == "per_text" and request.threshold is None
         asked = self.near_question is not None
         if asked and request.threshold is None:
-            self.ranks -= (_NEAR if structure is None else _NEAR_LINE) * pieces.means(self.near_question)
+            self.ranks -= _NEAR * pieces.means(self.near_question)
         if structure is not None and structure.blocks and alone and not asked:
             self.ranks = self._shared_evenly(structure.blocks)
         if self.bonds is not None:
@@ -397,8 +397,8 @@ def _search_budget(ranked: Ranked, target: int) -> Search:
 _NOTE_TOKENS = 10
 # What a word or a line gains, in logits, if its sentence shares most with the question. The policy learns the mean worth of
 # such a sentence, which is low if the match is uncertain; but next to the answer other words are worth nothing to a reader
-# who is asked. The second number is for lines and records (LOG.md).
-_NEAR, _NEAR_LINE = 16.0, 3.0
+# who is asked (LOG.md).
+_NEAR = 16.0
 # Larger than any difference of two scores.
 _FAR = 1e6
 
