@@ -106,7 +106,7 @@ class RankedText:
         # Shares of one text cannot be compared with the scores of another.
         alone = request.budget == "per_text" and request.threshold is None
         asked = self.near_question is not None
-        if asked and request.threshold is None:
+        if asked and request.threshold is None and request.quality is None:
             self.ranks -= _NEAR * pieces.means(self.near_question)
         if structure is not None and structure.blocks and alone and not asked:
             self.ranks = self._shared_evenly(structure.blocks)
