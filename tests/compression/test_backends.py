@@ -187,7 +187,7 @@ def test_a_graph_of_other_weights_is_refused(onnx_folder, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(onnx_folder, folder)
     weights = load_file(folder / "model.safetensors")
-    for name in ("policy.tokens.table", "policy.ngrams.pair", "policy.to_logit.bias"):
+    for name in ("policy.tokens.table", "policy.words.pieces", "policy.to_logit.bias"):
         changed = weights[name].copy()
         changed.flat[0] += 1
         save_file(weights | {name: changed}, folder / "model.safetensors")

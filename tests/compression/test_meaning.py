@@ -189,6 +189,8 @@ The form must be signed by J. R. Smith in person.|R.|J. Smith
 The form was signed by George W. Bush in person.|W.|Bush
 The offer is no longer valid for new members.|valid|no longer
 It was not only cheap but also very fast.|cheap|not only
+They are not exactly legs but more like fins.|not|exactly legs
+We are not quite ready for the launch in Oslo.|not|quite ready
 The fine is not more than 100,000 dollars for each case.|100,000|not more than
 The office is open from 9 to 5 on weekdays.|to 5|from 9
 The office is open between 9 and 5 on weekdays.|and 5|between 9

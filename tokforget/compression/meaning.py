@@ -101,7 +101,7 @@ _QUANTIFIERS = frozenset(
 _WITH_NEGATION = frozenset(
     re.findall(
         r"\w+",
-        "only just merely simply longer yet nur bloß lediglich mehr seulement solo sólo solamente soltanto più apenas somente alleen slechts meer только",
+        "only just merely simply longer yet exactly precisely quite entirely completely fully wholly totally nearly particularly especially very too so nur bloß lediglich mehr seulement solo sólo solamente soltanto più apenas somente alleen slechts meer только",
     )
 )
 
