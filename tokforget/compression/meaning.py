@@ -304,8 +304,10 @@ _ASKS = re.compile(
 # Fewest turns of a conversation, and the largest share of its pieces that the last turn may have to be kept first: half
 # for a few sentences, because they are much of a short conversation.
 _LEAST_TURNS, _LAST_SHARE, _FEW_WORDS, _SHARE_OF_FEW = 3, 0.25, 40, 0.5
-# Marks at the beginning of items, headings and quoted lines: bullets, numbers, "#", ">".
-_ITEM = re.compile(r"^[ \t]*(?:(?:[-*+•‣–]|#{1,6}|>|\(?(?:\d{1,3}|[a-zA-Z])[.)])(?=[ \t]))", re.MULTILINE)
+# Marks at the beginning of items, headings, quoted lines and retrieved passages: bullets, numbers, "#", ">", "[1]".
+_ITEM = re.compile(
+    r"^[ \t]*(?:(?:[-*+•‣–]|#{1,6}|>|\(?(?:\d{1,3}|[a-zA-Z])[.)]|\[\d{1,3}\][:.]?)(?=[ \t]))", re.MULTILINE
+)
 # A number that counts things is followed by a word for them. Years are excluded, because they count nothing.
 _COUNTED = r"(?= [^\W\d_]{3})"
 _DIGITS = re.compile(r"(?<![\w.,:/-])(?!(?:19|20)\d\d )\d+(?:[.,]\d+)*" + _COUNTED)
