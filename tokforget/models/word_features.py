@@ -45,6 +45,8 @@ NUM_FEATURES = len(FORM) + len(PLACE) + len(TEXT) + len(QUESTION)
 _MATCH, _NEARLY_BEST = (
     len(FORM) + len(PLACE) + len(TEXT) + QUESTION.index(name) for name in ("stem_match", "nearly_best")
 )
+# Share of the slower of the two decays in how near a sentence is to the question.
+_AROUND = 0.3
 _MARKED, _BREAK, _STOP, _IDF = 10, 11, FORM.index("stop_word"), FORM.index("idf")
 
 
@@ -188,7 +190,9 @@ def near_question(features: np.ndarray) -> np.ndarray | None:
         features (`np.ndarray` of shape `(num_rows, NUM_FEATURES)`): From [`word_features`] or [`token_features`].
     """
     found = (features[:, _MATCH] > 0) & (features[:, _STOP] == 0)
-    return features[:, _NEARLY_BEST].copy() if found.any() else None
+    nearest = features[:, _NEARLY_BEST]
+    # The root falls more slowly, so that what the nearest sentences leave of a budget goes to those around them.
+    return (1 - _AROUND) * nearest + _AROUND * nearest**0.25 if found.any() else None
 
 
 def token_features(
