@@ -91,7 +91,11 @@ def write_card(
         texts=texts,
         rates=sorted({row["rate"] for row in rows}),
         base=base,
-        retention=[row for row in _read(folder / READER_RESULTS).get("rows", []) if row["retention"] is not None],
+        retention=[
+            row | {"retention_interval": row.get("interval")}
+            for row in _read(folder / READER_RESULTS).get("rows", [])
+            if row["retention"] is not None
+        ],
         plot=_draw(folder / PLOT, rows, results),
         evaluation=sorted(evaluation or []),
     )
