@@ -395,9 +395,9 @@ def _search_budget(ranked: Ranked, target: int) -> Search:
 
 # Tokens of a note in place of records.
 _NOTE_TOKENS = 10
-# What a word or a line gains, in logits, if its sentence shares most with the question. The policy learns the mean worth of
-# such a sentence, which is low if the match is uncertain; but next to the answer other words are worth nothing to a reader
-# who is asked (LOG.md).
+# What a word or a line gains, in logits, if its sentence shares most with the question. The policy learns the mean worth
+# of such a sentence, which is low if the match is uncertain; but beside the answer other words are worth nothing to a
+# reader who is asked (LOG.md). Not with a threshold or a quality, which compare the policy's own scores.
 _NEAR = 16.0
 # Larger than any difference of two scores.
 _FAR = 1e6

@@ -183,8 +183,8 @@ def word_features(
 
 def near_question(features: np.ndarray) -> np.ndarray | None:
     """
-    How near the sentence of each word or token is to the one that shares most with the question, from 0 to 1
-    `(num_rows,)`; `None` if the text has no word of it but stop words.
+    How near the sentence of each word or token is to the one that shares most with the question, with its headings,
+    paragraph and neighbours, from 0 to 1 `(num_rows,)`; `None` if the text has no word of the question but stop words.
 
     Args:
         features (`np.ndarray` of shape `(num_rows, NUM_FEATURES)`): From [`word_features`] or [`token_features`].
